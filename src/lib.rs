@@ -1,0 +1,38 @@
+//! othink: GRPO with the dynamic KL weight of OThink-MR1 on Qwen2-VL-family models.
+//!
+//! The modules stand in the order in which data flows; each uses only those above it
+//! (`tests/layering.rs` enforces it):
+//!
+//! ```text
+//! Config -> Sample -> Prompt -> Packed -> Rollout -> rewards -> advantages
+//!        -> Batch -> Loss -> Grads -> Params -> Checkpoint, StepReport
+//! ```
+//!
+//! Dimension letters, everywhere: `B` sequences, `T` packed tokens, `H` query heads,
+//! `K` key/value heads, `D` head dimension, `C` width, `F` feed-forward width,
+//! `V` vocabulary, `N` patches, `P` prompts, `G` completions per prompt.
+//! Ragged and host arrays carry them as suffixes (`rewards_pg`, `logp_t`, `positions_3t`).
+
+pub mod advantage;
+pub mod autograd;
+pub mod batch;
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod kl;
+pub mod loss;
+pub mod model;
+pub mod nn;
+pub mod ops;
+pub mod optim;
+pub mod packed;
+pub mod processor;
+pub mod report;
+pub mod reward;
+pub mod rng;
+pub mod rollout;
+pub mod tasks;
+pub mod tensor;
+pub mod train;

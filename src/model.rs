@@ -1,0 +1,2 @@
+//! The policy's families.
+pub mod qwen2_vl;

@@ -1,0 +1,2 @@
+//! Qwen2-VL.
+pub mod config;
