@@ -1,2 +1,107 @@
-//! Qwen2-VL.
+//! Qwen2-VL (Wang et al. 2024): a vision tower whose merged patch features replace the image tokens of a decoder.
+//!
+//! `tokens, patches -> vision -> spliced embeddings -> decoder -> hidden states [T, C] -> head`.
+//! The architecture is a [`Qwen2Vl`]; the weights are a [`Params`] in the order of [`weights::parameters`].
+
 pub mod config;
+pub mod text;
+pub mod vision;
+pub mod weights;
+
+use crate::autograd::{ParamId, Tape, Var};
+use crate::error::Result;
+use crate::nn::{Names, Params, Scope};
+use crate::ops::attention::Segment;
+use crate::ops::embedding::Embedding;
+use crate::packed::Packed;
+use crate::tensor::Tensor;
+use config::Qwen2VlConfig;
+use std::sync::Arc;
+use text::Text;
+use vision::{Features, Normalisation, Vision};
+
+/// The architecture: which parameters are used where.
+#[derive(Clone, Debug)]
+pub struct Qwen2Vl {
+    config: Qwen2VlConfig,
+    vision: Vision,
+    text: Text,
+    embedding: ParamId,
+    head: ParamId,
+}
+
+/// The result of a forward pass.
+pub struct Output {
+    /// The images' features; absent when there are no images.
+    pub vision: Option<Features>,
+    /// Hidden states after the last norm, `[T, C]`.
+    pub hidden: Var,
+}
+
+impl Qwen2Vl {
+    /// Puts the model together for weights in the order of [`weights::parameters`].
+    pub fn new(config: Qwen2VlConfig, normalisation: Normalisation) -> Result<Qwen2Vl> {
+        let list = weights::parameters(&config);
+        let names = Names::new(list.iter().map(|(name, _)| name.as_str()));
+        let embedding = names.id(weights::EMBEDDING)?;
+        let head = if config.tie_word_embeddings { embedding } else { names.id(weights::HEAD)? };
+        Ok(Qwen2Vl {
+            vision: Vision::new(&names, &config.vision, normalisation)?,
+            text: Text::new(&names, &config.text)?,
+            config,
+            embedding,
+            head,
+        })
+    }
+
+    /// Sizes and special ids.
+    pub fn config(&self) -> &Qwen2VlConfig {
+        &self.config
+    }
+
+    /// The parameter whose rows give the logits, `[V, C]`.
+    pub fn head(&self) -> ParamId {
+        self.head
+    }
+
+    /// The decoder, for cached inference.
+    pub fn text(&self) -> &Text {
+        &self.text
+    }
+
+    /// Image features and the embeddings `[T, C]` they are spliced into.
+    pub fn embed(&self, scope: &Scope<'_>, input: &Packed, recompute: bool) -> Result<(Option<Features>, Var)> {
+        let table = scope.param(self.embedding);
+        let images: Vec<_> = input.images.iter().map(|i| &i.patches).collect();
+        let features = match images.is_empty() {
+            true => None,
+            false => Some(self.vision.forward(scope, &images, recompute)?),
+        };
+        let none = || Var::constant(Tensor::zeros(&[0, self.config.text.hidden_size], table.value().dtype()));
+        let merged = features.as_ref().map_or_else(none, |f| f.merged.clone());
+        let image_rows = input.images.iter().flat_map(|i| i.rows.iter().copied()).collect();
+        let x = scope.tape.apply(Embedding { tokens: input.tokens.clone(), image_rows }, [&table, &merged])?;
+        Ok((features, x))
+    }
+
+    /// The whole model up to the hidden states. With `recompute`, only the layers' inputs are kept for the backward
+    /// pass; no bit of the result or the gradients changes.
+    pub fn forward(&self, scope: &Scope<'_>, input: &Packed, recompute: bool) -> Result<Output> {
+        let (vision, x) = self.embed(scope, input, recompute)?;
+        let rope = self.config.text.rope(&input.positions_3t);
+        let hidden = self.text.forward(scope, x, &rope, &attention_segments(input), recompute)?;
+        Ok(Output { vision, hidden })
+    }
+
+    /// Hidden states without a tape.
+    pub fn infer(&self, params: &Arc<Params>, input: &Packed) -> Result<Tensor> {
+        let tape = Tape::off();
+        Ok(self.forward(&Scope { tape: &tape, params }, input, false)?.hidden.value().clone())
+    }
+}
+
+/// The packed input's segments as the attention op takes them.
+pub fn attention_segments(input: &Packed) -> Arc<[Segment]> {
+    let prefix = |s: usize| input.segments[s].rows.clone();
+    input.segments.iter().map(|s| Segment { rows: s.rows.clone(), prefix: s.prefix.map(prefix) }).collect()
+}

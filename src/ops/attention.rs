@@ -1,0 +1,522 @@
+//! Attention over packed segments, with an optional shared prefix.
+//!
+//! Row i of a segment attends to all rows of its prefix segment, then to the rows of its own segment (to rows
+//! `<= i` when causal): `o_i = sum_j p_ij v_j`, `p_ij = softmax_j(q_i k_j / sqrt(D))`. With G completions as segments
+//! whose prefix is the prompt, this is exactly attention over G separate sequences, the prompt computed once.
+//! Grouped-query: query head h uses key/value head `h / (H / K)`.
+//!
+//! Shapes: q, o `[T, H * D]`; k, v `[T, K * D]`. Saved: q, k, v, o and the log of each row's normaliser.
+//! Gradients, with `P` recomputed from the saved normaliser and `delta_i = sum_d do_id o_id`:
+//! `dV = P^T dO`, `dS = P * (dO V^T - delta) / sqrt(D)`, `dQ = dS K`, `dK = dS^T Q`
+//! (Dao et al. 2022, algorithm 4). f32 softmax.
+//!
+//! Order: scores and outputs are the chains of `gemm` over D and over the keys, prefix first; the softmax sum
+//! runs over the keys in the order of `ops::sum`. Rows of a block see zeros behind their last key, which change
+//! no sum. So prefill, decode from a cache ([`decode`]) and training give the same bits.
+
+use super::gemm::{Into, View, gemm};
+use super::{dot, max, sum};
+use crate::autograd::Op;
+use crate::dispatch;
+use crate::error::{Error, Result};
+use crate::tensor::{Real, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A run of rows that attend to each other, after the rows of an earlier segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The segment's rows.
+    pub rows: Range<usize>,
+    /// Rows every row of the segment attends to first.
+    pub prefix: Option<Range<usize>>,
+}
+
+impl Segment {
+    fn prefix_rows(&self) -> Range<usize> {
+        self.prefix.clone().unwrap_or(0..0)
+    }
+}
+
+/// Head counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads H.
+    pub query: usize,
+    /// Key/value heads K; divides H.
+    pub key: usize,
+    /// Head dimension D.
+    pub dim: usize,
+}
+
+impl Heads {
+    fn per_key(self) -> usize {
+        self.query / self.key
+    }
+
+    fn scale<R: Real>(self) -> R {
+        R::of(1.0 / (self.dim as f64).sqrt())
+    }
+}
+
+/// The op.
+pub struct Attention {
+    /// Head counts.
+    pub heads: Heads,
+    /// The rows' segments: disjoint, covering all rows, each after its prefix.
+    pub segments: Arc<[Segment]>,
+    /// Whether a row sees only itself and what stands before it in its own segment.
+    pub causal: bool,
+}
+
+/// Softmax of one row of raw scores over its first `keys` entries, the rest set to 0; gives the log of the
+/// normaliser of the scaled scores.
+#[inline]
+fn softmax_row<R: Real>(row: &mut [R], keys: usize, scale: R) -> R {
+    let (seen, hidden) = row.split_at_mut(keys);
+    seen.iter_mut().for_each(|s| *s = *s * scale);
+    let top = max(seen);
+    seen.iter_mut().for_each(|s| *s = (*s - top).exp());
+    let total = sum(keys, |j| seen[j]);
+    seen.iter_mut().for_each(|s| *s = *s / total);
+    hidden.fill(R::ZERO);
+    top + total.ln()
+}
+
+/// One segment under one query head.
+struct Task<'a, R> {
+    q: &'a [R],
+    k: &'a [R],
+    v: &'a [R],
+    heads: Heads,
+    segment: &'a Segment,
+    head: usize,
+    causal: bool,
+}
+
+impl<R: Real> Task<'_, R> {
+    fn keys(&self, data: &'_ [R], row: usize) -> usize {
+        let at = row * self.heads.key * self.heads.dim + self.head / self.heads.per_key() * self.heads.dim;
+        at.min(data.len())
+    }
+
+    fn queries(&self, row: usize) -> usize {
+        row * self.heads.query * self.heads.dim + self.head * self.heads.dim
+    }
+
+    /// Prefix keys, own keys, and the ranges `(first row, rows, first column)` of the two key ranges.
+    fn ranges(&self) -> [(usize, usize, usize); 2] {
+        let prefix = self.segment.prefix_rows();
+        [(prefix.start, prefix.len(), 0), (self.segment.rows.start, self.segment.rows.len(), prefix.len())]
+    }
+
+    fn visible(&self, i: usize) -> usize {
+        let prefix = self.segment.prefix_rows().len();
+        prefix + if self.causal { i + 1 } else { self.segment.rows.len() }
+    }
+
+    /// `S = Q [K_prefix; K_own]^T`, unscaled, `[rows, keys]`.
+    fn scores(&self) -> (Vec<R>, usize) {
+        let (m, d) = (self.segment.rows.len(), self.heads.dim);
+        let (qs, ks) = (self.heads.query * d, self.heads.key * d);
+        let total = self.visible(m.saturating_sub(1));
+        let mut s = vec![R::ZERO; m * total];
+        let q = View::rows(&self.q[self.queries(self.segment.rows.start)..], qs);
+        for (first, n, column) in self.ranges().into_iter().filter(|r| r.1 > 0) {
+            let k = View::transposed(&self.k[self.keys(self.k, first)..], ks);
+            gemm((m, n, d), q, k, &mut s[column..], total, Into::Overwrite);
+        }
+        (s, total)
+    }
+
+    /// `O = P [V_prefix; V_own]` into `out [rows, D]`.
+    fn weighted(&self, p: &[R], total: usize, out: &mut [R]) {
+        let (m, d, ks) = (self.segment.rows.len(), self.heads.dim, self.heads.key * self.heads.dim);
+        for (first, n, column) in self.ranges().into_iter().filter(|r| r.1 > 0) {
+            let into = if column == 0 { Into::Overwrite } else { Into::Accumulate };
+            let v = View::rows(&self.v[self.keys(self.v, first)..], ks);
+            gemm((m, d, n), View::rows(&p[column..], total), v, out, d, into);
+        }
+    }
+
+    /// Output `[rows, D]` and log-normalisers `[rows]`.
+    fn forward(&self) -> (Vec<R>, Vec<R>) {
+        let m = self.segment.rows.len();
+        let (mut s, total) = self.scores();
+        let lse = s
+            .chunks_exact_mut(total)
+            .enumerate()
+            .map(|(i, row)| softmax_row(row, self.visible(i), self.heads.scale()))
+            .collect();
+        let mut out = vec![R::ZERO; m * self.heads.dim];
+        self.weighted(&s, total, &mut out);
+        (out, lse)
+    }
+
+    /// Adds this head's part to `dq [rows, D]`, and to `dk`, `dv` of one key head, `[span, D]`, whose first
+    /// row is row `base` of the batch.
+    fn backward(&self, lse: &[R], o: &[R], d_out: &[R], base: usize, dq: &mut [R], dk: &mut [R], dv: &mut [R]) {
+        let (m, d) = (self.segment.rows.len(), self.heads.dim);
+        let (qs, ks) = (self.heads.query * d, self.heads.key * d);
+        let scale = self.heads.scale::<R>();
+        let start = self.segment.rows.start;
+        let (mut p, total) = self.scores();
+        for (i, row) in p.chunks_exact_mut(total).enumerate() {
+            let (seen, hidden) = row.split_at_mut(self.visible(i));
+            let lse = lse[(start + i) * self.heads.query + self.head];
+            seen.iter_mut().for_each(|s| *s = (*s * scale - lse).exp());
+            hidden.fill(R::ZERO);
+        }
+        let d_rows = View::rows(&d_out[self.queries(start)..], qs);
+        let mut ds = vec![R::ZERO; m * total];
+        for (first, n, column) in self.ranges().into_iter().filter(|r| r.1 > 0) {
+            let v = View::transposed(&self.v[self.keys(self.v, first)..], ks);
+            gemm((m, n, d), d_rows, v, &mut ds[column..], total, Into::Overwrite);
+            let p_t = View::transposed(&p[column..], total);
+            gemm((n, d, m), p_t, d_rows, &mut dv[(first - base) * d..], d, Into::Accumulate);
+        }
+        for (i, (ds, p)) in ds.chunks_exact_mut(total).zip(p.chunks_exact(total)).enumerate() {
+            let at = self.queries(start + i);
+            let delta = dot(&o[at..at + d], &d_out[at..at + d]);
+            ds.iter_mut().zip(p).for_each(|(ds, &p)| *ds = p * (*ds - delta) * scale);
+        }
+        let q = View::rows(&self.q[self.queries(start)..], qs);
+        for (first, n, column) in self.ranges().into_iter().filter(|r| r.1 > 0) {
+            let into = if column == 0 { Into::Overwrite } else { Into::Accumulate };
+            let k = View::rows(&self.k[self.keys(self.k, first)..], ks);
+            gemm((m, d, n), View::rows(&ds[column..], total), k, dq, d, into);
+            let ds_t = View::transposed(&ds[column..], total);
+            gemm((n, d, m), ds_t, q, &mut dk[(first - base) * d..], d, Into::Accumulate);
+        }
+    }
+}
+
+impl Attention {
+    fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<usize> {
+        let Heads { query, key, dim } = self.heads;
+        let rows = q.rows_of(Self::NAME, query * dim)?;
+        let ok = key > 0 && query.is_multiple_of(key) && k.shape() == [rows, key * dim] && v.shape() == k.shape();
+        let mut next = 0;
+        let covered = self.segments.iter().all(|s| {
+            let in_order = s.rows.start == next && s.prefix_rows().end <= s.rows.start && !s.rows.is_empty();
+            next = s.rows.end;
+            in_order
+        });
+        if !ok || !covered || next != rows {
+            return Err(Error::Internal(format!(
+                "attention: q {:?}, k {:?}, v {:?}, {:?}, segments {:?}",
+                q.shape(),
+                k.shape(),
+                v.shape(),
+                self.heads,
+                self.segments
+            )));
+        }
+        Ok(rows)
+    }
+
+    /// Segments that share keys, as ranges of indices: a segment without a prefix starts a new cluster.
+    fn clusters(&self) -> Vec<Range<usize>> {
+        let mut clusters: Vec<Range<usize>> = Vec::new();
+        for (i, segment) in self.segments.iter().enumerate() {
+            match clusters.last_mut() {
+                Some(last) if segment.prefix.is_some() => last.end = i + 1,
+                _ => clusters.push(i..i + 1),
+            }
+        }
+        clusters
+    }
+}
+
+/// Copies `[rows, D]` of one head to its place in `[T, stride]`.
+fn scatter<R: Real>(part: &[R], d: usize, out: &mut [R], stride: usize, row: usize, column: usize) {
+    for (i, part) in part.chunks_exact(d).enumerate() {
+        let at = (row + i) * stride + column;
+        out[at..at + d].copy_from_slice(part);
+    }
+}
+
+/// What the backward pass needs: q, k, v, o and the log-normalisers `[T, H]` in f64 or f32 as computed.
+pub struct Saved {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+}
+
+impl Op<3> for Attention {
+    const NAME: &'static str = "attention";
+    type Saved = Saved;
+
+    fn forward(&self, [q, k, v]: [&Tensor; 3]) -> Result<(Tensor, Saved)> {
+        let rows = self.check(q, k, v)?;
+        let heads = self.heads;
+        dispatch!(q.dtype(), R => {
+            let (qs, ks, vs) = (q.real::<R>(), k.real::<R>(), v.real::<R>());
+            let work: Vec<(usize, usize)> =
+                (0..self.segments.len()).flat_map(|s| (0..heads.query).map(move |h| (s, h))).collect();
+            let parts: Vec<(Vec<R>, Vec<R>)> = work
+                .par_iter()
+                .map(|&(s, head)| {
+                    let segment = &self.segments[s];
+                    Task { q: &qs, k: &ks, v: &vs, heads, segment, head, causal: self.causal }.forward()
+                })
+                .collect();
+            let width = heads.query * heads.dim;
+            let mut o = vec![R::ZERO; rows * width];
+            let mut lse = vec![R::ZERO; rows * heads.query];
+            for (&(s, head), (part, logs)) in work.iter().zip(&parts) {
+                let row = self.segments[s].rows.start;
+                scatter(part, heads.dim, &mut o, width, row, head * heads.dim);
+                scatter(logs, 1, &mut lse, heads.query, row, head);
+            }
+            let o = Tensor::rounded(q.shape(), o, q.dtype())?;
+            let lse = Tensor::new(&[rows, heads.query], lse)?;
+            Ok((o.clone(), Saved { q: q.clone(), k: k.clone(), v: v.clone(), o, lse }))
+        })
+    }
+
+    fn backward(&self, saved: Saved, dy: &Tensor, _: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+        let Saved { q, k, v, o, lse } = saved;
+        let heads = self.heads;
+        let d = heads.dim;
+        dispatch!(q.dtype(), R => {
+            let (qs, ks, vs) = (q.real::<R>(), k.real::<R>(), v.real::<R>());
+            let (os, ls, ds) = (o.real::<R>(), lse.real::<R>(), dy.real::<R>());
+            let clusters = self.clusters();
+            let work: Vec<(usize, usize)> =
+                (0..clusters.len()).flat_map(|c| (0..heads.key).map(move |h| (c, h))).collect();
+            type Part<R> = (Vec<(usize, usize, Vec<R>)>, Vec<R>, Vec<R>);
+            let parts: Vec<Part<R>> = work
+                .par_iter()
+                .map(|&(c, key)| {
+                    let segments = &self.segments[clusters[c].clone()];
+                    let base = segments[0].rows.start;
+                    let span = segments[segments.len() - 1].rows.end - base;
+                    let (mut dk, mut dv) = (vec![R::ZERO; span * d], vec![R::ZERO; span * d]);
+                    let mut dqs = Vec::new();
+                    for segment in segments {
+                        for head in key * heads.per_key()..(key + 1) * heads.per_key() {
+                            let task = Task { q: &qs, k: &ks, v: &vs, heads, segment, head, causal: self.causal };
+                            let mut dq = vec![R::ZERO; segment.rows.len() * d];
+                            task.backward(&ls, &os, &ds, base, &mut dq, &mut dk, &mut dv);
+                            dqs.push((segment.rows.start, head, dq));
+                        }
+                    }
+                    (dqs, dk, dv)
+                })
+                .collect();
+            let mut dq = vec![R::ZERO; q.len()];
+            let (mut dk, mut dv) = (vec![R::ZERO; k.len()], vec![R::ZERO; v.len()]);
+            for (&(c, key), (dqs, k_part, v_part)) in work.iter().zip(&parts) {
+                let base = self.segments[clusters[c].start].rows.start;
+                for (row, head, part) in dqs {
+                    scatter(part, d, &mut dq, heads.query * d, *row, head * d);
+                }
+                scatter(k_part, d, &mut dk, heads.key * d, base, key * d);
+                scatter(v_part, d, &mut dv, heads.key * d, base, key * d);
+            }
+            Ok([
+                Some(Tensor::rounded(q.shape(), dq, q.dtype())?),
+                Some(Tensor::rounded(k.shape(), dk, k.dtype())?),
+                Some(Tensor::rounded(v.shape(), dv, v.dtype())?),
+            ])
+        })
+    }
+}
+
+/// Keys and values of one sequence behind its group's shared prefix, rows `[n, K * D]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Cached<'a> {
+    /// Keys, the newest row included.
+    pub keys: &'a [f32],
+    /// Values, the newest row included.
+    pub values: &'a [f32],
+}
+
+/// One decode step of a group: query row b attends to the prefix, then to all rows of `own[b]`.
+///
+/// `q` is `[B, H * D]`, the prefix `[P, K * D]`; gives `[B, H * D]`. The bits are those of the training pass.
+pub fn decode(heads: Heads, q: &[f32], prefix: Cached<'_>, own: &[Cached<'_>]) -> Vec<f32> {
+    let (d, per_key) = (heads.dim, heads.per_key());
+    let (q_stride, k_stride) = (heads.query * d, heads.key * d);
+    let prefix_rows = prefix.keys.len() / k_stride;
+    let parts: Vec<Vec<f32>> = (0..heads.key)
+        .into_par_iter()
+        .map(|key| {
+            let m = own.len() * per_key;
+            let mut rows = Vec::with_capacity(m * d);
+            for q in q.chunks_exact(q_stride) {
+                rows.extend_from_slice(&q[key * per_key * d..(key + 1) * per_key * d]);
+            }
+            let longest = own.iter().map(|c| c.keys.len() / k_stride).max().unwrap_or(0);
+            let stride = prefix_rows + longest;
+            let mut p = vec![0.0_f32; m * stride];
+            let queries = View::rows(&rows, d);
+            if prefix_rows > 0 {
+                let k = View::transposed(&prefix.keys[key * d..], k_stride);
+                gemm((m, prefix_rows, d), queries, k, &mut p, stride, Into::Overwrite);
+            }
+            for (b, cached) in own.iter().enumerate() {
+                let n = cached.keys.len() / k_stride;
+                let at = b * per_key;
+                let k = View::transposed(&cached.keys[key * d..], k_stride);
+                let q = View::rows(&rows[at * d..], d);
+                gemm((per_key, n, d), q, k, &mut p[at * stride + prefix_rows..], stride, Into::Overwrite);
+                for row in p[at * stride..(at + per_key) * stride].chunks_exact_mut(stride) {
+                    softmax_row(row, prefix_rows + n, heads.scale());
+                }
+            }
+            let mut out = vec![0.0_f32; m * d];
+            if prefix_rows > 0 {
+                let v = View::rows(&prefix.values[key * d..], k_stride);
+                gemm((m, d, prefix_rows), View::rows(&p, stride), v, &mut out, d, Into::Overwrite);
+            }
+            for (b, cached) in own.iter().enumerate() {
+                let n = cached.keys.len() / k_stride;
+                let at = b * per_key;
+                let weights = View::rows(&p[at * stride + prefix_rows..], stride);
+                let v = View::rows(&cached.values[key * d..], k_stride);
+                gemm((per_key, d, n), weights, v, &mut out[at * d..], d, Into::Accumulate);
+            }
+            out
+        })
+        .collect();
+    let mut o = vec![0.0; q.len()];
+    for (key, part) in parts.iter().enumerate() {
+        scatter(part, per_key * d, &mut o, q_stride, 0, key * per_key * d);
+    }
+    o
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::gradcheck::{gradcheck, random};
+    use crate::tensor::DType;
+
+    const HEADS: Heads = Heads { query: 4, key: 2, dim: 6 };
+
+    fn group(prompt: usize, completions: &[usize]) -> Arc<[Segment]> {
+        let mut segments = vec![Segment { rows: 0..prompt, prefix: None }];
+        let mut next = prompt;
+        for n in completions {
+            segments.push(Segment { rows: next..next + n, prefix: Some(0..prompt) });
+            next += n;
+        }
+        segments.into()
+    }
+
+    /// The definition, one row at a time in f64.
+    fn reference(heads: Heads, segments: &[Segment], causal: bool, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
+        let d = heads.dim;
+        let mut o = vec![0.0; q.len()];
+        for segment in segments {
+            for i in segment.rows.clone() {
+                let own = if causal { segment.rows.start..i + 1 } else { segment.rows.clone() };
+                let keys: Vec<usize> = segment.prefix_rows().chain(own).collect();
+                for h in 0..heads.query {
+                    let kh = h / (heads.query / heads.key);
+                    let at = |row: usize| (row * heads.key + kh) * d;
+                    let qi = &q[(i * heads.query + h) * d..][..d];
+                    let s: Vec<f64> = keys
+                        .iter()
+                        .map(|&j| (0..d).map(|e| qi[e] * k[at(j) + e]).sum::<f64>() / (d as f64).sqrt())
+                        .collect();
+                    let z: f64 = s.iter().map(|s| s.exp()).sum();
+                    for (s, &j) in s.iter().zip(&keys) {
+                        for e in 0..d {
+                            o[(i * heads.query + h) * d + e] += s.exp() / z * v[at(j) + e];
+                        }
+                    }
+                }
+            }
+        }
+        o
+    }
+
+    #[test]
+    fn equals_the_definition() -> Result<()> {
+        for (causal, segments) in [(true, group(5, &[3, 1, 4])), (false, group(7, &[])), (true, group(1, &[1]))] {
+            let t = segments[segments.len() - 1].rows.end;
+            let (q, k, v) = (random(&[t, 24], 1)?, random(&[t, 12], 2)?, random(&[t, 12], 3)?);
+            let want = reference(HEADS, &segments, causal, &q.real(), &k.real(), &v.real());
+            let (got, _) = Attention { heads: HEADS, segments, causal }.forward([&q, &k, &v])?;
+            assert!(got.real::<f64>().iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-12));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn gradients() -> Result<()> {
+        for (causal, segments) in [(true, group(3, &[2, 1, 3])), (false, group(4, &[]))] {
+            let t = segments[segments.len() - 1].rows.end;
+            let (q, k, v) = (random(&[t, 24], 1)?, random(&[t, 12], 2)?, random(&[t, 12], 3)?);
+            let make = || Attention { heads: HEADS, segments: segments.clone(), causal };
+            assert!(gradcheck(make, [&q, &k, &v])? < 1e-7);
+        }
+        Ok(())
+    }
+
+    fn rows(x: &Tensor, range: Range<usize>) -> Result<Tensor> {
+        let (_, w) = x.matrix();
+        Tensor::new(&[range.len(), w], x.real::<f32>()[range.start * w..range.end * w].to_vec())
+    }
+
+    fn concat(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let data = [a.real::<f32>(), b.real::<f32>()].concat();
+        Tensor::new(&[a.matrix().0 + b.matrix().0, a.matrix().1], data)
+    }
+
+    #[test]
+    fn a_shared_prefix_gives_the_bits_of_separate_sequences() -> Result<()> {
+        let (prompt, lengths) = (21, [9, 1, 17]);
+        let segments = group(prompt, &lengths);
+        let t = prompt + 27;
+        let f32s = |width, id| Ok::<_, Error>(random(&[t, width], id)?.to_dtype(DType::F32));
+        let (q, k, v) = (f32s(24, 1)?, f32s(12, 2)?, f32s(12, 3)?);
+        let packed = Attention { heads: HEADS, segments: segments.clone(), causal: true }.forward([&q, &k, &v])?.0;
+        for s in &segments[1..] {
+            let join = |x: &Tensor| concat(&rows(x, 0..prompt)?, &rows(x, s.rows.clone())?);
+            let alone = Arc::from([Segment { rows: 0..prompt + s.rows.len(), prefix: None }]);
+            let (o, _) = Attention { heads: HEADS, segments: alone, causal: true }
+                .forward([&join(&q)?, &join(&k)?, &join(&v)?])?;
+            assert_eq!(rows(&o, prompt..prompt + s.rows.len())?.real::<f32>(), rows(&packed, s.rows.clone())?.real::<f32>());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn decoding_from_a_cache_gives_the_bits_of_training() -> Result<()> {
+        let (prompt, lengths) = (19, [5, 2, 8]);
+        let segments = group(prompt, &lengths);
+        let t = prompt + 15;
+        let f32s = |width, id| Ok::<_, Error>(random(&[t, width], id)?.to_dtype(DType::F32));
+        let (q, k, v) = (f32s(24, 4)?, f32s(12, 5)?, f32s(12, 6)?);
+        let full = Attention { heads: HEADS, segments: segments.clone(), causal: true }.forward([&q, &k, &v])?.0;
+        let (qs, ks, vs) = (q.real::<f32>(), k.real::<f32>(), v.real::<f32>());
+        let cached = |r: Range<usize>| Cached { keys: &ks[r.start * 12..r.end * 12], values: &vs[r.start * 12..r.end * 12] };
+        for step in 0..8 {
+            let alive: Vec<&Segment> = segments[1..].iter().filter(|s| s.rows.len() > step).collect();
+            let own: Vec<Cached<'_>> = alive.iter().map(|s| cached(s.rows.start..s.rows.start + step + 1)).collect();
+            let rows: Vec<usize> = alive.iter().map(|s| s.rows.start + step).collect();
+            let q: Vec<f32> = rows.iter().flat_map(|r| qs[r * 24..(r + 1) * 24].to_vec()).collect();
+            let o = decode(HEADS, &q, cached(0..prompt), &own);
+            let want: Vec<f32> = rows.iter().flat_map(|r| full.real::<f32>()[r * 24..(r + 1) * 24].to_vec()).collect();
+            assert_eq!(o, want, "step {step}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_segments_are_refused() -> Result<()> {
+        let (q, kv) = (random(&[4, 24], 1)?, random(&[4, 12], 2)?);
+        for segments in [vec![], vec![Segment { rows: 0..3, prefix: None }], vec![Segment { rows: 0..4, prefix: Some(0..2) }]] {
+            let op = Attention { heads: HEADS, segments: segments.into(), causal: true };
+            assert!(op.forward([&q, &kv, &kv]).is_err());
+        }
+        Ok(())
+    }
+}

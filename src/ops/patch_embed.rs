@@ -1,0 +1,101 @@
+//! Patch embedding: grey levels to tokens.
+//!
+//! `y = xhat W^T`, `xhat[n, c, ...] = (byte / 255 - mean_c) / std_c`. Hugging Face writes it as a Conv3d with kernel
+//! and stride (2, 14, 14), which on cut-out patches is this product. Shapes: bytes `[N, channels * frames * side^2]`
+//! (Conv3d order), W `[C, channels, frames, side, side]`, y `[N, C]`. `dW = dy^T xhat`; bytes have no gradient.
+
+use super::gemm::{Into, View, gemm};
+use crate::autograd::Op;
+use crate::dispatch;
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Real, Tensor};
+use std::sync::Arc;
+
+/// The images' bytes and how they are normalised.
+pub struct PatchEmbed {
+    /// Patches of all images, one after the other, as the processor cuts them.
+    pub patches: Vec<Arc<[u8]>>,
+    /// Mean of each channel on the scale 0 to 1.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each channel on the same scale.
+    pub std: Vec<f32>,
+}
+
+impl PatchEmbed {
+    /// Normalised pixels `[N, width]`, rounded to `dtype`.
+    fn pixels<R: Real>(&self, width: usize, dtype: DType) -> Result<Tensor> {
+        let channels = self.mean.len();
+        let total: usize = self.patches.iter().map(|p| p.len()).sum();
+        if channels == 0 || !width.is_multiple_of(channels) || self.patches.iter().any(|p| p.len() % width != 0) {
+            return Err(Error::Internal(format!("patch_embed: {total} bytes in rows of {width}")));
+        }
+        let per_channel = width / channels;
+        let mut levels = Vec::with_capacity(256 * channels);
+        for (mean, std) in self.mean.iter().zip(&self.std) {
+            // The scaling runs in f64 and is rounded once to f32 before the normalisation, as transformers does it.
+            levels.extend((0..256).map(|b| {
+                let scaled = (f64::from(b) * (1.0 / 255.0)) as f32;
+                R::of(f64::from((scaled - mean) / std))
+            }));
+        }
+        let x: Vec<R> = self
+            .patches
+            .iter()
+            .flat_map(|p| p.iter().enumerate())
+            .map(|(i, &byte)| levels[(i % width) / per_channel * 256 + usize::from(byte)])
+            .collect();
+        Tensor::rounded(&[total / width, width], x, dtype)
+    }
+}
+
+impl Op<1> for PatchEmbed {
+    const NAME: &'static str = "patch_embed";
+    type Saved = (Tensor, Vec<usize>);
+
+    fn forward(&self, [w]: [&Tensor; 1]) -> Result<(Tensor, Self::Saved)> {
+        let out = w.shape().first().copied().unwrap_or(1);
+        let width = w.len() / out.max(1);
+        dispatch!(w.dtype(), R => {
+            let pixels = self.pixels::<R>(width, w.dtype())?;
+            let (rows, _) = pixels.matrix();
+            let mut y = vec![R::ZERO; rows * out];
+            let (x, ws) = (pixels.real::<R>(), w.real::<R>());
+            gemm((rows, out, width), View::rows(&x, width), View::transposed(&ws, width), &mut y, out, Into::Overwrite);
+            Ok((Tensor::rounded(&[rows, out], y, w.dtype())?, (pixels.clone(), w.shape().to_vec())))
+        })
+    }
+
+    fn backward(&self, (pixels, shape): Self::Saved, dy: &Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        let (rows, width) = pixels.matrix();
+        let (_, out) = dy.matrix();
+        dispatch!(dy.dtype(), R => {
+            let mut dw = vec![R::ZERO; out * width];
+            let (x, d) = (pixels.real::<R>(), dy.real::<R>());
+            gemm((out, width, rows), View::transposed(&d, out), View::rows(&x, width), &mut dw, width, Into::Overwrite);
+            Ok([Some(Tensor::rounded(&shape, dw, dy.dtype())?)])
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::gradcheck::{gradcheck, random};
+
+    #[test]
+    fn normalises_by_channel() -> Result<()> {
+        let op = PatchEmbed { patches: vec![Arc::from([255, 0])], mean: vec![0.5, 0.25], std: vec![0.5, 0.5] };
+        let w = Tensor::new(&[1, 2, 1, 1, 1], vec![1.0_f32, 100.0])?;
+        assert_eq!(op.forward([&w])?.0.real::<f32>().as_ref(), [1.0 - 50.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn gradient() -> Result<()> {
+        let bytes: Arc<[u8]> = (0..36u8).map(|i| i.wrapping_mul(37)).collect();
+        let make = || PatchEmbed { patches: vec![bytes.clone(), bytes.clone()], mean: vec![0.4; 3], std: vec![0.3; 3] };
+        assert!(gradcheck(make, [&random(&[5, 3, 1, 2, 2], 1)?])? < 1e-7);
+        assert!(make().forward([&random(&[5, 3, 1, 2, 4], 1)?]).is_err());
+        Ok(())
+    }
+}
