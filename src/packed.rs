@@ -79,7 +79,7 @@ impl ImageLayout {
     pub fn tokens_of(&self, patches: &Patches) -> Result<usize> {
         let [t, h, w] = patches.grid_thw;
         let merge = self.spatial_merge_size;
-        if merge == 0 || t == 0 || h == 0 || w == 0 || h % merge != 0 || w % merge != 0 {
+        if merge == 0 || t == 0 || h == 0 || w == 0 || !h.is_multiple_of(merge) || !w.is_multiple_of(merge) {
             return Err(Error::Input(format!(
                 "an image has a grid of {t} x {h} x {w} patches; height and width have to be positive \
                  multiples of spatial_merge_size ({merge})"
@@ -301,7 +301,7 @@ fn image_rows(tokens: &[u32], images: &[Patches], layout: ImageLayout) -> Result
 /// The bytes of an image have to be whole patches.
 fn check_patches(index: usize, patches: &Patches) -> Result<()> {
     let count = patches.grid_thw.iter().try_fold(1usize, |n, side| n.checked_mul(*side)).unwrap_or(0);
-    if count == 0 || patches.bytes.is_empty() || patches.bytes.len() % count != 0 {
+    if count == 0 || patches.bytes.is_empty() || !patches.bytes.len().is_multiple_of(count) {
         return Err(Error::Input(format!(
             "image {index} has {} bytes for a grid of {:?} patches, which is not the same number for each",
             patches.bytes.len(),

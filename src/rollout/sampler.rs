@@ -275,11 +275,11 @@ impl Sampler {
         let history = || context.prompt.iter().chain(context.output);
         for id in history() {
             let id = *id as usize;
-            if let (Some(x), Some(done)) = (self.scores.get_mut(id), self.penalised.get_mut(id)) {
-                if !*done {
-                    *x = if *x < 0.0 { *x * penalty } else { *x / penalty };
-                    *done = true;
-                }
+            if let (Some(x), Some(done)) = (self.scores.get_mut(id), self.penalised.get_mut(id))
+                && !*done
+            {
+                *x = if *x < 0.0 { *x * penalty } else { *x / penalty };
+                *done = true;
             }
         }
         for id in history() {
