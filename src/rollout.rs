@@ -1,1 +1,5 @@
-//! rollout
+//! Generation: from prompts to completions with their log-probabilities.
+
+pub mod sampler;
+pub mod sequence;
+pub mod stop;
