@@ -18,6 +18,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+pub use crate::ops::log_softmax_kl::Target;
 use crate::processor::{Patches, Prompt};
 
 /// Packed input of T rows. Build with [`Packed::push_group`]; fields are open for the model's use.
@@ -51,15 +52,6 @@ pub struct PackedImage {
     /// The placeholder rows that its merged patches replace, in order. Only these: an image
     /// placeholder that the policy wrote itself is a token like any other.
     pub rows: Range<usize>,
-}
-
-/// A token whose log-probability is wanted, and the row that predicts it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// The row whose output is the distribution of `token`.
-    pub row: usize,
-    /// The token.
-    pub token: u32,
 }
 
 /// How images stand in a model's token stream (from its config).

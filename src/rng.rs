@@ -34,7 +34,7 @@ pub fn unit_f32(word: u32) -> f32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Purpose {
-    /// Token sampling: words are (prompt's place in the shuffled stream, completion, position).
+    /// Token sampling: the counter is (position, purpose, place of the prompt in the shuffled stream, completion).
     Sample = 1,
     /// Dataset order.
     Shuffle = 2,

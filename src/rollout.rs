@@ -1,5 +1,219 @@
 //! Generation: from prompts to completions with their log-probabilities.
+//!
+//! A group's prompt and images are computed once; its completions share the prompt's keys and values. The
+//! log-probability kept for a token is `log_softmax(logits / temperature)` over the whole vocabulary, before
+//! penalties, truncation and bans: the number, to the bit, that training computes for it.
 
+pub mod kv_cache;
 pub mod sampler;
 pub mod sequence;
 pub mod stop;
+
+use crate::error::{Error, Result};
+use crate::model::qwen2_vl::Qwen2Vl;
+use crate::nn::Params;
+use crate::ops::log_softmax_kl::{logits, row_log_normaliser};
+use crate::packed::{ImageLayout, Packed};
+use crate::processor::Prompt;
+use kv_cache::{GroupStep, KvCache};
+use rayon::prelude::*;
+use sampler::{Sampler, SamplingContext, SamplingParams};
+use sequence::{FinishReason, Sequence, StopRules};
+use std::sync::Arc;
+
+/// Sequences that grow side by side; more prompts than fit wait. It bounds memory and changes no result.
+const MAX_SEQUENCES: usize = 256;
+
+/// A prompt to complete.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The prompt's place in the shuffled stream of the run: part of the key of its random numbers.
+    pub place: u32,
+    /// Tokens, positions, images.
+    pub prompt: &'a Prompt,
+}
+
+/// One completion.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// Token ids, the end-of-sequence token included.
+    pub tokens: Vec<u32>,
+    /// Log-probability of each token.
+    pub logps: Vec<f32>,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// The text, cut before a stop string, special tokens left out.
+    pub text: String,
+}
+
+/// How completions are sampled and when they end.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Temperature, truncations, penalty, limits.
+    pub sampling: SamplingParams,
+    /// End-of-sequence ids, stop strings, longest completion.
+    pub stop: StopRules,
+    /// Tokens that cannot be sampled (in training: image and vision placeholders).
+    pub banned: Vec<u32>,
+}
+
+/// Turns token ids into text, special tokens left out.
+pub type Detokenize<'a> = &'a (dyn Fn(&[u32]) -> String + Sync);
+
+/// Generates with one set of weights.
+pub struct Engine<'a> {
+    /// The architecture.
+    pub model: &'a Qwen2Vl,
+    /// The weights, shared with training.
+    pub params: &'a Arc<Params>,
+    /// Sampling and stopping.
+    pub policy: &'a Policy,
+    /// For stop strings and the completions' text.
+    pub detokenize: Detokenize<'a>,
+}
+
+struct Group<'a> {
+    prompt: &'a Prompt,
+    cache: KvCache,
+    members: Vec<(Sequence, KvCache)>,
+}
+
+impl Engine<'_> {
+    /// `group` completions for each prompt, in the order of the prompts. `progress(n)` is told of every n
+    /// finished completions.
+    ///
+    /// A completion depends on the weights, the prompt, the policy, `seed` and its own place alone: not on the
+    /// other prompts or on their number.
+    pub fn generate(
+        &self,
+        requests: &[Request<'_>],
+        group: usize,
+        seed: u64,
+        progress: &dyn Fn(u64),
+    ) -> Result<Vec<Vec<Completion>>> {
+        let at_once = (MAX_SEQUENCES / group.max(1)).max(1);
+        let mut done = Vec::with_capacity(requests.len());
+        for requests in requests.chunks(at_once) {
+            done.extend(self.generate_together(requests, group, seed, progress)?);
+        }
+        Ok(done)
+    }
+
+    fn generate_together(
+        &self,
+        requests: &[Request<'_>],
+        group: usize,
+        seed: u64,
+        progress: &dyn Fn(u64),
+    ) -> Result<Vec<Vec<Completion>>> {
+        let mut groups = self.prefill(requests, group, seed)?;
+        loop {
+            let mut tokens = Vec::new();
+            let mut positions = Vec::new();
+            let mut steps = Vec::new();
+            let mut growing: Vec<(&Prompt, &mut Sequence)> = Vec::new();
+            for g in &mut groups {
+                let mut own = Vec::new();
+                for (sequence, cache) in g.members.iter_mut().filter(|(s, _)| s.finish().is_none()) {
+                    let &[.., last] = sequence.tokens() else {
+                        return Err(Error::Internal("an empty sequence cannot be extended".into()));
+                    };
+                    tokens.push(last);
+                    positions.push(next_position(g.prompt, sequence.tokens().len() - 1)?);
+                    growing.push((g.prompt, sequence));
+                    own.push(cache);
+                }
+                if !own.is_empty() {
+                    steps.push(GroupStep { prefix: &g.cache, own });
+                }
+            }
+            if tokens.is_empty() {
+                break;
+            }
+            let hidden = kv_cache::step(self.model, self.params, &tokens, &positions, &mut steps)?;
+            let rows = hidden.to_f32();
+            self.extend(&rows, &mut growing, seed, progress)?;
+        }
+        Ok(groups.into_iter().map(|g| g.members.into_iter().map(|(s, _)| self.completion(s)).collect()).collect())
+    }
+
+    /// Runs the prompts and samples the first token of every completion.
+    fn prefill<'p>(&self, requests: &[Request<'p>], group: usize, seed: u64) -> Result<Vec<Group<'p>>> {
+        let layout = ImageLayout {
+            image_token_id: self.model.config().image_token_id,
+            spatial_merge_size: self.model.config().vision.spatial_merge_size,
+        };
+        let mut input = Packed::default();
+        for request in requests {
+            input.push_group(request.prompt, &[], layout)?;
+        }
+        let (hidden, caches) = kv_cache::prefill(self.model, self.params, &input)?;
+        let depth = self.model.text().depth();
+        let (width, states) = (hidden.matrix().1, hidden.to_f32());
+        let mut groups: Vec<Group<'p>> = Vec::with_capacity(requests.len());
+        let mut rows = Vec::new();
+        for ((request, cache), segment) in requests.iter().zip(caches).zip(&input.segments) {
+            let last = segment.rows.end - 1;
+            let members = (0..group as u32).map(|g| (Sequence::new(request.place, g), KvCache::new(depth))).collect();
+            groups.push(Group { prompt: request.prompt, cache, members });
+            (0..group).for_each(|_| rows.extend_from_slice(&states[last * width..(last + 1) * width]));
+        }
+        let mut sequences: Vec<(&Prompt, &mut Sequence)> =
+            groups.iter_mut().flat_map(|g| g.members.iter_mut().map(|(s, _)| (g.prompt, s))).collect();
+        self.extend(&rows, &mut sequences, seed, &|_| {})?;
+        Ok(groups)
+    }
+
+    /// Samples the next token of each sequence from its row of hidden states.
+    fn extend(
+        &self,
+        rows: &[f32],
+        sequences: &mut [(&Prompt, &mut Sequence)],
+        seed: u64,
+        progress: &dyn Fn(u64),
+    ) -> Result<()> {
+        let head = &self.params.of(self.model.head()).value;
+        let vocab = head.matrix().0;
+        let mut scores = logits(rows, head);
+        let temperature = self.policy.sampling.score_temperature();
+        let drawn: Vec<(u32, f32)> = scores
+            .par_chunks_exact_mut(vocab)
+            .zip(sequences.par_iter())
+            .map_init(Sampler::new, |sampler, (row, (prompt, sequence))| {
+                let context = SamplingContext {
+                    prompt: &prompt.tokens,
+                    output: sequence.tokens(),
+                    eos: &self.policy.stop.eos,
+                    banned: &self.policy.banned,
+                };
+                let token = sampler.token(row, &context, &self.policy.sampling, sequence.draw_key(seed)?)?;
+                let normaliser = row_log_normaliser(row, temperature);
+                Ok((token, row[token as usize] - normaliser))
+            })
+            .collect::<Result<_>>()?;
+        let mut finished = 0;
+        for ((_, sequence), (token, logp)) in sequences.iter_mut().zip(drawn) {
+            let end = sequence.push(token, logp, &self.policy.stop, &|ids| (self.detokenize)(ids))?;
+            finished += u64::from(end.is_some());
+        }
+        progress(finished);
+        Ok(())
+    }
+
+    fn completion(&self, sequence: Sequence) -> Completion {
+        Completion {
+            text: sequence.text(&|ids| (self.detokenize)(ids)),
+            finish: sequence.finish().unwrap_or(FinishReason::Length),
+            tokens: sequence.tokens().to_vec(),
+            logps: sequence.logps().to_vec(),
+        }
+    }
+}
+
+/// Position of completion token `index` behind its prompt.
+fn next_position(prompt: &Prompt, index: usize) -> Result<i32> {
+    i32::try_from(index)
+        .ok()
+        .and_then(|i| prompt.next_position.checked_add(i))
+        .ok_or_else(|| Error::Input(format!("token {index} of a completion has no position")))
+}

@@ -43,8 +43,8 @@ impl Qwen2Vl {
     pub fn new(config: Qwen2VlConfig, normalisation: Normalisation) -> Result<Qwen2Vl> {
         let list = weights::parameters(&config);
         let names = Names::new(list.iter().map(|(name, _)| name.as_str()));
-        let embedding = names.id(weights::EMBEDDING)?;
-        let head = if config.tie_word_embeddings { embedding } else { names.id(weights::HEAD)? };
+        let embedding = names.id("model.embed_tokens.weight")?;
+        let head = if config.tie_word_embeddings { embedding } else { names.id("lm_head.weight")? };
         Ok(Qwen2Vl {
             vision: Vision::new(&names, &config.vision, normalisation)?,
             text: Text::new(&names, &config.text)?,
@@ -79,7 +79,7 @@ impl Qwen2Vl {
         };
         let none = || Var::constant(Tensor::zeros(&[0, self.config.text.hidden_size], table.value().dtype()));
         let merged = features.as_ref().map_or_else(none, |f| f.merged.clone());
-        let image_rows = input.images.iter().flat_map(|i| i.rows.iter().copied()).collect();
+        let image_rows = input.images.iter().flat_map(|i| i.rows.clone()).collect();
         let x = scope.tape.apply(Embedding { tokens: input.tokens.clone(), image_rows }, [&table, &merged])?;
         Ok((features, x))
     }
