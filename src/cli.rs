@@ -1,1 +1,93 @@
-//! cli
+//! The command line: `run` parses, dispatches, and turns every outcome into one line and an exit code.
+
+use std::ffi::OsString;
+use std::io::{ErrorKind, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use crate::error::{Error, Result};
+use crate::report::console::escape_control;
+
+pub mod arguments;
+
+mod demo;
+mod eval;
+mod generate;
+mod grpo;
+mod inspect;
+mod parity;
+mod score;
+mod sft;
+mod tasks;
+
+use arguments::{Command, Request, TasksCommand};
+
+/// Runs the program; `arguments` starts with its name.
+///
+/// One message on standard error whatever goes wrong, a panic included, and the exit code of the error's class.
+/// A reader of standard output that has gone away (`| head`) ends the program silently with 0.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let panicked = record_panics();
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let outcome = catch_unwind(AssertUnwindSafe(|| match arguments::parse(arguments)? {
+        Request::Show(text) => print(&text),
+        Request::Run(command) => dispatch(&command),
+    }))
+    .unwrap_or_else(|_| {
+        let message = panicked.lock().ok().and_then(|mut message| message.take());
+        Err(Error::Internal(message.unwrap_or_else(|| "panic without a message".to_owned())))
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to tell it to when standard error is closed too.
+            let _ = writeln!(std::io::stderr(), "error: {}", escape_control(&error.to_string()));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn dispatch(command: &Command) -> Result<()> {
+    match command {
+        Command::Demo(options) => demo::run(options),
+        Command::Grpo(options) => grpo::run(options),
+        Command::Sft(options) => sft::run(options),
+        Command::Eval(options) => eval::run(options),
+        Command::Generate(options) => generate::run(options),
+        Command::Parity(options) => parity::run(options),
+        Command::Score(options) => score::run(options),
+        Command::Tasks(TasksCommand::Make(task)) => tasks::run(task),
+        Command::Inspect(options) => inspect::run(options),
+    }
+}
+
+/// Writes a text to standard output.
+///
+/// # Errors
+/// [`Error::Io`]; with [`ErrorKind::BrokenPipe`] when the reader has gone, which [`run`] takes as a quiet end.
+pub fn print(text: &str) -> Result<()> {
+    let mut output = std::io::stdout().lock();
+    output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush())
+        .map_err(|error| Error::io("standard output", "write", error))
+}
+
+/// Replaces the panic hook by one that keeps the first panic's message and place, and prints nothing.
+fn record_panics() -> &'static Mutex<Option<String>> {
+    static FIRST: Mutex<Option<String>> = Mutex::new(None);
+    std::panic::set_hook(Box::new(|panic| {
+        let payload = panic.payload();
+        let message = payload.downcast_ref::<&str>().copied();
+        let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let message = message.unwrap_or("panic without a message").replace('\n', " ");
+        let place =
+            panic.location().map_or(String::new(), |place| format!(" at {}:{}", place.file(), place.line()));
+        if let Ok(mut first) = FIRST.lock() {
+            first.get_or_insert(format!("{message}{place}"));
+        }
+    }));
+    &FIRST
+}

@@ -1,1 +1,68 @@
-//! config
+//! The options of every command, their defaults, ranges and TOML form.
+//!
+//! One struct per command, flattened from one struct per heading of its `--help`. Names and meaning
+//! are TRL's where TRL has the option. The doc comment of a field is its help text, and its
+//! `default_value` the only place where its default stands. A value goes through three stages:
+//! parsed (clap, in `cli`), resolved (`Options::resolve`: what follows from other options is written
+//! down) and checked (`Options::check`: ranges, and what must fit together).
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+pub mod check;
+pub mod file;
+pub mod names;
+
+mod commands;
+mod data;
+mod grpo;
+mod model;
+mod optimiser;
+mod rollout;
+mod run;
+
+pub use check::{Checked, Violation};
+pub use commands::{
+    DemoConfig, Difficulty, EvalConfig, GenerateConfig, GrpoConfig, InspectConfig, MakeTaskConfig,
+    ParityConfig, ScoreConfig, SftConfig, TaskName,
+};
+pub use data::{DataOptions, OrderOptions, Overlong, OwnPixelOptions, PixelOptions};
+pub use grpo::{
+    BetaSchedule, GroupOptions, ImportanceSamplingLevel, KlEstimator, KlOptions, LossType, ScaleRewards,
+};
+pub use model::{DeviceChoice, DtypeChoice, HardwareOptions, ModelOptions};
+pub use optimiser::{LrSchedulerType, OptimiserOptions};
+pub use rollout::{OwnRolloutOptions, RolloutOptions};
+pub use run::{
+    CheckpointOptions, CompletionLogOptions, DryRunOptions, FileOptions, LoggingOptions, QuietOptions,
+    SeedOptions,
+};
+
+/// All options of one command.
+pub trait Options: Serialize {
+    /// The command's words, as typed after the program's name.
+    const COMMAND: &'static str;
+
+    /// Writes down what follows from other options, so that the saved config says it.
+    fn resolve(&mut self) {}
+
+    /// Refuses values out of range and options that contradict each other.
+    ///
+    /// # Errors
+    /// The first violation: option, value, allowed range.
+    fn check(&self) -> Checked;
+
+    /// The options as a config file that `--config` reads back to the same options.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when a path is not UTF-8, which TOML cannot hold.
+    fn to_toml(&self) -> Result<String> {
+        let options = toml::to_string(self)
+            .map_err(|error| Error::Usage(format!("the options cannot be written as TOML: {error}")))?;
+        Ok(format!(
+            "# Resolved options of a run. Use again: othink-train {} --config THIS_FILE\n{options}",
+            Self::COMMAND
+        ))
+    }
+}

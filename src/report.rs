@@ -1,1 +1,3 @@
-//! report
+//! What a run tells: metrics and completions as JSON lines, console lines, progress, `report.html`.
+
+pub mod console;

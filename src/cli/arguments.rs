@@ -1,0 +1,560 @@
+//! From the words of the command line, and a config file where one is named, to the options of a command.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::file::{ConfigFile, KnownOption};
+use crate::config::names::{nearest, normalise, option_name};
+use crate::config::{
+    DemoConfig, EvalConfig, GenerateConfig, GrpoConfig, InspectConfig, MakeTaskConfig, Options, ParityConfig,
+    ScoreConfig, SftConfig,
+};
+use crate::error::{Error, Result};
+
+const PROGRAM: &str = "othink-train";
+
+/// Trains Qwen2-VL-family models with GRPO and the dynamic KL weight of OThink-MR1 (GRPO-D).
+#[derive(Parser)]
+#[command(
+    name = PROGRAM,
+    version,
+    about = "Trains Qwen2-VL-family models with GRPO and the dynamic KL weight of OThink-MR1 (GRPO-D)",
+    after_help = "Start here:\n  \
+        othink-train demo                             a whole run in minutes\n  \
+        othink-train grpo --model DIR --dataset DIR   the paper's recipe on yours\n  \
+        othink-train grpo --help                      every option and default\n\n\
+        Option names take _ and - alike. Exit codes: 0 done, 1 bug, 2 usage or\n\
+        config, 65 bad model or data, 66 input missing, 69 no such device,\n\
+        70 stopped to protect the run, 74 I/O error.",
+    subcommand_required = true,
+    disable_help_subcommand = true
+)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// A command with its options.
+#[derive(Subcommand, Clone, Debug, PartialEq)]
+pub enum Command {
+    /// A whole run on a synthetic task with a small model: SFT, then GRPO-D, accuracy before and after
+    #[command(after_help = "Examples:\n  \
+        othink-train demo\n  \
+        othink-train demo --output_dir runs/seed7 --seed 7\n  \
+        othink-train demo --task geometry --threads 2")]
+    Demo(Box<DemoConfig>),
+
+    /// Train with GRPO and dynamic KL; the defaults are the paper's recipe
+    #[command(after_help = "Examples:\n  \
+        othink-train grpo --model Qwen/Qwen2-VL-2B-Instruct --dataset data/clevr\n  \
+        othink-train grpo --model DIR --dataset data/geoqa --beta_min 0 --beta_max 0.02 --max_samples 100\n  \
+        othink-train grpo --config runs/grpo/config.toml --learning_rate 5e-7 --output_dir runs/again")]
+    Grpo(Box<GrpoConfig>),
+
+    /// Fine-tune on the dataset's answers (cross-entropy on the completion)
+    #[command(after_help = "Examples:\n  \
+        othink-train sft --model Qwen/Qwen2-VL-2B-Instruct --dataset data/clevr\n  \
+        othink-train sft --model DIR --dataset train.jsonl --max_steps 200 --output_dir runs/warm\n  \
+        othink-train sft --config sft.toml --dry_run")]
+    Sft(Box<SftConfig>),
+
+    /// Measure a checkpoint's accuracy on a dataset
+    #[command(after_help = "Examples:\n  \
+        othink-train eval --model runs/grpo/final --dataset data/clevr/test.jsonl\n  \
+        othink-train eval --model DIR --dataset test.jsonl --blank_images\n  \
+        othink-train eval --model DIR --dataset test.jsonl --output answers.jsonl")]
+    Eval(Box<EvalConfig>),
+
+    /// Complete a prompt with images, with the checkpoint's own generation settings
+    #[command(after_help = "Examples:\n  \
+        othink-train generate --model DIR --image photo.jpg --prompt \"How many cups are there?\"\n  \
+        othink-train generate --model DIR --dataset test.jsonl --prompt_template r1v --output out.jsonl\n  \
+        othink-train generate --model DIR --prompt Hello --do_sample --temperature 0.7 --num_generations 4")]
+    Generate(Box<GenerateConfig>),
+
+    /// Compare every number of the model with a reference recorded from transformers
+    #[command(after_help = "Examples:\n  \
+        othink-train parity --model tests/bundles/qwen2_vl_a\n  \
+        othink-train parity --model DIR --bundle BUNDLE --device cuda\n  \
+        othink-train parity --model DIR --dump ours.safetensors")]
+    Parity(Box<ParityConfig>),
+
+    /// Per-token log-probs of given completions, from the training forward
+    #[command(after_help = "Examples:\n  \
+        othink-train score --model DIR --input completions.jsonl\n  \
+        othink-train score --model DIR --input completions.jsonl --output scored.jsonl\n  \
+        othink-train score --model DIR --input completions.jsonl --temperature 0.7")]
+    Score(Box<ScoreConfig>),
+
+    /// Write a synthetic dataset with images
+    #[command(subcommand, subcommand_required = true)]
+    Tasks(TasksCommand),
+
+    /// Show what a checkpoint or run folder holds
+    #[command(after_help = "Examples:\n  \
+        othink-train inspect runs/grpo\n  \
+        othink-train inspect Qwen/Qwen2-VL-2B-Instruct\n  \
+        othink-train inspect DIR --tensors")]
+    Inspect(Box<InspectConfig>),
+}
+
+/// What can be done with synthetic tasks.
+#[derive(Subcommand, Clone, Debug, PartialEq)]
+pub enum TasksCommand {
+    /// Make a dataset
+    #[command(subcommand, subcommand_required = true)]
+    Make(MakeCommand),
+}
+
+/// The synthetic tasks.
+#[derive(Subcommand, Clone, Debug, PartialEq)]
+pub enum MakeCommand {
+    /// Coloured shapes: how many of a kind are there?
+    #[command(after_help = "Examples:\n  \
+        othink-train tasks make counting --output_dir data/counting\n  \
+        othink-train tasks make counting --output_dir data/hard --difficulty hard --seed 1\n  \
+        othink-train tasks make counting --output_dir data/small --num_train 100 --num_test 50")]
+    Counting(Box<MakeTaskConfig>),
+    /// A drawn figure with labels: find an angle, a length or an area
+    #[command(after_help = "Examples:\n  \
+        othink-train tasks make geometry --output_dir data/geometry\n  \
+        othink-train tasks make geometry --output_dir data/hard --difficulty hard --seed 1\n  \
+        othink-train tasks make geometry --output_dir data/small --num_train 100 --num_test 50")]
+    Geometry(Box<MakeTaskConfig>),
+}
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    /// Run this command.
+    Run(Command),
+    /// Show this text on standard output (`--help`, `--version`).
+    Show(String),
+}
+
+/// Parses, resolves and checks; `arguments` starts with the program's name.
+///
+/// The entries of a `--config` file are put before the command line's own options, which replace them.
+///
+/// # Errors
+/// [`Error::Usage`] naming the option, the value that came and what is allowed, and the config file's line where the
+/// value stands; [`Error::Missing`] or [`Error::Io`] when the config file cannot be read.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request> {
+    let mut arguments = normalise(arguments.into_iter().collect());
+    let top = CommandLine::command();
+    let (command, depth) = selected(&top, &arguments);
+    let known = known_options(command);
+    let file = match config_path(&arguments[depth..]) {
+        Some(path) if command.get_arguments().any(|arg| arg.get_id() == "config") => {
+            Some(ConfigFile::read(&path, &known)?)
+        }
+        _ => None,
+    };
+    if let Some(file) = &file {
+        let given: Vec<&str> =
+            arguments[depth..].iter().filter_map(|word| option_name(word.to_str()?)).collect();
+        let overridden = |option: &str| {
+            let option = known.iter().find(|known| known.name == option);
+            option.is_some_and(|option| given.iter().any(|name| option.answers_to(name)))
+        };
+        let added: Vec<OsString> = file
+            .entries
+            .iter()
+            .filter(|entry| !overridden(&entry.option))
+            .flat_map(|entry| entry.arguments.iter().cloned())
+            .collect();
+        arguments.splice(depth..depth, added);
+    }
+    let words = command_words(&arguments, depth);
+    let parsed = CommandLine::command()
+        .try_get_matches_from(&arguments)
+        .and_then(|matches| CommandLine::from_arg_matches(&matches));
+    match parsed {
+        Ok(mut line) => {
+            line.command.resolve_and_check(file.as_ref())?;
+            Ok(Request::Run(line.command))
+        }
+        Err(error) if error.kind() == ErrorKind::DisplayHelp || error.kind() == ErrorKind::DisplayVersion => {
+            Ok(Request::Show(error.render().to_string()))
+        }
+        Err(error) => Err(Error::Usage(explain(&error, &top, command, &words, file.as_ref()))),
+    }
+}
+
+impl Command {
+    fn resolve_and_check(&mut self, file: Option<&ConfigFile>) -> Result<()> {
+        match self {
+            Command::Demo(options) => settle(options.as_mut(), file),
+            Command::Grpo(options) => settle(options.as_mut(), file),
+            Command::Sft(options) => settle(options.as_mut(), file),
+            Command::Eval(options) => settle(options.as_mut(), file),
+            Command::Generate(options) => settle(options.as_mut(), file),
+            Command::Parity(options) => settle(options.as_mut(), file),
+            Command::Score(options) => settle(options.as_mut(), file),
+            Command::Tasks(TasksCommand::Make(
+                MakeCommand::Counting(options) | MakeCommand::Geometry(options),
+            )) => settle(options.as_mut(), file),
+            Command::Inspect(options) => settle(options.as_mut(), file),
+        }
+    }
+}
+
+fn settle(options: &mut impl Options, file: Option<&ConfigFile>) -> Result<()> {
+    options.resolve();
+    options.check().map_err(|violation| {
+        let origin = file.and_then(|file| file.origin(violation.option));
+        match (origin, Error::from(violation)) {
+            (Some(origin), Error::Usage(message)) => Error::Usage(format!("{origin}: {message}")),
+            (_, error) => error,
+        }
+    })
+}
+
+/// The command that the leading words select, and the number of words up to it, the program's name included.
+fn selected<'a>(top: &'a clap::Command, arguments: &[OsString]) -> (&'a clap::Command, usize) {
+    let mut command = top;
+    let mut depth = arguments.len().min(1);
+    while let Some(next) = arguments.get(depth).and_then(|word| command.find_subcommand(word)) {
+        command = next;
+        depth += 1;
+    }
+    (command, depth)
+}
+
+fn command_words(arguments: &[OsString], depth: usize) -> String {
+    let words = arguments[..depth].iter().skip(1).map(|word| word.to_string_lossy());
+    std::iter::once(PROGRAM.into()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// Every long option of a command that a config file may hold.
+fn known_options(command: &clap::Command) -> Vec<KnownOption> {
+    command
+        .get_arguments()
+        .filter(|arg| arg.get_id() != "config")
+        .filter_map(|arg| {
+            let aliases = arg.get_all_aliases().unwrap_or_default();
+            Some(KnownOption {
+                name: arg.get_long()?.to_owned(),
+                aliases: aliases.into_iter().map(str::to_owned).collect(),
+            })
+        })
+        .collect()
+}
+
+/// The value of the last `--config`.
+fn config_path(options: &[OsString]) -> Option<PathBuf> {
+    let mut path = None;
+    for (index, word) in options.iter().enumerate() {
+        if word == "--" {
+            break;
+        }
+        if word == "--config" {
+            path = options.get(index + 1).map(PathBuf::from);
+        } else if let Some(value) = word.to_str().and_then(|word| word.strip_prefix("--config=")) {
+            path = Some(PathBuf::from(value));
+        }
+    }
+    path
+}
+
+/// One sentence for clap's error, with the nearest known name and the place in the config file.
+fn explain(
+    error: &clap::Error,
+    top: &clap::Command,
+    command: &clap::Command,
+    words: &str,
+    file: Option<&ConfigFile>,
+) -> String {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+        _ => None,
+    };
+    let argument = text(ContextKind::InvalidArg).unwrap_or_default();
+    let option = argument.split([' ', '=']).next().unwrap_or_default().to_owned();
+    let origin = file.and_then(|file| file.origin(option.trim_start_matches('-')));
+    let origin = origin.map_or(String::new(), |origin| format!("{origin}: "));
+    let see = format!("see `{words} --help`");
+    match error.kind() {
+        ErrorKind::UnknownArgument if option.starts_with("--") => {
+            let name = option.trim_start_matches("--");
+            let names = known_options(command);
+            match nearest(name, names.iter().map(|known| known.name.as_str())) {
+                Some(nearest) => format!("unknown option {option}; did you mean --{nearest}? ({see})"),
+                None => match owner(top, name) {
+                    Some(owner) => {
+                        format!("unknown option {option} for `{words}`; `{PROGRAM} {owner}` has it ({see})")
+                    }
+                    None => format!("unknown option {option} ({see})"),
+                },
+            }
+        }
+        ErrorKind::UnknownArgument => format!("unexpected argument '{argument}' ({see})"),
+        ErrorKind::InvalidSubcommand => {
+            let given = text(ContextKind::InvalidSubcommand).unwrap_or_default();
+            let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+            let hint = nearest(&given, names.iter().copied()).map_or_else(
+                || format!("it is one of {}", names.join(", ")),
+                |name| format!("did you mean `{name}`?"),
+            );
+            format!("unknown command '{given}'; {hint} ({see})")
+        }
+        ErrorKind::InvalidValue => {
+            let given = text(ContextKind::InvalidValue).unwrap_or_default();
+            if given.is_empty() {
+                return format!("{origin}{option} needs a value ({see})");
+            }
+            let allowed = text(ContextKind::ValidValue).unwrap_or_default();
+            let allowed_names = allowed.split(", ").collect::<Vec<_>>();
+            let hint = nearest(&given, allowed_names)
+                .map_or(String::new(), |name| format!("; did you mean {name}?"));
+            format!("{origin}{option} is '{given}', but must be one of {allowed}{hint}")
+        }
+        ErrorKind::ValueValidation => {
+            let given = text(ContextKind::InvalidValue).unwrap_or_default();
+            let reason =
+                std::error::Error::source(error).map_or(String::new(), |reason| format!(": {reason}"));
+            format!("{origin}{option} is '{given}'{reason} ({see})")
+        }
+        ErrorKind::ArgumentConflict if text(ContextKind::PriorArg).as_deref() == Some(&argument) => {
+            format!("{option} is given more than once ({see})")
+        }
+        ErrorKind::MissingRequiredArgument => {
+            format!("required: {argument} ({see})")
+        }
+        ErrorKind::MissingSubcommand => {
+            let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+            format!("a command is missing after `{words}`: one of {} ({see})", names.join(", "))
+        }
+        _ => {
+            // Clap's own first line, without its prefix.
+            let rendered = error.render().to_string();
+            let line = rendered.lines().next().unwrap_or_default();
+            format!("{} ({see})", line.trim_start_matches("error: "))
+        }
+    }
+}
+
+/// The first command that has the option `name`, as typed.
+fn owner(top: &clap::Command, name: &str) -> Option<String> {
+    let has = |command: &clap::Command| known_options(command).iter().any(|option| option.answers_to(name));
+    top.get_subcommands().find(|command| has(command)).map(|command| command.get_name().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{BetaSchedule, DeviceChoice, KlEstimator, LossType, LrSchedulerType};
+
+    fn request(words: &[&str]) -> Result<Request> {
+        parse(std::iter::once("othink-train").chain(words.iter().copied()).map(OsString::from))
+    }
+
+    fn grpo(options: &[&str]) -> GrpoConfig {
+        let words: Vec<&str> =
+            ["grpo", "--model", "m", "--dataset", "d"].iter().chain(options).copied().collect();
+        match request(&words) {
+            Ok(Request::Run(Command::Grpo(config))) => *config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn grpo_error(options: &[&str]) -> String {
+        let words: Vec<&str> =
+            ["grpo", "--model", "m", "--dataset", "d"].iter().chain(options).copied().collect();
+        let error = request(&words).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn every_definition_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn grpo_without_options_is_the_papers_recipe() {
+        let config = grpo(&[]);
+        assert_eq!(config.optimiser.learning_rate, 1e-6);
+        assert_eq!(config.optimiser.lr_scheduler_type, LrSchedulerType::Linear);
+        assert_eq!(config.optimiser.max_grad_norm, 1.0);
+        assert_eq!(config.optimiser.weight_decay, 0.0);
+        assert_eq!(config.optimiser.num_train_epochs, 2.0);
+        assert_eq!(config.optimiser.warmup(1000), 0);
+        assert_eq!(
+            (config.optimiser.adam_beta1, config.optimiser.adam_beta2, config.optimiser.adam_epsilon),
+            (0.9, 0.999, 1e-8)
+        );
+        assert_eq!(config.prompts_per_step(), 16);
+        assert_eq!(config.group.num_generations, 8);
+        assert_eq!(config.group.loss_type, LossType::Grpo);
+        assert_eq!(config.group.reward_funcs, ["accuracy", "format"]);
+        assert_eq!(config.group.weights(), [1.0, 1.0]);
+        assert_eq!((config.group.epsilon, config.group.epsilon_high()), (0.2, 0.2));
+        assert_eq!(config.group.num_iterations, 1);
+        assert_eq!(config.kl.schedule(), BetaSchedule::Othink);
+        assert_eq!(
+            (config.kl.beta_min, config.kl.beta_max, config.kl.beta_exploration_ratio),
+            (0.04, 0.1, 0.3)
+        );
+        assert_eq!(config.kl.estimator(), KlEstimator::K3);
+        assert_eq!((config.rollout.max_completion_length, config.rollout.temperature), (512, 1.0));
+        assert_eq!((config.data.pixels.min_pixels, config.data.pixels.max_pixels), (3136, 401408));
+        assert_eq!(config.data.prompt_template, "r1v");
+        assert_eq!(config.seed.seed, 42);
+        assert_eq!(config.hardware.device, DeviceChoice::Auto);
+    }
+
+    #[test]
+    fn sft_and_eval_have_their_own_defaults() {
+        let Ok(Request::Run(Command::Sft(sft))) = request(&["sft", "--model", "m", "--dataset", "d"]) else {
+            panic!("sft did not parse")
+        };
+        assert_eq!(sft.optimiser.learning_rate, 2e-5);
+        assert_eq!(sft.optimiser.lr_scheduler_type, LrSchedulerType::Cosine);
+        assert_eq!(sft.optimiser.warmup(95), 10);
+        assert_eq!(sft.optimiser.sequences_per_step(), 16);
+        assert_eq!(sft.checkpoint.output_dir, PathBuf::from("runs/sft"));
+        let Ok(Request::Run(Command::Eval(eval))) = request(&["eval", "--model", "m", "--dataset", "d"])
+        else {
+            panic!("eval did not parse")
+        };
+        assert_eq!(eval.rollout.temperature, 0.0);
+    }
+
+    #[test]
+    fn booleans_take_every_huggingface_form() {
+        let value = |words: &[&str]| grpo(words).optimiser.gradient_checkpointing;
+        assert!(
+            value(&[]) && value(&["--gradient_checkpointing"]) && value(&["--gradient-checkpointing=True"])
+        );
+        assert!(!value(&["--gradient_checkpointing", "false"]) && !value(&["--gradient_checkpointing=0"]));
+        assert!(grpo(&["--freeze_vision_modules", "--seed", "1"]).optimiser.freeze_vision_modules);
+    }
+
+    #[test]
+    fn lists_take_spaces_and_commas() {
+        assert_eq!(grpo(&["--reward_funcs", "format", "--seed=1"]).group.reward_funcs, ["format"]);
+        let config = grpo(&["--reward_funcs", "a,b", "--reward_weights", "1", "-0.5"]);
+        assert_eq!(
+            (config.group.reward_funcs, config.group.reward_weights),
+            (vec!["a".into(), "b".into()], vec![1.0, -0.5])
+        );
+    }
+
+    #[test]
+    fn beta_alone_is_the_constant_schedule() {
+        let kl = grpo(&["--beta", "0.01"]).kl;
+        assert_eq!((kl.schedule(), kl.beta()), (BetaSchedule::Constant, 0.01));
+        assert!(!grpo(&["--beta", "0"]).kl.needs_reference());
+        assert!(grpo(&["--beta_min", "0", "--beta_max", "0.02"]).kl.needs_reference());
+        assert!(
+            grpo_error(&["--beta", "0.01", "--beta_schedule", "othink"]).starts_with("--beta is 0.01, but")
+        );
+        assert_eq!(grpo(&["--use_bias_correction_kl"]).kl.estimator(), KlEstimator::K3Unbiased);
+        assert!(grpo_error(&["--use_bias_correction_kl", "--kl_estimator=k2"]).contains("another estimator"));
+    }
+
+    #[test]
+    fn ranges_are_refused_with_option_value_and_range() {
+        for (words, message) in [
+            (
+                &["--learning_rate=nan"][..],
+                "--learning_rate is NaN, but must be a finite number of at least 0",
+            ),
+            (&["--learning_rate", "-1"], "--learning_rate is -1, but must be a finite number of at least 0"),
+            (&["--beta", "-0.1"], "--beta is -0.1, but must be a finite number of at least 0"),
+            (&["--epsilon", "1.5"], "--epsilon is 1.5, but must be above 0 and at most 1"),
+            (&["--beta_min", "0.2"], "--beta_min is 0.2, but must not exceed --beta_max, which is 0.1"),
+            (&["--temperature", "0"], "--temperature is 0, but must be a finite number above 0"),
+            (
+                &["--max_pixels", "100"],
+                "--max_pixels is 100, but must be at least --min_pixels, which is 3136",
+            ),
+        ] {
+            assert_eq!(grpo_error(words), message);
+        }
+        assert!(grpo_error(&["--num_generations", "1"]).contains("needs at least 2"));
+        let batch = grpo_error(&["--per_device_train_batch_size", "3", "--gradient_accumulation_steps", "1"]);
+        assert!(
+            batch.contains("makes 3 completions a step, which must be a multiple of --num_generations 8"),
+            "{batch}"
+        );
+    }
+
+    #[test]
+    fn mistakes_get_one_line_with_the_nearest_name() {
+        assert_eq!(
+            grpo_error(&["--learnin-rate", "1"]),
+            "unknown option --learnin_rate; did you mean --learning_rate? (see `othink-train grpo --help`)"
+        );
+        assert!(grpo_error(&["--bundle", "x"]).contains("`othink-train parity` has it"));
+        assert_eq!(
+            grpo_error(&["--loss_type", "gpro"]),
+            "--loss_type is 'gpro', but must be one of grpo, dapo, bnpo, dr_grpo; did you mean grpo?"
+        );
+        assert!(
+            grpo_error(&["--learning_rate", "fast"]).starts_with("--learning_rate is 'fast': invalid float")
+        );
+        assert!(grpo_error(&["--learning_rate"]).starts_with("--learning_rate needs a value"));
+        assert!(grpo_error(&["--seed", "1", "--seed", "2"]).starts_with("--seed is given more than once"));
+        let error = request(&["grop"]).unwrap_err().to_string();
+        assert!(error.starts_with("unknown command 'grop'; did you mean `grpo`?"), "{error}");
+        let error = request(&["grpo", "--dataset", "d"]).unwrap_err().to_string();
+        assert!(error.starts_with("required: --model"), "{error}");
+    }
+
+    #[test]
+    fn resolved_config_reads_back_to_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        let options = [
+            "--beta-schedule=adaptive",
+            "--reward_weights",
+            "1",
+            "0.5",
+            "--stop_strings",
+            "</answer>",
+            "--device",
+            "cuda:1",
+            "--learning_rate=3e-7",
+            "--max_steps",
+            "7",
+            "--use_bias_correction_kl",
+        ];
+        let mut first = grpo(&options);
+        std::fs::write(&path, first.to_toml().unwrap()).unwrap();
+        let config = format!("--config={}", path.display());
+        let Ok(Request::Run(Command::Grpo(mut second))) = request(&["grpo", &config]) else {
+            panic!("no read-back")
+        };
+        // The estimator that the alias means is saved under its own name; the file's path is no part of the run.
+        first.kl.use_bias_correction_kl = false;
+        second.file.config = None;
+        assert_eq!(first, *second);
+    }
+
+    #[test]
+    fn command_line_overrides_the_config_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        std::fs::write(&path, "seed = 1\nlearning-rate = 1e-4\nreward_funcs = ['format']\nepsilon = 3\n")
+            .unwrap();
+        let config = path.to_str().unwrap();
+        let parsed = grpo(&["--config", config, "--seed", "2", "--reward_funcs=accuracy", "--epsilon=0.1"]);
+        assert_eq!(parsed.seed.seed, 2);
+        assert_eq!(parsed.optimiser.learning_rate, 1e-4);
+        assert_eq!(parsed.group.reward_funcs, ["accuracy"]);
+        let error = grpo_error(&["--config", config]);
+        assert_eq!(error, format!("{config}:4: --epsilon is 3, but must be above 0 and at most 1"));
+        std::fs::write(&path, "loss_type = 'x'").unwrap();
+        assert!(
+            grpo_error(&["--config", config]).starts_with(&format!("{config}:1: --loss_type is 'x', but"))
+        );
+        let error = request(&["grpo", "--config", "nowhere.toml"]).unwrap_err();
+        assert_eq!(error.exit_code(), 66);
+    }
+}

@@ -1,0 +1,492 @@
+//! All options of each command.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::check::{Checked, Violation, at_least, if_set, non_negative};
+use super::names::boolean;
+use super::{
+    CheckpointOptions, CompletionLogOptions, DataOptions, DryRunOptions, FileOptions, GroupOptions,
+    HardwareOptions, KlOptions, LoggingOptions, ModelOptions, OptimiserOptions, Options, OrderOptions,
+    OwnPixelOptions, OwnRolloutOptions, QuietOptions, RolloutOptions, SeedOptions,
+};
+
+/// `grpo`: with the defaults, the recipe of OThink-MR1 on R1-V.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub struct GrpoConfig {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub data: DataOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub order: OrderOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub group: GroupOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub kl: KlOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rollout: RolloutOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub optimiser: OptimiserOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub checkpoint: CheckpointOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub logging: LoggingOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub completions: CompletionLogOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub hardware: HardwareOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub seed: SeedOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub dry_run: DryRunOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub file: FileOptions,
+}
+
+impl GrpoConfig {
+    /// Prompts that one optimiser step takes: completions per step over completions per prompt.
+    pub fn prompts_per_step(&self) -> usize {
+        self.optimiser.sequences_per_step() / self.group.num_generations.max(1)
+    }
+}
+
+impl Options for GrpoConfig {
+    const COMMAND: &'static str = "grpo";
+
+    fn resolve(&mut self) {
+        self.kl.resolve();
+    }
+
+    fn check(&self) -> Checked {
+        self.data.check()?;
+        self.group.check()?;
+        self.kl.check()?;
+        self.rollout.check_for_training()?;
+        self.optimiser.check()?;
+        self.checkpoint.check()?;
+        self.logging.check()?;
+        self.completions.check()?;
+        self.hardware.check()?;
+        let (batch, accumulation) =
+            (self.optimiser.per_device_train_batch_size, self.optimiser.gradient_accumulation_steps);
+        let (step, group) = (self.optimiser.sequences_per_step(), self.group.num_generations);
+        if !step.is_multiple_of(group) {
+            return Err(Violation::new(
+                "per_device_train_batch_size",
+                format!(
+                    "is {batch}, times --gradient_accumulation_steps {accumulation} makes {step} completions a step, \
+                     which must be a multiple of --num_generations {group}: groups are never split over steps"
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// `sft`: cross-entropy on the completion, with R1-V's settings by default.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(
+    rename_all = "snake_case",
+    mut_arg("learning_rate", |arg| arg.default_value("2e-5")),
+    mut_arg("lr_scheduler_type", |arg| arg.default_value("cosine")),
+    mut_arg("warmup_ratio", |arg| arg.default_value("0.1")),
+    mut_arg("num_train_epochs", |arg| arg.default_value("1")),
+    mut_arg("per_device_train_batch_size", |arg| arg.default_value("4").help("Rows in one forward and backward pass")),
+    mut_arg("gradient_accumulation_steps", |arg| arg.default_value("4")
+        .help("Passes whose gradients are summed into one step; with the defaults a step sees 4 x 4 rows")),
+    mut_arg("output_dir", |arg| arg.default_value("runs/sft")
+        .help("Run folder: config.toml, metrics.jsonl, checkpoints, report.html")),
+)]
+#[allow(missing_docs)]
+pub struct SftConfig {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub data: DataOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub order: OrderOptions,
+    /// Longest row, in tokens, prompt, images and answer together [default: the model's context]
+    #[arg(long, value_name = "TOKENS", help_heading = "Data")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub optimiser: OptimiserOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub checkpoint: CheckpointOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub logging: LoggingOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub hardware: HardwareOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub seed: SeedOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub dry_run: DryRunOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub file: FileOptions,
+}
+
+impl Options for SftConfig {
+    const COMMAND: &'static str = "sft";
+
+    fn check(&self) -> Checked {
+        self.data.check()?;
+        if_set("max_length", self.max_length, |option, value| at_least(option, value, 2))?;
+        self.optimiser.check()?;
+        self.checkpoint.check()?;
+        self.logging.check()?;
+        self.hardware.check()
+    }
+}
+
+/// `eval`: accuracy of a checkpoint on a dataset, greedy by default.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case", mut_arg("temperature", |arg| arg.default_value("0")
+    .help("Softmax temperature; 0 takes the likeliest token")))]
+#[allow(missing_docs)]
+pub struct EvalConfig {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub data: DataOptions,
+    /// Replace every image by a blank one of its size: what is left of the accuracy does not come from seeing
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = boolean,
+          action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Data")]
+    pub blank_images: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rollout: RolloutOptions,
+    /// Prompts decoded together; the result does not depend on it
+    #[arg(long, default_value = "8", value_name = "N", help_heading = "Rollout")]
+    pub per_device_eval_batch_size: usize,
+    /// Write each row's completion, parsed answer and rewards to this JSONL file [default: nowhere]
+    #[arg(long, value_name = "FILE", help_heading = "Logging")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub quiet: QuietOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub hardware: HardwareOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub seed: SeedOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub file: FileOptions,
+}
+
+impl Options for EvalConfig {
+    const COMMAND: &'static str = "eval";
+
+    fn check(&self) -> Checked {
+        self.data.check()?;
+        self.rollout.check()?;
+        at_least("per_device_eval_batch_size", self.per_device_eval_batch_size, 1)?;
+        self.hardware.check()
+    }
+}
+
+/// `generate`: completions for one prompt or a dataset, with the checkpoint's own generation settings.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub struct GenerateConfig {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelOptions,
+    /// The user's text
+    #[arg(
+        long,
+        value_name = "TEXT",
+        help_heading = "Data",
+        required_unless_present = "dataset",
+        conflicts_with = "dataset"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// An image before the text; repeat for several
+    #[arg(long, num_args = 1.., value_name = "FILE", help_heading = "Data", conflicts_with = "dataset")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub image: Vec<PathBuf>,
+    /// Prompts from a JSONL file or folder instead, as for grpo
+    #[arg(long, visible_alias = "dataset_name", value_name = "FILE|DIR", help_heading = "Data")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<PathBuf>,
+    /// Folder that image paths are relative to and may not leave [default: the JSONL file's own folder]
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_folder: Option<PathBuf>,
+    /// Text around each prompt: none, or r1v as in training
+    #[arg(long, default_value = "none", value_name = "NAME", help_heading = "Data")]
+    pub prompt_template: String,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub pixels: OwnPixelOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rollout: OwnRolloutOptions,
+    /// Write a JSONL of prompt, images, completion, tokens and log-probs here [default: print the completions]
+    #[arg(long, value_name = "FILE", help_heading = "Logging")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub quiet: QuietOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub hardware: HardwareOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub seed: SeedOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub file: FileOptions,
+}
+
+impl Options for GenerateConfig {
+    const COMMAND: &'static str = "generate";
+
+    fn check(&self) -> Checked {
+        self.pixels.check()?;
+        self.rollout.check()?;
+        self.hardware.check()
+    }
+}
+
+/// `parity`: this program's numbers against a recorded reference's.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case", mut_arg("dtype", |arg| arg.default_value("f32")))]
+#[allow(missing_docs)]
+pub struct ParityConfig {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelOptions,
+    /// Folder with inputs.json and expected.safetensors [default: the model's folder]
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<PathBuf>,
+    /// Write what was computed here, under the keys of the reference [default: nowhere]
+    #[arg(long, value_name = "OUT.safetensors", help_heading = "Logging")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dump: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub hardware: HardwareOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub file: FileOptions,
+}
+
+impl Options for ParityConfig {
+    const COMMAND: &'static str = "parity";
+
+    fn check(&self) -> Checked {
+        self.hardware.check()
+    }
+}
+
+/// `score`: the training forward's log-probs of given completions.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub struct ScoreConfig {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelOptions,
+    /// JSONL of prompt, images and completion
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub input: PathBuf,
+    /// Folder that image paths are relative to and may not leave [default: the JSONL file's own folder]
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_folder: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub pixels: OwnPixelOptions,
+    /// The logits are divided by this before the log-softmax
+    #[arg(
+        long,
+        default_value = "1.0",
+        allow_negative_numbers = true,
+        value_name = "FLOAT",
+        help_heading = "Rollout"
+    )]
+    pub temperature: f64,
+    /// Write the rows with their log-probs here [default: standard output]
+    #[arg(long, value_name = "FILE", help_heading = "Logging")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub quiet: QuietOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub hardware: HardwareOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub file: FileOptions,
+}
+
+impl Options for ScoreConfig {
+    const COMMAND: &'static str = "score";
+
+    fn check(&self) -> Checked {
+        self.pixels.check()?;
+        non_negative("temperature", self.temperature)?;
+        if self.temperature == 0.0 {
+            return Err(Violation::new("temperature", "is 0, but log-probs need a temperature above 0"));
+        }
+        self.hardware.check()
+    }
+}
+
+/// `tasks make counting` and `tasks make geometry`: a synthetic dataset with its images.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub struct MakeTaskConfig {
+    /// Folder to write: train.jsonl, test.jsonl and images/
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub output_dir: PathBuf,
+    /// Rows for training
+    #[arg(long, default_value = "2000", value_name = "N", help_heading = "Data")]
+    pub num_train: usize,
+    /// Held-out rows; no image of them occurs in training
+    #[arg(long, default_value = "300", value_name = "N", help_heading = "Data")]
+    pub num_test: usize,
+    /// How hard the questions are
+    #[arg(long, value_enum, default_value = "medium", value_name = "LEVEL", help_heading = "Data")]
+    pub difficulty: Difficulty,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub quiet: QuietOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub seed: SeedOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub file: FileOptions,
+}
+
+impl Options for MakeTaskConfig {
+    const COMMAND: &'static str = "tasks make";
+
+    fn check(&self) -> Checked {
+        at_least("num_train", self.num_train, 1)?;
+        at_least("num_test", self.num_test, 1)
+    }
+}
+
+/// How hard the questions of a synthetic task are.
+#[derive(clap::ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum Difficulty {
+    /// Few objects, plain figures.
+    Easy,
+    /// In between.
+    Medium,
+    /// Many objects, several steps of reasoning.
+    Hard,
+}
+
+/// A synthetic task.
+#[derive(clap::ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum TaskName {
+    /// How many shapes of a kind are in the image?
+    Counting,
+    /// Angle, length or area of a drawn figure.
+    Geometry,
+}
+
+/// `inspect`: what a checkpoint or run folder holds.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case")]
+pub struct InspectConfig {
+    /// Checkpoint folder, ORG/NAME in the local Hugging Face cache, or run folder
+    #[arg(value_name = "DIR|ORG/NAME")]
+    pub path: String,
+    /// Also list every tensor with its shape and type
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", require_equals = true,
+          value_parser = boolean, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub tensors: bool,
+}
+
+impl Options for InspectConfig {
+    const COMMAND: &'static str = "inspect";
+
+    fn check(&self) -> Checked {
+        Ok(())
+    }
+}
+
+/// `demo`: a whole run on a synthetic task with a small model, on the CPU, in minutes.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub struct DemoConfig {
+    /// Folder to write: the dataset, the checkpoints before and after, metrics, report.html
+    #[arg(long, default_value = "runs/demo", value_name = "DIR", help_heading = "Checkpoint")]
+    pub output_dir: PathBuf,
+    /// Write into an output_dir that already holds files
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = boolean,
+          action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Checkpoint")]
+    #[serde(skip)]
+    pub overwrite_output_dir: bool,
+    /// Which synthetic task
+    #[arg(long, value_enum, default_value = "counting", value_name = "NAME", help_heading = "Data")]
+    pub task: TaskName,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub quiet: QuietOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub hardware: HardwareOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub seed: SeedOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub file: FileOptions,
+}
+
+impl Options for DemoConfig {
+    const COMMAND: &'static str = "demo";
+
+    fn check(&self) -> Checked {
+        self.hardware.check()
+    }
+}

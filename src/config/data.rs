@@ -1,0 +1,124 @@
+//! Which rows, which images, which prompt around them.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::check::{Checked, Violation, at_least, if_set};
+use super::names::boolean;
+
+/// A dataset and how its rows become prompts.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case", next_help_heading = "Data")]
+pub struct DataOptions {
+    /// Rows: a JSONL file, or a folder that holds train.jsonl (eval: test.jsonl). Columns image or images, problem,
+    /// solution; or messages
+    #[arg(long, visible_alias = "dataset_name", value_name = "FILE|DIR")]
+    pub dataset: PathBuf,
+
+    /// Folder that image paths are relative to and may not leave [default: the JSONL file's own folder]
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_folder: Option<PathBuf>,
+
+    /// Text around each problem; r1v is the training prompt of R1-V, none leaves the problem as it is
+    #[arg(long, default_value = "r1v", value_name = "NAME")]
+    pub prompt_template: String,
+
+    /// Use only the first N rows [default: all]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_samples: Option<usize>,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub pixels: PixelOptions,
+}
+
+impl DataOptions {
+    pub(super) fn check(&self) -> Checked {
+        if_set("max_samples", self.max_samples, |option, value| at_least(option, value, 1))?;
+        self.pixels.check()
+    }
+}
+
+/// The order of rows in training.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case", next_help_heading = "Data")]
+pub struct OrderOptions {
+    /// Shuffle the rows anew in every epoch, by the seed
+    #[arg(long, num_args = 0..=1, default_value = "true", default_missing_value = "true", value_parser = boolean,
+          action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub shuffle_dataset: bool,
+
+    /// What to do with a row that is too long: stop, or leave it out (nothing is ever truncated)
+    #[arg(long, value_enum, default_value = "error", value_name = "WHAT")]
+    pub overlong: Overlong,
+}
+
+/// Fate of a row that is too long.
+#[derive(clap::ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum Overlong {
+    /// Stop with an error that names the row.
+    Error,
+    /// Leave the row out, and say how many were.
+    Skip,
+}
+
+/// Bounds on the size that images are resized to.
+#[derive(clap::Args, Serialize, Clone, Copy, Debug, PartialEq)]
+#[command(rename_all = "snake_case", next_help_heading = "Data")]
+pub struct PixelOptions {
+    /// Images with fewer pixels are enlarged to this many (one image token is 784 pixels)
+    #[arg(long, default_value = "3136", value_name = "PIXELS")]
+    pub min_pixels: usize,
+
+    /// Images with more pixels are shrunk to this many (401408 is 512 image tokens)
+    #[arg(long, default_value = "401408", value_name = "PIXELS")]
+    pub max_pixels: usize,
+}
+
+impl PixelOptions {
+    pub(super) fn check(&self) -> Checked {
+        at_least("min_pixels", self.min_pixels, 1)?;
+        if self.max_pixels < self.min_pixels {
+            return Err(Violation::new(
+                "max_pixels",
+                format!(
+                    "is {}, but must be at least --min_pixels, which is {}",
+                    self.max_pixels, self.min_pixels
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Bounds on image size where the checkpoint's own processor is the default.
+#[derive(clap::Args, Serialize, Clone, Copy, Debug, PartialEq)]
+#[command(rename_all = "snake_case", next_help_heading = "Data")]
+pub struct OwnPixelOptions {
+    /// Images with fewer pixels are enlarged to this many [default: the checkpoint's preprocessor_config.json]
+    #[arg(long, value_name = "PIXELS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_pixels: Option<usize>,
+
+    /// Images with more pixels are shrunk to this many [default: the checkpoint's preprocessor_config.json; training
+    /// uses 401408 unless told otherwise]
+    #[arg(long, value_name = "PIXELS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_pixels: Option<usize>,
+}
+
+impl OwnPixelOptions {
+    pub(super) fn check(&self) -> Checked {
+        let pixels = PixelOptions {
+            min_pixels: self.min_pixels.unwrap_or(1),
+            max_pixels: self.max_pixels.unwrap_or(usize::MAX),
+        };
+        pixels.check()
+    }
+}

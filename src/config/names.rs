@@ -1,0 +1,90 @@
+//! Spelling of option names: `-` and `_` alike, Python's booleans, the nearest known name.
+
+use std::ffi::OsString;
+
+/// `true`, `false`, and the other spellings that HF's argument parser takes, in any case.
+///
+/// # Errors
+/// A message for clap when the text is none of them.
+pub fn boolean(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "y" | "t" | "1" => Ok(true),
+        "false" | "no" | "off" | "n" | "f" | "0" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
+}
+
+/// The name of a long option in an argument (`--learning-rate=1` is `learning-rate`), if it is one.
+pub fn option_name(argument: &str) -> Option<&str> {
+    let name = argument.strip_prefix("--")?;
+    let name = name.split_once('=').map_or(name, |(name, _)| name);
+    (!name.is_empty()).then_some(name)
+}
+
+/// Turns `-` into `_` in every option name, leaving values and everything after `--` as they are.
+pub fn normalise(arguments: Vec<OsString>) -> Vec<OsString> {
+    let mut literal = false;
+    arguments
+        .into_iter()
+        .map(|argument| {
+            literal |= argument == "--";
+            if literal {
+                return argument;
+            }
+            let Some(text) = argument.to_str() else { return argument };
+            let Some(name) = option_name(text) else { return argument };
+            let rest = &text[2 + name.len()..];
+            format!("--{}{rest}", name.replace('-', "_")).into()
+        })
+        .collect()
+}
+
+/// The candidate most like `name`, when one is like enough to be meant.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .filter(|(similarity, _)| *similarity > 0.8)
+        // The first of equals wins, so that the answer does not depend on anything but the order given.
+        .fold(None, |best: Option<(f64, &str)>, next| match best {
+            Some(best) if best.0 >= next.0 => Some(best),
+            _ => Some(next),
+        })
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn normalised(arguments: &[&str]) -> Vec<String> {
+        normalise(arguments.iter().map(OsString::from).collect())
+            .into_iter()
+            .map(|argument| argument.into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn only_names_are_normalised() {
+        assert_eq!(
+            normalised(&["grpo", "--learning-rate=1e-6", "--stop-strings=a-b", "my-file", "-h"]),
+            ["grpo", "--learning_rate=1e-6", "--stop_strings=a-b", "my-file", "-h"]
+        );
+        assert_eq!(normalised(&["--", "--a-b"]), ["--", "--a-b"]);
+    }
+
+    #[test]
+    fn nearest_finds_typos_and_refuses_strangers() {
+        let names = ["learning_rate", "lr_scheduler_type", "logging_steps"];
+        assert_eq!(nearest("learnin_rate", names), Some("learning_rate"));
+        assert_eq!(nearest("logging_step", names), Some("logging_steps"));
+        assert_eq!(nearest("use_vllm", names), None);
+    }
+
+    #[test]
+    fn booleans_in_any_case() {
+        assert_eq!(boolean("True"), Ok(true));
+        assert_eq!(boolean("0"), Ok(false));
+        assert!(boolean("maybe").is_err());
+    }
+}
