@@ -1,0 +1,144 @@
+//! The accuracy reward: is the answer right?
+
+use super::Reward;
+use super::answer::{extract, extract_reference, numbers};
+use super::number::{Quantity, clean, strip_unit};
+use crate::data::Sample;
+
+/// Longest answer that is looked at, in bytes; a longer one is wrong.
+const MAX_ANSWER_BYTES: usize = 4096;
+
+/// 1 if the completion's answer equals the sample's `solution`, else 0; `None` if the sample
+/// has no solution.
+///
+/// R_acc of OThink-MR1 (Eq. 1) and R1-V: correct or not, no partial credit. See
+/// [`is_correct`] for what is equal.
+pub struct Accuracy;
+
+impl Reward for Accuracy {
+    fn name(&self) -> &str {
+        "accuracy"
+    }
+
+    fn score(&self, sample: &Sample, completion: &str) -> Option<f64> {
+        sample.solution.as_deref().map(|solution| f64::from(u8::from(is_correct(completion, solution))))
+    }
+}
+
+/// Whether the answer found in `completion` (see [`super::extract`]) is `solution`'s.
+///
+/// Numbers are compared as exact fractions: `0.5`, `1/2`, `\frac12`; `1,000` and `1000`;
+/// units, degree signs and `x =` may be there or not (different units are not equal); a
+/// percentage equals its number and its value. If the reference is a number and the answer is
+/// a phrase with exactly one number in it, that number counts. Anything else is equal as text,
+/// without case, spaces, LaTeX dressing and trailing units; `(A)` and `A.` are `A`.
+pub fn is_correct(completion: &str, solution: &str) -> bool {
+    let (answer, reference) = (extract(completion), extract_reference(solution));
+    if answer.len() > MAX_ANSWER_BYTES || reference.len() > MAX_ANSWER_BYTES {
+        return false;
+    }
+    let (answer, reference) = (clean(answer), clean(reference));
+    if let Some(wanted) = Quantity::parse(&reference) {
+        let given = Quantity::parse(&answer).or_else(|| match numbers(&answer).as_slice() {
+            [only] => Quantity::parse(only),
+            _ => None,
+        });
+        if let Some(given) = given {
+            return given.equals(&wanted);
+        }
+    }
+    let answer = plain_text(&answer);
+    !answer.is_empty() && answer == plain_text(&reference)
+}
+
+/// One spelling for answers that are not numbers.
+fn plain_text(cleaned: &str) -> String {
+    let spelled =
+        cleaned.replace("\\sqrt", "√").replace("\\pi", "π").replace("\\cdot", "*").replace("\\times", "*");
+    let plain: String = spelled
+        .chars()
+        .filter(|c| !c.is_whitespace() && !"{}\\".contains(*c))
+        .flat_map(char::to_lowercase)
+        .collect();
+    let bare = strip_unit(&plain);
+    let choice = bare.strip_prefix('(').and_then(|b| b.strip_suffix(')')).filter(|b| b.chars().count() == 1);
+    choice.unwrap_or(bare).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn right_answers() {
+        for (completion, solution) in [
+            ("<think>1 2 3</think>\n<answer> 3 </answer>", "<answer> 3 </answer>"),
+            ("<answer>3</answer>", "3"),
+            ("<answer>3.0</answer>", "<answer>3</answer>"),
+            ("<answer>There are 3 items.</answer>", "<answer> 3 </answer>"),
+            ("<answer>140</answer>", "<answer> 140° </answer>"),
+            ("<answer>\\frac{1}{2}</answer>", "0.5"),
+            ("<answer>1,000</answer>", "1000"),
+            ("<answer>10%</answer>", "0.1"),
+            ("the answer is \\boxed{42}", "42"),
+            ("I think it is 7", "<answer>7</answer>"),
+            ("<answer>(B)</answer>", "b"),
+            ("<answer>B.</answer>", "B"),
+            ("<answer>8\\sqrt{3}</answer>", "<answer> 8√{3} </answer>"),
+            ("<answer>2400π</answer>", "2400πcm^{2}"),
+            ("<answer>9 \\pi</answer>", "9π"),
+            ("yes", "Yes"),
+        ] {
+            assert!(is_correct(completion, solution), "{completion} | {solution}");
+        }
+    }
+
+    #[test]
+    fn wrong_answers() {
+        for (completion, solution) in [
+            // R1-V's checker grades the thinking here.
+            ("<think>I count 7 items</think>\n<answer>5</answer>", "<answer> 7 </answer>"),
+            // ... and drops the root and the pi here.
+            ("<answer>8</answer>", "8√{3}"),
+            ("<answer>9</answer>", "9π"),
+            ("<answer>3 or 4</answer>", "3"),
+            ("<answer>4</answer><answer>3</answer>", "3"),
+            ("<answer></answer>", "3"),
+            ("<answer></answer>", ""),
+            ("<answer>-3</answer>", "3"),
+            ("<answer>33</answer>", "3"),
+            ("<answer>0.333333</answer>", "1/3"),
+            ("<answer>AB</answer>", "A"),
+            ("", "3"),
+        ] {
+            assert!(!is_correct(completion, solution), "{completion} | {solution}");
+        }
+    }
+
+    #[test]
+    fn hostile_answers_are_decided_quickly() {
+        let start = std::time::Instant::now();
+        for inner in [
+            "5^(5^(5^(5^5)))".to_string(),
+            "\\frac{".repeat(100_000),
+            "9".repeat(1_000_000),
+            "9".repeat(4_000),
+            "1/".repeat(2_000),
+            "\\text".repeat(800),
+            "=".repeat(4_000),
+            "0/0".into(),
+            "1/0".into(),
+        ] {
+            assert!(
+                !is_correct(&format!("<answer>{inner}</answer>"), "3"),
+                "{}",
+                &inner[..10.min(inner.len())]
+            );
+            assert!(!is_correct("<answer>3</answer>", &inner));
+        }
+        assert!(start.elapsed().as_secs_f64() < 1.0, "{:?}", start.elapsed());
+        // Longer than any number that is computed with, and still equal as text.
+        let long = "9".repeat(100);
+        assert!(is_correct(&format!("<answer>{long}</answer>"), &long));
+    }
+}
