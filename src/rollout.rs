@@ -48,7 +48,7 @@ pub struct Completion {
 
 /// How completions are sampled and when they end.
 #[derive(Clone, Debug)]
-pub struct Policy {
+pub struct Decoding {
     /// Temperature, truncations, penalty, limits.
     pub sampling: SamplingParams,
     /// End-of-sequence ids, stop strings, longest completion.
@@ -67,7 +67,7 @@ pub struct Engine<'a> {
     /// The weights, shared with training.
     pub params: &'a Arc<Params>,
     /// Sampling and stopping.
-    pub policy: &'a Policy,
+    pub decoding: &'a Decoding,
     /// For stop strings and the completions' text.
     pub detokenize: Detokenize<'a>,
 }
@@ -82,7 +82,7 @@ impl Engine<'_> {
     /// `group` completions for each prompt, in the order of the prompts. `progress(n)` is told of every n
     /// finished completions.
     ///
-    /// A completion depends on the weights, the prompt, the policy, `seed` and its own place alone: not on the
+    /// A completion depends on the weights, the prompt, the decoding, `seed` and its own place alone: not on the
     /// other prompts or on their number.
     pub fn generate(
         &self,
@@ -175,7 +175,7 @@ impl Engine<'_> {
         let head = &self.params.of(self.model.head()).value;
         let vocab = head.matrix().0;
         let mut scores = logits(rows, head);
-        let temperature = self.policy.sampling.score_temperature();
+        let temperature = self.decoding.sampling.score_temperature();
         let drawn: Vec<(u32, f32)> = scores
             .par_chunks_exact_mut(vocab)
             .zip(sequences.par_iter())
@@ -183,17 +183,17 @@ impl Engine<'_> {
                 let context = SamplingContext {
                     prompt: &prompt.tokens,
                     output: sequence.tokens(),
-                    eos: &self.policy.stop.eos,
-                    banned: &self.policy.banned,
+                    eos: &self.decoding.stop.eos,
+                    banned: &self.decoding.banned,
                 };
-                let token = sampler.token(row, &context, &self.policy.sampling, sequence.draw_key(seed)?)?;
+                let token = sampler.token(row, &context, &self.decoding.sampling, sequence.draw_key(seed)?)?;
                 let normaliser = row_log_normaliser(row, temperature);
                 Ok((token, row[token as usize] - normaliser))
             })
             .collect::<Result<_>>()?;
         let mut finished = 0;
         for ((_, sequence), (token, logp)) in sequences.iter_mut().zip(drawn) {
-            let end = sequence.push(token, logp, &self.policy.stop, &|ids| (self.detokenize)(ids))?;
+            let end = sequence.push(token, logp, &self.decoding.stop, &|ids| (self.detokenize)(ids))?;
             finished += u64::from(end.is_some());
         }
         progress(finished);

@@ -1,1 +1,9 @@
-//! train
+//! Training and evaluation: each step names the stages of the data flow in order.
+
+pub mod evaluate;
+pub mod grpo;
+pub mod plan;
+pub mod policy;
+pub mod sft;
+pub mod stream;
+pub mod update;

@@ -1,0 +1,70 @@
+//! Accuracy on held-out rows.
+
+use super::policy::Policy;
+use crate::data::Sample;
+use crate::error::Result;
+use crate::nn::Params;
+use crate::reward::RewardSet;
+use crate::rollout::sampler::SamplingParams;
+use crate::rollout::{Completion, Request};
+use std::sync::Arc;
+
+/// How completions are made for an evaluation.
+#[derive(Clone, Debug)]
+pub struct EvaluationOptions {
+    /// Greedy unless a temperature above 0 is given.
+    pub sampling: SamplingParams,
+    /// Texts that end a completion.
+    pub stop_strings: Vec<String>,
+    /// Longest prompt, tokens.
+    pub max_prompt_length: Option<usize>,
+    /// Prompts decoded together.
+    pub batch_size: usize,
+    /// Seed of the sampling.
+    pub seed: u64,
+}
+
+/// One row's result.
+#[derive(Clone, Debug)]
+pub struct Evaluated {
+    /// What the model wrote.
+    pub completion: Completion,
+    /// The rendered prompt.
+    pub prompt: String,
+    /// Each reward, unweighted.
+    pub scores: Vec<Option<f64>>,
+}
+
+/// Completes and scores every sample, in order; `progress(n)` is told of every n finished ones.
+pub fn evaluate(
+    policy: &Policy,
+    params: &Arc<Params>,
+    samples: &[Sample],
+    rewards: &RewardSet,
+    options: &EvaluationOptions,
+    progress: &dyn Fn(u64),
+) -> Result<Vec<Evaluated>> {
+    let limit = policy.prompt_limit(options.max_prompt_length, options.sampling.max_new_tokens)?;
+    let decoding = policy.decoding(options.sampling.clone(), &options.stop_strings, false)?;
+    let detokenize = |ids: &[u32]| policy.detokenize(ids);
+    let engine = policy.engine(params, &decoding, &detokenize);
+    let mut results = Vec::with_capacity(samples.len());
+    for chunk in samples.chunks(options.batch_size.max(1)) {
+        let prompts = policy.encode(&chunk.iter().collect::<Vec<_>>(), limit)?;
+        let first = results.len() as u32;
+        let requests: Vec<_> =
+            prompts.iter().zip(first..).map(|(prompt, place)| Request { place, prompt }).collect();
+        let completions = engine.generate(&requests, 1, options.seed, progress)?;
+        for ((sample, prompt), completion) in chunk.iter().zip(prompts).zip(completions.into_iter().flatten()) {
+            let scores = rewards.score(sample, &completion.text);
+            results.push(Evaluated { completion, prompt: prompt.text, scores });
+        }
+    }
+    Ok(results)
+}
+
+/// Mean of one reward over the rows it applies to; 0 when it applies to none.
+pub fn mean_score(results: &[Evaluated], reward: usize) -> f64 {
+    let scores: Vec<f64> = results.iter().filter_map(|r| r.scores.get(reward).copied().flatten()).collect();
+    if scores.is_empty() { 0.0 } else { scores.iter().sum::<f64>() / scores.len() as f64 }
+}

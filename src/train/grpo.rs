@@ -1,0 +1,330 @@
+//! GRPO with the dynamic KL weight of OThink-MR1 (GRPO-D).
+
+use super::policy::Policy;
+use super::stream::Stream;
+use super::update::{ForwardOptions, TokenScores, check_loss, forward, param_groups, score, update};
+use crate::advantage::{Advantages, group_advantages};
+use crate::autograd::ParamGrads;
+use crate::batch::{Group, MicroBatch, micro_batches};
+use crate::config::{KlEstimator, ScaleRewards};
+use crate::data::Sample;
+use crate::error::Result;
+use crate::kl::{BetaController, k1_penalty};
+use crate::loss::{LossConfig, LossInputs, LossMetrics, Window, grpo_loss};
+use crate::nn::Params;
+use crate::optim::{AdamW, AdamWConfig, LrSchedule};
+use crate::processor::Prompt;
+use crate::report::{ClipRatio, CompletionLengths, CompletionRecord, RewardStatistics, StepReport};
+use crate::reward::{RewardSet, extract};
+use crate::rollout::sequence::FinishReason;
+use crate::rollout::{Completion, Decoding, Request};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What the trainer needs beside the policy and the data.
+#[derive(Clone, Debug)]
+pub struct GrpoOptions {
+    /// Completions per prompt, G.
+    pub num_generations: usize,
+    /// Completions per forward and backward pass.
+    pub micro_batch: usize,
+    /// Passes per optimiser step.
+    pub accumulation: usize,
+    /// Optimiser steps per rollout.
+    pub num_iterations: usize,
+    /// What the centred rewards are divided by.
+    pub scale_rewards: ScaleRewards,
+    /// Loss, clipping, estimator. `beta` is set at every step.
+    pub loss: LossConfig,
+    /// Leave completions cut by the length limit out of the loss.
+    pub mask_truncated: bool,
+    /// Longest prompt, tokens.
+    pub prompt_limit: usize,
+    /// Learning rate over the run.
+    pub schedule: LrSchedule,
+    /// Gradients are clipped to this norm.
+    pub max_grad_norm: f64,
+    /// Keep only layer inputs for the backward pass.
+    pub recompute: bool,
+    /// Seed of the rollouts.
+    pub seed: u64,
+}
+
+/// State of a run.
+pub struct GrpoTrainer {
+    /// The policy being trained.
+    pub policy: Policy,
+    reference: Option<Arc<Params>>,
+    options: GrpoOptions,
+    decoding: Decoding,
+    rewards: RewardSet,
+    beta: BetaController,
+    optimiser: AdamW,
+    stream: Stream,
+    tokens: u64,
+    rollout: Option<Scored>,
+}
+
+/// What a step did: numbers, and its completions where they are new.
+pub struct StepOutcome {
+    /// The row of `metrics.jsonl`.
+    pub report: StepReport,
+    /// The rows of `completions.jsonl`; empty on the further iterations over one rollout.
+    pub completions: Vec<CompletionRecord>,
+}
+
+/// A rollout with its rewards and advantages: what all iterations over it share.
+struct Scored {
+    prompts: Vec<Prompt>,
+    /// `[P][G]`.
+    completions: Vec<Vec<Completion>>,
+    advantages: Advantages,
+    statistics: Vec<RewardStatistics>,
+    lengths: CompletionLengths,
+    batches: Vec<MicroBatch>,
+    /// The reference's log-probabilities of each micro-batch.
+    reference: Option<Vec<TokenScores>>,
+}
+
+impl Scored {
+    fn flat(&self) -> Vec<&Completion> {
+        self.completions.iter().flatten().collect()
+    }
+}
+
+impl GrpoTrainer {
+    /// A run in the order of `stream`. The reference is the policy as it is now, unless the KL weight is 0 throughout.
+    pub fn new(
+        policy: Policy,
+        options: GrpoOptions,
+        decoding: Decoding,
+        rewards: RewardSet,
+        beta: BetaController,
+        adamw: AdamWConfig,
+        stream: Stream,
+    ) -> Result<GrpoTrainer> {
+        let optimiser = AdamW::new(adamw, param_groups(&policy.params, false))?;
+        let reference = beta.needs_reference().then(|| policy.params.clone());
+        Ok(GrpoTrainer { policy, reference, options, decoding, rewards, beta, optimiser, stream, tokens: 0, rollout: None })
+    }
+
+    fn prompts_per_rollout(&self) -> usize {
+        self.options.micro_batch * self.options.accumulation / self.options.num_generations
+    }
+
+    /// One optimiser step: rollout, rewards, advantages (on the first of `num_iterations`), loss, gradient, update.
+    ///
+    /// `progress(n)` is told of every n finished completions.
+    pub fn step(&mut self, step: u64, samples: &[Sample], progress: &dyn Fn(u64)) -> Result<StepOutcome> {
+        let start = Instant::now();
+        let iteration = step % self.options.num_iterations as u64;
+        let rollout_step = step / self.options.num_iterations as u64;
+        let beta = self.beta.beta(step);
+        let mut records = Vec::new();
+        if iteration == 0 || self.rollout.is_none() {
+            let first = rollout_step * self.prompts_per_rollout() as u64;
+            let places = first..first + self.prompts_per_rollout() as u64;
+            let chosen: Vec<(u64, &Sample)> =
+                places.map(|place| (place, &samples[self.stream.row(place)])).collect();
+            let rollout = self.roll_out(&chosen, beta, progress)?;
+            records = self.records(step, &chosen, &rollout);
+            self.rollout = Some(rollout);
+        }
+        let Some(rollout) = self.rollout.take() else {
+            return Err(crate::error::Error::Internal("a GRPO step without a rollout".into()));
+        };
+        let mut report = self.learn(step, beta, &rollout)?;
+        report.epoch = ((rollout_step + 1) * self.prompts_per_rollout() as u64) as f64 / self.stream.rows() as f64;
+        self.rollout = Some(rollout);
+        report.step_time = start.elapsed().as_secs_f64();
+        Ok(StepOutcome { report, completions: records })
+    }
+
+    /// Samples G completions for each prompt, scores them, and computes what the iterations share.
+    fn roll_out(&mut self, chosen: &[(u64, &Sample)], beta: f64, progress: &dyn Fn(u64)) -> Result<Scored> {
+        let group = self.options.num_generations;
+        let rows: Vec<&Sample> = chosen.iter().map(|(_, s)| *s).collect();
+        let prompts = self.policy.encode(&rows, self.options.prompt_limit)?;
+        let requests: Vec<_> = chosen
+            .iter()
+            .zip(&prompts)
+            .map(|((place, _), prompt)| Request { place: *place as u32, prompt })
+            .collect();
+        let detokenize = |ids: &[u32]| self.policy.detokenize(ids);
+        let completions = self
+            .policy
+            .engine(&self.policy.params, &self.decoding, &detokenize)
+            .generate(&requests, group, self.options.seed, progress)?;
+        let groups: Vec<Group<'_>> = prompts
+            .iter()
+            .zip(&completions)
+            .map(|(prompt, cs)| Group { prompt, completions: cs.iter().map(|c| c.tokens.as_slice()).collect() })
+            .collect();
+        let batches = micro_batches(&groups, self.options.micro_batch, self.policy.layout())?;
+        self.tokens += batches.iter().map(|b| b.packed.len() as u64).sum::<u64>();
+        let reference = match &self.reference {
+            Some(params) => Some(
+                batches
+                    .iter()
+                    .map(|b| score(&self.policy.model, params, b, f64::from(self.decoding.sampling.score_temperature())))
+                    .collect::<Result<Vec<_>>>()?,
+            ),
+            None => None,
+        };
+        let scores: Vec<Vec<Option<f64>>> = rows
+            .iter()
+            .zip(&completions)
+            .flat_map(|(sample, cs)| cs.iter().map(|c| self.rewards.score(sample, &c.text)))
+            .collect();
+        let mut rewards: Vec<f64> = scores.iter().map(|s| self.rewards.total(s).unwrap_or(f64::NAN)).collect();
+        let statistics = self
+            .rewards
+            .names()
+            .iter()
+            .enumerate()
+            .map(|(i, name)| {
+                let values: Vec<f64> = scores.iter().filter_map(|s| s[i]).collect();
+                RewardStatistics::of(*name, &values)
+            })
+            .collect();
+        if let (KlEstimator::K1, Some(reference)) = (self.options.loss.kl_estimator, &reference) {
+            let flat: Vec<&Completion> = completions.iter().flatten().collect();
+            for (batch, scores) in batches.iter().zip(reference) {
+                let sampled: Vec<f32> = flat[batch.members.clone()].iter().flat_map(|c| c.logps.clone()).collect();
+                let penalty = k1_penalty(&batch.offsets, &sampled, &scores.logp_t, None)?;
+                for (reward, penalty) in rewards[batch.members.clone()].iter_mut().zip(penalty) {
+                    *reward -= beta * penalty;
+                }
+            }
+        }
+        let advantages = group_advantages(&rewards, group, self.options.scale_rewards)?;
+        let lengths = CompletionLengths::of(
+            completions.iter().flatten().map(|c| (c.tokens.len(), c.finish == FinishReason::Length)),
+        );
+        drop(groups);
+        Ok(Scored { prompts, completions, advantages, statistics, lengths, batches, reference })
+    }
+
+    /// Loss and gradient over the micro-batches, then the optimiser's step.
+    fn learn(&mut self, step: u64, beta: f64, rollout: &Scored) -> Result<StepReport> {
+        let completions = rollout.flat();
+        let loss_config = LossConfig { beta, ..self.options.loss };
+        let active = |c: &Completion| !(self.options.mask_truncated && c.finish == FinishReason::Length);
+        let counted = |range: &[&Completion]| range.iter().filter(|c| active(c)).map(|c| c.tokens.len()).sum::<usize>();
+        let window_tokens = counted(&completions) as f64;
+        let on_policy = self.options.num_iterations == 1;
+        let options = ForwardOptions {
+            temperature: f64::from(self.decoding.sampling.score_temperature()),
+            recompute: self.options.recompute,
+        };
+        let mut grads = ParamGrads::default();
+        let mut metrics = LossMetrics::default();
+        let (mut loss, mut entropy, mut tokens) = (0.0, 0.0, 0_usize);
+        let (mut difference_sum, mut difference_max) = (0.0_f64, 0.0_f64);
+        for (i, batch) in rollout.batches.iter().enumerate() {
+            let members = &completions[batch.members.clone()];
+            let sampled: Vec<f32> = members.iter().flat_map(|c| c.logps.iter().copied()).collect();
+            let mask: Vec<bool> = members.iter().flat_map(|c| std::iter::repeat_n(active(c), c.tokens.len())).collect();
+            let exact = self.options.loss.kl_estimator == KlEstimator::Full;
+            let (scores, pass) = forward(
+                &self.policy.model,
+                &self.policy.params,
+                batch,
+                options,
+                self.reference.as_ref().filter(|_| exact),
+            )?;
+            if step.is_multiple_of(self.options.num_iterations as u64) {
+                for (a, b) in scores.logp_t.iter().zip(&sampled) {
+                    let difference = f64::from((a - b).abs());
+                    difference_sum += difference;
+                    difference_max = if difference.is_nan() { f64::NAN } else { difference_max.max(difference) };
+                }
+            }
+            entropy += scores.entropy_t.iter().map(|&e| f64::from(e)).sum::<f64>();
+            tokens += scores.entropy_t.len();
+            let output = grpo_loss(
+                &loss_config,
+                &LossInputs {
+                    offsets: &batch.offsets,
+                    logp_t: &scores.logp_t,
+                    old_logp_t: (!on_policy).then_some(sampled.as_slice()),
+                    ref_logp_t: rollout.reference.as_ref().map(|r| r[i].logp_t.as_slice()),
+                    kl_full_t: (exact && self.reference.is_some()).then_some(scores.kl_t.as_slice()),
+                    mask_t: Some(&mask),
+                    advantages_b: &rollout.advantages.advantages_pg[batch.members.clone()],
+                    window: Window {
+                        sequences: completions.len(),
+                        tokens: window_tokens,
+                        micro_batches: rollout.batches.len(),
+                        micro_batch_tokens: counted(members) as f64,
+                    },
+                },
+            )?;
+            check_loss(output.loss, step)?;
+            loss += output.loss;
+            metrics.merge(&output.metrics);
+            grads.merge(pass.backward(&output.dlogp_t, output.dkl_full_t.as_deref())?)?;
+        }
+        let learning_rate = self.options.schedule.learning_rate(step);
+        let done = update(&mut self.policy.params, &mut self.optimiser, &grads, learning_rate, self.options.max_grad_norm)?;
+        check_loss(done.grad_norm, step)?;
+        if let Some(kl) = metrics.kl() {
+            self.beta.observe(kl, completions.len())?;
+        }
+        Ok(StepReport {
+            step: step as usize,
+            loss,
+            grad_norm: done.grad_norm,
+            learning_rate,
+            beta,
+            kl: metrics.kl(),
+            entropy: entropy / tokens.max(1) as f64,
+            reward: rollout.advantages.reward.unwrap_or(f64::NAN),
+            reward_std: rollout.advantages.reward_std.unwrap_or(f64::NAN),
+            rewards: rollout.statistics.clone(),
+            frac_reward_zero_std: rollout.advantages.frac_reward_zero_std,
+            lengths: rollout.lengths,
+            clip_ratio: ClipRatio {
+                low_mean: metrics.clip_ratio_low_mean(),
+                low_min: metrics.clip_ratio_low_min().unwrap_or(0.0),
+                high_mean: metrics.clip_ratio_high_mean(),
+                high_max: metrics.clip_ratio_high_max().unwrap_or(0.0),
+                region_mean: metrics.clip_ratio_region_mean(),
+            },
+            sampling_logp_difference_mean: difference_sum / tokens.max(1) as f64,
+            sampling_logp_difference_max: difference_max,
+            num_tokens: self.tokens,
+            ..StepReport::default()
+        })
+    }
+
+    fn records(&self, step: u64, chosen: &[(u64, &Sample)], rollout: &Scored) -> Vec<CompletionRecord> {
+        let names = self.rewards.names();
+        let mut records = Vec::new();
+        for (p, ((place, sample), completions)) in chosen.iter().zip(&rollout.completions).enumerate() {
+            for (g, completion) in completions.iter().enumerate() {
+                let scores = self.rewards.score(sample, &completion.text);
+                records.push(CompletionRecord {
+                    step: step as usize,
+                    prompt_index: *place as usize,
+                    row: sample.row,
+                    prompt: rollout.prompts[p].text.clone(),
+                    images: sample.image_files().map(|f| f.display().to_string()).collect(),
+                    completion: completion.text.clone(),
+                    length: completion.tokens.len(),
+                    truncated: completion.finish == FinishReason::Length,
+                    solution: sample.solution.clone(),
+                    answer: Some(extract(&completion.text).to_string()),
+                    reward: self.rewards.total(&scores).unwrap_or(f64::NAN),
+                    rewards: names
+                        .iter()
+                        .zip(&scores)
+                        .map(|(n, s)| ((*n).to_string(), s.unwrap_or(f64::NAN)))
+                        .collect(),
+                    advantage: f64::from(rollout.advantages.advantages_pg[p * completions.len() + g]),
+                });
+            }
+        }
+        records
+    }
+}

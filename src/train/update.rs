@@ -1,0 +1,158 @@
+//! Forward and backward passes over micro-batches, and the optimiser's step.
+
+use crate::autograd::{ParamGrads, Tape, Var};
+use crate::batch::MicroBatch;
+use crate::error::{Error, Result};
+use crate::model::qwen2_vl::Qwen2Vl;
+use crate::nn::{Params, Scope};
+use crate::ops::log_softmax_kl::{LogSoftmaxKl, Reference};
+use crate::optim::{AdamW, clip_coefficient, global_grad_norm};
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// Log-probability, entropy and exact KL of each target, completion after completion.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenScores {
+    /// Log-probability of the target.
+    pub logp_t: Vec<f32>,
+    /// Entropy of the distribution it was taken from, nats.
+    pub entropy_t: Vec<f32>,
+    /// Exact KL to the reference, nats; 0 without one.
+    pub kl_t: Vec<f32>,
+}
+
+impl TokenScores {
+    fn of(scores: &Tensor) -> TokenScores {
+        let rows = scores.to_f32();
+        let column = |c: usize| rows.chunks_exact(3).map(|row| row[c]).collect();
+        TokenScores { logp_t: column(0), entropy_t: column(1), kl_t: column(2) }
+    }
+}
+
+/// The policy's forward pass on a tape, waiting for the loss's gradient.
+pub struct Pass {
+    tape: Tape,
+    scores: Var,
+}
+
+/// How a forward pass is run.
+#[derive(Clone, Copy, Debug)]
+pub struct ForwardOptions {
+    /// Divides the logits.
+    pub temperature: f64,
+    /// Keep only the layers' inputs for the backward pass.
+    pub recompute: bool,
+}
+
+/// Runs the policy on a micro-batch; `reference` is given when the exact KL is wanted.
+pub fn forward(
+    model: &Qwen2Vl,
+    params: &Arc<Params>,
+    batch: &MicroBatch,
+    options: ForwardOptions,
+    reference: Option<&Arc<Params>>,
+) -> Result<(TokenScores, Pass)> {
+    let reference = match reference {
+        Some(params) => Some(Reference {
+            hidden: model.infer(params, &batch.packed)?,
+            head: params.of(model.head()).value.clone(),
+        }),
+        None => None,
+    };
+    let tape = Tape::recording();
+    let scores = run(model, &Scope { tape: &tape, params }, batch, options, reference)?;
+    Ok((TokenScores::of(scores.value()), Pass { tape, scores }))
+}
+
+/// The same numbers without a tape.
+pub fn score(model: &Qwen2Vl, params: &Arc<Params>, batch: &MicroBatch, temperature: f64) -> Result<TokenScores> {
+    let tape = Tape::off();
+    let options = ForwardOptions { temperature, recompute: false };
+    let scores = run(model, &Scope { tape: &tape, params }, batch, options, None)?;
+    Ok(TokenScores::of(scores.value()))
+}
+
+fn run(
+    model: &Qwen2Vl,
+    scope: &Scope<'_>,
+    batch: &MicroBatch,
+    options: ForwardOptions,
+    reference: Option<Reference>,
+) -> Result<Var> {
+    let hidden = model.forward(scope, &batch.packed, options.recompute)?.hidden;
+    let op = LogSoftmaxKl { targets: batch.targets.clone(), temperature: options.temperature, reference };
+    scope.tape.apply(op, [&hidden, &scope.param(model.head())])
+}
+
+impl Pass {
+    /// Gradients of the parameters for `dlogp_t` (and `dkl_t`, by the exact KL).
+    pub fn backward(self, dlogp_t: &[f32], dkl_t: Option<&[f32]>) -> Result<ParamGrads> {
+        let mut dy = Vec::with_capacity(3 * dlogp_t.len());
+        for (t, &d) in dlogp_t.iter().enumerate() {
+            dy.extend([d, 0.0, dkl_t.map_or(0.0, |kl| kl[t])]);
+        }
+        let dy = Tensor::new(self.scores.value().shape(), dy)?;
+        Ok(self.tape.backward_from(&self.scores, dy)?.params)
+    }
+}
+
+/// What an optimiser step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f64,
+    /// Whether the weights were changed; they are not when the norm is not finite.
+    pub applied: bool,
+}
+
+/// Clips the gradients and moves the trainable parameters.
+///
+/// `optimiser` holds the state of the trainable parameters in their order. With a gradient that is NaN or
+/// infinite nothing is changed.
+pub fn update(
+    params: &mut Arc<Params>,
+    optimiser: &mut AdamW,
+    grads: &ParamGrads,
+    learning_rate: f64,
+    max_grad_norm: f64,
+) -> Result<Update> {
+    let trainable: Vec<_> = params.iter().filter(|(_, p)| p.trainable).map(|(id, _)| id).collect();
+    let tensors: Vec<_> = trainable.iter().map(|&id| grads.of(id).map(Tensor::to_f32)).collect();
+    let present: Vec<&[f32]> = tensors.iter().flatten().map(AsRef::as_ref).collect();
+    let grad_norm = global_grad_norm(&present);
+    if !grad_norm.is_finite() {
+        return Ok(Update { grad_norm, applied: false });
+    }
+    let list = Arc::make_mut(params);
+    let mut pairs = Vec::with_capacity(trainable.len());
+    for ((_, parameter), grad) in list.iter_mut().filter(|(_, p)| p.trainable).zip(&tensors) {
+        pairs.push((parameter.value.make_mut::<f32>()?, grad.as_deref()));
+    }
+    optimiser.step(&mut pairs, learning_rate, clip_coefficient(grad_norm, max_grad_norm))?;
+    Ok(Update { grad_norm, applied: true })
+}
+
+/// The optimiser's list of the trainable parameters: weight decay on everything but vectors, as Hugging Face's
+/// trainer (`decay_all` puts it on vectors too, as plain `torch.optim.AdamW` does).
+pub fn param_groups(params: &Params, decay_all: bool) -> Vec<crate::optim::ParamGroup> {
+    params
+        .iter()
+        .filter(|(_, p)| p.trainable)
+        .map(|(_, p)| crate::optim::ParamGroup {
+            name: p.name.clone(),
+            len: p.value.len(),
+            decay: decay_all || p.value.shape().len() > 1,
+        })
+        .collect()
+}
+
+/// Fails unless a loss is a number.
+pub fn check_loss(loss: f64, step: u64) -> Result<()> {
+    if loss.is_finite() {
+        return Ok(());
+    }
+    Err(Error::Protect(format!(
+        "the loss of step {step} is {loss}: the run stops before the weights are damaged; lower --learning_rate, \
+         or look at the last rows of metrics.jsonl and completions.jsonl"
+    )))
+}
