@@ -1,1 +1,9 @@
-//! optim
+//! The optimiser: AdamW, the global gradient norm and its clipping, learning-rate schedules.
+
+pub mod adamw;
+pub mod clip;
+pub mod schedule;
+
+pub use adamw::{AdamW, AdamWConfig, ParamGroup, TensorState};
+pub use clip::{clip_coefficient, global_grad_norm};
+pub use schedule::{LrSchedule, LrSchedulerType, warmup_steps};
