@@ -1,2 +1,4 @@
 //! Qwen2-VL.
+
 pub mod config;
+pub mod weights;
