@@ -1,2 +1,8 @@
-//! The policy's families.
+//! The policy's families, and the Hugging Face folders they are read from.
+
+pub mod folder;
+pub mod generation;
+pub mod hub;
+pub mod json;
 pub mod qwen2_vl;
+pub mod safetensors;

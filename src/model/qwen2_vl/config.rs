@@ -1,5 +1,13 @@
 //! Sizes of a Qwen2-VL model, read from any dialect of `config.json`.
 
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+mod parse;
+
 /// A whole checkpoint's sizes and special ids.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Qwen2VlConfig {
@@ -68,3 +76,119 @@ pub struct VisionConfig {
     /// Frames per patch.
     pub temporal_patch_size: usize,
 }
+
+impl Qwen2VlConfig {
+    /// The model family this type describes, as `config.json` calls it.
+    pub const MODEL_TYPE: &'static str = "qwen2_vl";
+
+    /// Reads the parsed `config.json` of a Qwen2-VL checkpoint; `path` is only for errors.
+    ///
+    /// Three dialects are read: flat (published files, transformers up to 4.51), both (4.52 to
+    /// 4.57: flat keys and `text_config`) and nested (5.x: `text_config` only). A key is taken from
+    /// `text_config`, else from the top; what is in neither place has transformers' default. The
+    /// result is [checked](Self::check).
+    ///
+    /// # Errors
+    /// [`Error::Content`] for another model family, a key of the wrong kind or out of range, two
+    /// places that disagree (both values are named), and everything this program would compute
+    /// differently from transformers: rotary scaling other than M-RoPE's default, sliding windows,
+    /// other activations, quantised weights.
+    pub fn from_json(path: &Path, root: &Value) -> Result<Self> {
+        let config = parse::config(root).map_err(|message| Error::content(path, message))?;
+        config.check().map_err(|message| Error::content(path, message))?;
+        Ok(config)
+    }
+
+    /// Checks that the sizes fit together and that no product of them overflows.
+    ///
+    /// # Errors
+    /// What is wrong, in a sentence that names the keys and their values.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        let Self { text, vision, .. } = self;
+        check_range("vocab_size", text.vocab_size, MAX_VOCABULARY)?;
+        check_range("hidden_size", text.hidden_size, MAX_WIDTH)?;
+        check_range("intermediate_size", text.intermediate_size, MAX_WIDTH)?;
+        check_range("num_hidden_layers", text.num_hidden_layers, MAX_LAYERS)?;
+        check_range("num_attention_heads", text.num_attention_heads, MAX_WIDTH)?;
+        check_range("num_key_value_heads", text.num_key_value_heads, MAX_WIDTH)?;
+        check_range("max_position_embeddings", text.max_position_embeddings, MAX_POSITIONS)?;
+        check_range("vision_config.depth", vision.depth, MAX_LAYERS)?;
+        check_range("vision_config.embed_dim", vision.embed_dim, MAX_WIDTH)?;
+        check_range("vision_config.num_heads", vision.num_heads, MAX_WIDTH)?;
+        check_range("vision_config.embed_dim * mlp_ratio", vision.mlp_dim, MAX_WIDTH)?;
+        check_range("vision_config.in_channels", vision.in_channels, MAX_PATCH_AXIS)?;
+        check_range("vision_config.patch_size", vision.patch_size, MAX_PATCH_AXIS)?;
+        check_range("vision_config.spatial_merge_size", vision.spatial_merge_size, MAX_PATCH_AXIS)?;
+        check_range("vision_config.temporal_patch_size", vision.temporal_patch_size, MAX_PATCH_AXIS)?;
+        let merged = vision.embed_dim.checked_mul(vision.spatial_merge_size * vision.spatial_merge_size);
+        check_range(
+            "vision_config.embed_dim * spatial_merge_size^2",
+            merged.unwrap_or(usize::MAX),
+            MAX_WIDTH,
+        )?;
+        if text.head_dim.checked_mul(text.num_attention_heads) != Some(text.hidden_size) {
+            return Err(format!(
+                "num_attention_heads ({}) times the head dimension ({}) is not hidden_size ({})",
+                text.num_attention_heads, text.head_dim, text.hidden_size
+            ));
+        }
+        if !text.num_attention_heads.is_multiple_of(text.num_key_value_heads) {
+            return Err(format!(
+                "num_key_value_heads ({}) does not divide num_attention_heads ({})",
+                text.num_key_value_heads, text.num_attention_heads
+            ));
+        }
+        let [t, h, w] = text.mrope_section;
+        let half = t.checked_add(h).and_then(|sum| sum.checked_add(w));
+        if half.and_then(|half| half.checked_mul(2)) != Some(text.head_dim) {
+            return Err(format!(
+                "mrope_section [{t}, {h}, {w}] does not sum to half the head dimension ({} / 2)",
+                text.head_dim
+            ));
+        }
+        if !vision.embed_dim.is_multiple_of(vision.num_heads) {
+            return Err(format!(
+                "vision_config.num_heads ({}) does not divide vision_config.embed_dim ({})",
+                vision.num_heads, vision.embed_dim
+            ));
+        }
+        let vision_head_dim = vision.embed_dim / vision.num_heads;
+        if !vision_head_dim.is_multiple_of(4) {
+            return Err(format!(
+                "the vision head dimension (embed_dim {} / num_heads {} = {vision_head_dim}) is not a multiple of 4, which the 2-axis rotary embedding needs",
+                vision.embed_dim, vision.num_heads
+            ));
+        }
+        if vision.hidden_size != text.hidden_size {
+            return Err(format!(
+                "vision_config.hidden_size ({}) is not hidden_size ({}): image rows would not fit among the text rows",
+                vision.hidden_size, text.hidden_size
+            ));
+        }
+        if !(text.rms_norm_eps.is_finite() && text.rms_norm_eps > 0.0 && text.rms_norm_eps < 1.0) {
+            return Err(format!("rms_norm_eps ({}) is not between 0 and 1", text.rms_norm_eps));
+        }
+        if !(text.rope_theta.is_finite() && text.rope_theta > 0.0) {
+            return Err(format!("rope_theta ({}) is not a positive number", text.rope_theta));
+        }
+        Ok(())
+    }
+}
+
+// Bounds far above every published model (Qwen2-VL-72B: width 8192, 29568 in the MLP, 80 layers,
+// 152064 tokens) and low enough that no product of three sizes overflows 64 bits.
+const MAX_VOCABULARY: usize = 1 << 24;
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_LAYERS: usize = 1 << 10;
+const MAX_POSITIONS: usize = 1 << 30;
+const MAX_PATCH_AXIS: usize = 1 << 10;
+
+fn check_range(key: &str, value: usize, max: usize) -> std::result::Result<(), String> {
+    if (1..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(format!("{key} is {value}; between 1 and {max} is supported"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,276 @@
+//! Where a model folder is: a path, or a name looked up in the local Hugging Face cache.
+//!
+//! The cache keeps each file once under `models--ORG--NAME/blobs/<hash>` and gives it its
+//! name by a symbolic link in `models--ORG--NAME/snapshots/<commit>/`. Those links are the only
+//! ones that may lead out of a model folder: any other would let a downloaded folder make us
+//! read files of the machine.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::model::json;
+
+/// The folder that `path_or_name` means: a folder of that path, else the snapshot of
+/// `org/name` in the local Hugging Face cache. Nothing is ever downloaded.
+///
+/// The cache is the first that is set of `HF_HUB_CACHE`, `HF_HOME/hub`,
+/// `XDG_CACHE_HOME/huggingface/hub`, else `~/.cache/huggingface/hub`.
+///
+/// # Errors
+/// [`Error::Missing`] with the download command when there is neither.
+pub fn resolve(path_or_name: &str) -> Result<PathBuf> {
+    resolve_with(path_or_name, |name| std::env::var_os(name))
+}
+
+fn resolve_with(path_or_name: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
+    let path = Path::new(path_or_name);
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => return Ok(path.to_path_buf()),
+        Ok(_) => {
+            return Err(Error::missing(
+                path,
+                "is a file; the model is a folder that holds config.json, tokenizer.json and model.safetensors",
+            ));
+        }
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+        Err(e) => return Err(Error::io(path, "read the model folder", e)),
+    }
+    let Some((org, name)) = hub_name(path_or_name) else {
+        return Err(Error::missing(
+            path,
+            "no such model folder; give a folder, or the org/name of a model fetched with `hf download org/name`",
+        ));
+    };
+    let Some(cache) = cache_dir(env) else {
+        return Err(Error::missing(
+            path,
+            format!(
+                "no such folder, and no Hugging Face cache to look in (set HF_HOME); fetch it with: hf download {org}/{name}"
+            ),
+        ));
+    };
+    let repository = cache.join(format!("models--{org}--{name}"));
+    snapshot(&repository).ok_or_else(|| {
+        Error::missing(
+            path,
+            format!(
+                "no such folder, and not in the Hugging Face cache {}; fetch it with: hf download {org}/{name}",
+                cache.display()
+            ),
+        )
+    })
+}
+
+/// `org/name` if `text` has that form.
+fn hub_name(text: &str) -> Option<(&str, &str)> {
+    let part_is_valid = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    text.split_once('/').filter(|(org, name)| part_is_valid(org) && part_is_valid(name))
+}
+
+/// The folder of the Hugging Face cache, as `huggingface_hub` finds it.
+fn cache_dir(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let home = env("HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        let value = PathBuf::from(env(name).filter(|v| !v.is_empty())?);
+        match (value.strip_prefix("~"), &home) {
+            (Ok(rest), Some(home)) => Some(home.join(rest)),
+            _ => Some(value),
+        }
+    };
+    set("HF_HUB_CACHE")
+        .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
+        .or_else(|| Some(set("HF_HOME")?.join("hub")))
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("huggingface").join("hub")))
+        .or_else(|| Some(home.as_ref()?.join(".cache").join("huggingface").join("hub")))
+}
+
+/// The snapshot folder that `refs/main` of a cached repository names.
+fn snapshot(repository: &Path) -> Option<PathBuf> {
+    let commit = json::read_bounded(&repository.join("refs").join("main"), 256).ok()?;
+    let commit = std::str::from_utf8(&commit).ok()?.trim();
+    if commit.is_empty() || !commit.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return None;
+    }
+    Some(repository.join("snapshots").join(commit)).filter(|folder| folder.is_dir())
+}
+
+/// The path of file `name` of the model folder `dir`, or `None` if there is no such file.
+///
+/// Nothing is opened: whatever is not a regular file inside `dir` (or a blob of the Hugging Face
+/// cache that `dir` is a snapshot of) is refused by looking at its path and kind alone.
+///
+/// # Errors
+/// [`Error::Content`] if `name` is not a relative path below `dir`, if a symbolic link leads out of
+/// the folder or nowhere, or if it is no regular file.
+pub fn file_inside(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
+    let relative = Path::new(name);
+    let stays = !name.is_empty()
+        && !name.contains('\0')
+        && relative.components().all(|part| matches!(part, Component::Normal(_)));
+    if !stays {
+        return Err(Error::content(
+            dir,
+            format!("names the file {name:?}, which is not inside the model folder; it was not opened"),
+        ));
+    }
+    let path = dir.join(relative);
+    match fs::symlink_metadata(&path) {
+        Ok(_) => {}
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        Err(e) => return Err(Error::io(&path, "read", e)),
+    }
+    let root = fs::canonicalize(dir).map_err(|e| Error::io(dir, "read the model folder", e))?;
+    let real = match fs::canonicalize(&path) {
+        Ok(real) => real,
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => return Err(Error::io(&path, "read", e)),
+        Err(_) => {
+            return Err(Error::content(
+                &path,
+                "is a symbolic link that leads nowhere; fetch the model again (an interrupted `hf download` leaves such links)",
+            ));
+        }
+    };
+    if !real.starts_with(&root) && !is_cache_blob(&root, &real) {
+        return Err(Error::content(
+            &path,
+            format!(
+                "is a symbolic link out of the model folder, to {}; it was not opened (copy the file into the folder)",
+                real.display()
+            ),
+        ));
+    }
+    let kind = fs::metadata(&real).map_err(|e| Error::io(&path, "read", e))?;
+    if !kind.is_file() {
+        return Err(Error::content(&path, "is not a regular file"));
+    }
+    Ok(Some(path))
+}
+
+/// Whether `real` is a blob of the cached repository that the folder `root` is a snapshot of.
+/// Both paths are canonical.
+fn is_cache_blob(root: &Path, real: &Path) -> bool {
+    let Some(snapshots) = root.parent().filter(|p| p.file_name().is_some_and(|n| n == "snapshots")) else {
+        return false;
+    };
+    let Some(repository) = snapshots.parent() else { return false };
+    let is_model = repository.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("models--"));
+    is_model && real.parent() == Some(repository.join("blobs").as_path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env<'a>(pairs: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<OsString> + 'a {
+        |name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+    }
+
+    #[test]
+    fn cache_order_is_huggingface_hubs() {
+        let all = [
+            ("HF_HUB_CACHE", "/a"),
+            ("HUGGINGFACE_HUB_CACHE", "/b"),
+            ("HF_HOME", "/c"),
+            ("XDG_CACHE_HOME", "/d"),
+            ("HOME", "/e"),
+        ];
+        let expected = ["/a", "/b", "/c/hub", "/d/huggingface/hub", "/e/.cache/huggingface/hub"];
+        for (skip, want) in expected.iter().enumerate() {
+            assert_eq!(cache_dir(env(&all[skip..])), Some(PathBuf::from(want)));
+        }
+        assert_eq!(cache_dir(env(&[])), None);
+        assert_eq!(
+            cache_dir(env(&[("HF_HOME", "~/hf"), ("HOME", "/home/u")])),
+            Some(PathBuf::from("/home/u/hf/hub"))
+        );
+        assert_eq!(
+            cache_dir(env(&[("HF_HOME", ""), ("HOME", "/u")])),
+            Some("/u/.cache/huggingface/hub".into())
+        );
+    }
+
+    #[test]
+    fn names_resolve_through_refs_main() {
+        let temp = tempfile::tempdir().expect("temporary folder");
+        let cache = temp.path().to_str().expect("UTF-8 path");
+        let repository = temp.path().join("models--Qwen--Qwen2-VL-2B-Instruct");
+        let folder = repository.join("snapshots").join("abc123");
+        fs::create_dir_all(&folder).expect("create");
+        fs::create_dir_all(repository.join("refs")).expect("create");
+        let name = "Qwen/Qwen2-VL-2B-Instruct";
+        let vars = [("HF_HUB_CACHE", cache)];
+
+        let error = resolve_with(name, env(&vars)).expect_err("no refs/main yet");
+        assert_eq!(error.exit_code(), 66);
+        assert!(error.to_string().contains("hf download Qwen/Qwen2-VL-2B-Instruct"), "{error}");
+
+        fs::write(repository.join("refs/main"), "abc123\n").expect("write");
+        assert_eq!(resolve_with(name, env(&vars)).expect("cached"), folder);
+        // A ref that would climb out of the cache is no commit.
+        fs::write(repository.join("refs/main"), "../../..").expect("write");
+        assert_eq!(resolve_with(name, env(&vars)).expect_err("bad ref").exit_code(), 66);
+    }
+
+    #[test]
+    fn what_is_no_folder_is_missing() {
+        let temp = tempfile::tempdir().expect("temporary folder");
+        let file = temp.path().join("model.gguf");
+        fs::write(&file, "x").expect("write");
+        for given in [file.to_str().expect("UTF-8"), "/no/such/folder", "nosuchfolder", "../x/y", "a/b/c", ""]
+        {
+            let error = resolve_with(given, env(&[])).expect_err("must fail");
+            assert_eq!(error.exit_code(), 66, "{given}: {error}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_cache_links_leave_the_folder() {
+        use std::os::unix::fs::symlink;
+        let temp = tempfile::tempdir().expect("temporary folder");
+        let repository = temp.path().join("models--o--n");
+        let folder = repository.join("snapshots").join("c0");
+        fs::create_dir_all(&folder).expect("create");
+        fs::create_dir_all(repository.join("blobs")).expect("create");
+        fs::write(repository.join("blobs/beef"), "blob").expect("write");
+        fs::write(repository.join("secret"), "secret").expect("write");
+        fs::write(folder.join("plain"), "plain").expect("write");
+        symlink("../../blobs/beef", folder.join("config.json")).expect("link");
+        symlink("../../secret", folder.join("out")).expect("link");
+        symlink("/etc/hostname", folder.join("absolute")).expect("link");
+        symlink("plain", folder.join("within")).expect("link");
+        symlink("../../blobs/gone", folder.join("dangling")).expect("link");
+        symlink("loop", folder.join("loop")).expect("link");
+        fs::create_dir(folder.join("folder")).expect("create");
+
+        for name in ["config.json", "plain", "within"] {
+            assert_eq!(file_inside(&folder, name).expect(name), Some(folder.join(name)));
+        }
+        for name in
+            ["out", "absolute", "dangling", "loop", "folder", "../c0/plain", "/etc/hostname", "", ".", "a\0b"]
+        {
+            let error = file_inside(&folder, name).expect_err(name);
+            assert_eq!(error.exit_code(), 65, "{name}: {error}");
+        }
+        assert_eq!(file_inside(&folder, "absent").expect("no error"), None);
+        assert_eq!(file_inside(&folder, "plain/below").expect("no error"), None);
+
+        // The same relative link in a folder that is no snapshot is refused.
+        let other = temp.path().join("copy/snapshots/c0");
+        fs::create_dir_all(&other).expect("create");
+        fs::create_dir_all(temp.path().join("copy/blobs")).expect("create");
+        fs::write(temp.path().join("copy/blobs/beef"), "blob").expect("write");
+        symlink("../../blobs/beef", other.join("config.json")).expect("link");
+        assert_eq!(file_inside(&other, "config.json").expect_err("not a cache").exit_code(), 65);
+
+        // A link to the snapshot folder itself is the user's own choice.
+        symlink(&folder, temp.path().join("mine")).expect("link");
+        assert!(file_inside(&temp.path().join("mine"), "config.json").expect("cache").is_some());
+    }
+}

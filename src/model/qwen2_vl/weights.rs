@@ -1,0 +1,132 @@
+//! The parameters of a Qwen2-VL model: their names and shapes, and the other names under which
+//! files hold them.
+//!
+//! The canonical names are those of the published files and of what transformers writes by
+//! default in every version: `model.embed_tokens.weight`, `model.layers.N.*`, `model.norm.weight`,
+//! `visual.*`, `lm_head.weight`.
+
+use super::config::Qwen2VlConfig;
+
+/// Canonical name of the embedding matrix, `[V, C]`.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Canonical name of the output projection, `[V, C]`; only an untied model has it.
+pub const LM_HEAD: &str = "lm_head.weight";
+
+/// Every parameter of the model, in the order of the data flow: canonical name and shape
+/// (Linear weights are `[out, in]`, the patch embedding is `[C, channels, frames, height, width]`).
+///
+/// `config` has passed [`Qwen2VlConfig::check`], so no product here overflows.
+pub fn parameters(config: &Qwen2VlConfig) -> Vec<(String, Vec<usize>)> {
+    let mut list = Vec::new();
+    let mut add = |name: String, shape: &[usize]| list.push((name, shape.to_vec()));
+
+    let vision = &config.vision;
+    let width = vision.embed_dim;
+    let patch = vision.patch_size;
+    add(
+        "visual.patch_embed.proj.weight".into(),
+        &[width, vision.in_channels, vision.temporal_patch_size, patch, patch],
+    );
+    for n in 0..vision.depth {
+        let at = |name: &str| format!("visual.blocks.{n}.{name}");
+        add(at("norm1.weight"), &[width]);
+        add(at("norm1.bias"), &[width]);
+        add(at("attn.qkv.weight"), &[3 * width, width]);
+        add(at("attn.qkv.bias"), &[3 * width]);
+        add(at("attn.proj.weight"), &[width, width]);
+        add(at("attn.proj.bias"), &[width]);
+        add(at("norm2.weight"), &[width]);
+        add(at("norm2.bias"), &[width]);
+        add(at("mlp.fc1.weight"), &[vision.mlp_dim, width]);
+        add(at("mlp.fc1.bias"), &[vision.mlp_dim]);
+        add(at("mlp.fc2.weight"), &[width, vision.mlp_dim]);
+        add(at("mlp.fc2.bias"), &[width]);
+    }
+    let merged = width * vision.spatial_merge_size * vision.spatial_merge_size;
+    add("visual.merger.ln_q.weight".into(), &[width]);
+    add("visual.merger.ln_q.bias".into(), &[width]);
+    add("visual.merger.mlp.0.weight".into(), &[merged, merged]);
+    add("visual.merger.mlp.0.bias".into(), &[merged]);
+    add("visual.merger.mlp.2.weight".into(), &[vision.hidden_size, merged]);
+    add("visual.merger.mlp.2.bias".into(), &[vision.hidden_size]);
+
+    let text = &config.text;
+    let width = text.hidden_size;
+    let query = text.num_attention_heads * text.head_dim;
+    let key_value = text.num_key_value_heads * text.head_dim;
+    add(EMBEDDING.into(), &[text.vocab_size, width]);
+    for n in 0..text.num_hidden_layers {
+        let at = |name: &str| format!("model.layers.{n}.{name}");
+        add(at("input_layernorm.weight"), &[width]);
+        add(at("self_attn.q_proj.weight"), &[query, width]);
+        add(at("self_attn.q_proj.bias"), &[query]);
+        add(at("self_attn.k_proj.weight"), &[key_value, width]);
+        add(at("self_attn.k_proj.bias"), &[key_value]);
+        add(at("self_attn.v_proj.weight"), &[key_value, width]);
+        add(at("self_attn.v_proj.bias"), &[key_value]);
+        add(at("self_attn.o_proj.weight"), &[width, query]);
+        add(at("post_attention_layernorm.weight"), &[width]);
+        add(at("mlp.gate_proj.weight"), &[text.intermediate_size, width]);
+        add(at("mlp.up_proj.weight"), &[text.intermediate_size, width]);
+        add(at("mlp.down_proj.weight"), &[width, text.intermediate_size]);
+    }
+    add("model.norm.weight".into(), &[width]);
+    if !config.tie_word_embeddings {
+        add(LM_HEAD.into(), &[text.vocab_size, width]);
+    }
+    list
+}
+
+/// The canonical form of a name found in a file: published names stay, `model.visual.*` and
+/// `model.language_model.*` (transformers 4.52 and later, in memory), and `language_model.model.*`
+/// with `language_model.lm_head.*` lose their wrapping. Whether such a parameter exists is
+/// not decided here.
+pub fn canonical_name(stored: &str) -> String {
+    let prefixes = [
+        ("model.visual.", "visual."),
+        ("model.language_model.", "model."),
+        ("language_model.model.", "model."),
+        ("language_model.lm_head.", "lm_head."),
+    ];
+    for (from, to) in prefixes {
+        if let Some(rest) = stored.strip_prefix(from) {
+            return format!("{to}{rest}");
+        }
+    }
+    stored.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_every_era_have_one_form() {
+        for (stored, canonical) in [
+            ("visual.merger.ln_q.bias", "visual.merger.ln_q.bias"),
+            ("model.visual.merger.ln_q.bias", "visual.merger.ln_q.bias"),
+            ("model.layers.3.mlp.up_proj.weight", "model.layers.3.mlp.up_proj.weight"),
+            ("model.language_model.layers.3.mlp.up_proj.weight", "model.layers.3.mlp.up_proj.weight"),
+            ("language_model.model.layers.3.mlp.up_proj.weight", "model.layers.3.mlp.up_proj.weight"),
+            ("model.language_model.embed_tokens.weight", EMBEDDING),
+            ("language_model.lm_head.weight", LM_HEAD),
+            ("lm_head.weight", LM_HEAD),
+            ("transformer.h.0.weight", "transformer.h.0.weight"),
+        ] {
+            assert_eq!(canonical_name(stored), canonical);
+        }
+    }
+
+    /// The published 2B model: 2,208,985,600 parameters (its index says 4,417,971,200 bytes of bf16).
+    #[test]
+    fn the_published_2b_model_has_its_published_size() {
+        let root = serde_json::json!({
+            "model_type": "qwen2_vl", "hidden_size": 1536, "intermediate_size": 8960,
+            "num_attention_heads": 12, "num_hidden_layers": 28, "num_key_value_heads": 2,
+            "vocab_size": 151936, "tie_word_embeddings": true, "vision_config": {"hidden_size": 1536}
+        });
+        let config = Qwen2VlConfig::from_json("config.json".as_ref(), &root).expect("valid");
+        let total: usize = parameters(&config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        assert_eq!(total, 2_208_985_600);
+    }
+}
