@@ -20,21 +20,7 @@ use crate::error::{Error, Result};
 /// Added to the standard deviation before the division, as in TRL.
 const STD_EPSILON: f64 = 1e-4;
 
-/// What a centred reward is divided by (option `scale_rewards`).
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
-)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum ScaleRewards {
-    /// The standard deviation of the completion's own group (the paper).
-    #[default]
-    Group,
-    /// The standard deviation of all rewards of the batch; the mean stays the group's.
-    Batch,
-    /// Nothing: the centred reward is the advantage (Dr. GRPO).
-    None,
-}
+pub use crate::config::ScaleRewards;
 
 /// Reward statistics of one group, over its scored completions.
 #[derive(Clone, Copy, Debug, PartialEq)]

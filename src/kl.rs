@@ -14,7 +14,7 @@ pub mod othink;
 pub use adaptive::Adaptive;
 pub use constant::Constant;
 pub use cosine::Cosine;
-pub use estimator::{KlEstimator, k1_penalty};
+pub use estimator::{KlEstimator, k1_penalty, value_and_slope};
 pub use linear::Linear;
 pub use othink::Othink;
 

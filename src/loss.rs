@@ -33,7 +33,7 @@ mod surrogate;
 mod tests;
 
 use crate::error::{Error, Result};
-use crate::kl::KlEstimator;
+use crate::kl::{KlEstimator, value_and_slope};
 use surrogate::clipped_surrogate;
 
 /// The two float types that log-probabilities come in: f32 in training, f64 in gradient checks.
@@ -54,37 +54,9 @@ impl Real for f64 {
     }
 }
 
-/// How token losses are averaged (option `loss_type`). See the module's table.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
-)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum LossType {
-    /// Mean over completions of the mean over their tokens (the paper).
-    #[default]
-    Grpo,
-    /// Mean over all tokens of the accumulation window.
-    Dapo,
-    /// Mean over the tokens of each micro-batch, then over micro-batches.
-    Bnpo,
-    /// Sum over tokens by a constant length: no length bias.
-    DrGrpo,
-}
+pub use crate::config::LossType;
 
-/// What the importance ratio belongs to (option `importance_sampling_level`).
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
-)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum ImportanceSamplingLevel {
-    /// Each token has its own ratio.
-    #[default]
-    Token,
-    /// All tokens of a completion share the geometric mean (GSPO, arXiv 2507.18071).
-    Sequence,
-}
+pub use crate::config::ImportanceSamplingLevel;
 
 /// The options of the loss; `beta` is the weight at the current step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -336,7 +308,7 @@ fn completion<F: Real>(
         match (config.kl_estimator, inputs.kl_full_t, inputs.ref_logp_t) {
             (KlEstimator::Full, Some(kl_full), _) => Some((kl_full[t].into(), 0.0)),
             (KlEstimator::Full, None, _) | (_, _, None) => None,
-            (estimator, _, Some(reference)) => Some(estimator.value_and_slope(logp(t), reference[t].into())),
+            (estimator, _, Some(reference)) => Some(value_and_slope(estimator, logp(t), reference[t].into())),
         }
     };
     // k1 acts in the reward; here it is only measured.

@@ -1,6 +1,6 @@
 //! The group-relative policy objective (Eq. 1, 2 and 4) and its KL term (Eq. 3 and 5).
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::check::{
     Checked, Violation, at_least, fraction, if_set, non_negative, positive, positive_fraction,
@@ -110,7 +110,7 @@ impl GroupOptions {
 }
 
 /// What the centred rewards are divided by.
-#[derive(clap::ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum ScaleRewards {
@@ -125,7 +125,7 @@ pub enum ScaleRewards {
 }
 
 /// How the token losses are averaged.
-#[derive(clap::ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum LossType {
@@ -140,7 +140,7 @@ pub enum LossType {
 }
 
 /// What the probability ratio is taken over.
-#[derive(clap::ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum ImportanceSamplingLevel {
@@ -292,7 +292,7 @@ pub enum BetaSchedule {
 }
 
 /// How the KL between policy and reference is estimated, and where it enters.
-#[derive(clap::ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum KlEstimator {

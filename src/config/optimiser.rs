@@ -1,6 +1,6 @@
 //! Batches, steps, AdamW and the learning rate.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::check::{Checked, at_least, decay, fraction, if_set, non_negative, positive};
 use super::names::boolean;
@@ -106,7 +106,7 @@ impl OptimiserOptions {
 }
 
 /// Shape of the learning rate after warm-up, with transformers' names.
-#[derive(clap::ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum LrSchedulerType {

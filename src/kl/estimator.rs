@@ -26,42 +26,21 @@
 
 use crate::error::{Error, Result};
 
-/// Which KL estimate is weighted by beta (option `kl_estimator`). See the module's table.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
-)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum KlEstimator {
-    /// `log pi - log ref`, subtracted from the reward by [`k1_penalty`].
-    K1,
-    /// Half the squared log-ratio, in the loss.
-    K2,
-    /// `r - 1 - log r`, in the loss (OThink-MR1's Eq. 5).
-    #[default]
-    K3,
-    /// `k3` times the importance ratio, differentiated through both (DeepSeek-V3.2; TRL's
-    /// `use_bias_correction_kl`).
-    K3Unbiased,
-    /// The exact sum over the vocabulary, computed by the log-softmax op.
-    Full,
-}
+pub use crate::config::KlEstimator;
 
-impl KlEstimator {
-    /// The estimate at one sampled token and its derivative by the policy's log-probability.
-    ///
-    /// The importance ratio of `k3_unbiased` is not included (it may belong to the whole
-    /// sequence), and `full` needs the whole vocabulary: for both this is plain `k3`.
-    pub fn value_and_slope(self, logp: f64, ref_logp: f64) -> (f64, f64) {
-        let log_r = ref_logp - logp;
-        match self {
-            KlEstimator::K1 => (-log_r, 1.0),
-            KlEstimator::K2 => (0.5 * log_r * log_r, -log_r),
-            KlEstimator::K3 | KlEstimator::K3Unbiased | KlEstimator::Full => {
-                // exp_m1 keeps the digits that exp(x) - 1 - x loses near the reference.
-                let r_minus_1 = log_r.exp_m1();
-                (r_minus_1 - log_r, -r_minus_1)
-            }
+/// The estimate at one sampled token and its derivative by the policy's log-probability.
+///
+/// The importance ratio of `k3_unbiased` is not included (it may belong to the whole
+/// sequence), and `full` needs the whole vocabulary: for both this is plain `k3`.
+pub fn value_and_slope(estimator: KlEstimator, logp: f64, ref_logp: f64) -> (f64, f64) {
+    let log_r = ref_logp - logp;
+    match estimator {
+        KlEstimator::K1 => (-log_r, 1.0),
+        KlEstimator::K2 => (0.5 * log_r * log_r, -log_r),
+        KlEstimator::K3 | KlEstimator::K3Unbiased | KlEstimator::Full => {
+            // exp_m1 keeps the digits that exp(x) - 1 - x loses near the reference.
+            let r_minus_1 = log_r.exp_m1();
+            (r_minus_1 - log_r, -r_minus_1)
         }
     }
 }
@@ -171,9 +150,9 @@ mod tests {
     fn slopes_are_the_derivatives() {
         for estimator in [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3] {
             for (logp, reference) in [(-1.0, -1.3), (-0.2, -2.5), (-3.0, -0.1), (-1.0, -1.0)] {
-                let value = |logp| estimator.value_and_slope(logp, reference).0;
+                let value = |logp| value_and_slope(estimator, logp, reference).0;
                 let slope = (value(logp + 1e-5) - value(logp - 1e-5)) / 2e-5;
-                let got = estimator.value_and_slope(logp, reference).1;
+                let got = value_and_slope(estimator, logp, reference).1;
                 assert!((got - slope).abs() < 1e-8, "{estimator:?} {logp} {reference}: {got} {slope}");
             }
         }
@@ -183,7 +162,7 @@ mod tests {
     fn values_are_unbiased_for_k1_and_k3_only() {
         let (pi, reference) = (log_softmax(&LOGITS), log_softmax(&REF_LOGITS));
         let mean = |estimator: KlEstimator| -> f64 {
-            pi.iter().zip(&reference).map(|(p, q)| p.exp() * estimator.value_and_slope(*p, *q).0).sum()
+            pi.iter().zip(&reference).map(|(p, q)| p.exp() * value_and_slope(estimator, *p, *q).0).sum()
         };
         let exact = kl(&pi, &reference);
         assert!((mean(KlEstimator::K1) - exact).abs() < 1e-14);
@@ -194,20 +173,20 @@ mod tests {
 
     #[test]
     fn k1_in_the_loss_does_nothing_in_the_reward_it_is_reverse_kl() {
-        assert!(near(expected_gradient(|p, q| KlEstimator::K1.value_and_slope(p, q).1), [0.0; 5]));
-        assert!(near(expected_gradient(|p, q| KlEstimator::K1.value_and_slope(p, q).0), reverse()));
+        assert!(near(expected_gradient(|p, q| value_and_slope(KlEstimator::K1, p, q).1), [0.0; 5]));
+        assert!(near(expected_gradient(|p, q| value_and_slope(KlEstimator::K1, p, q).0), reverse()));
     }
 
     #[test]
     fn k2_in_the_loss_is_reverse_kl() {
-        assert!(near(expected_gradient(|p, q| KlEstimator::K2.value_and_slope(p, q).1), reverse()));
+        assert!(near(expected_gradient(|p, q| value_and_slope(KlEstimator::K2, p, q).1), reverse()));
     }
 
     #[test]
     fn k3_in_the_loss_is_forward_kl_and_in_the_reward_neither() {
-        let in_loss = expected_gradient(|p, q| KlEstimator::K3.value_and_slope(p, q).1);
+        let in_loss = expected_gradient(|p, q| value_and_slope(KlEstimator::K3, p, q).1);
         assert!(near(in_loss, forward()) && !near(in_loss, reverse()));
-        let in_reward = expected_gradient(|p, q| KlEstimator::K3.value_and_slope(p, q).0);
+        let in_reward = expected_gradient(|p, q| value_and_slope(KlEstimator::K3, p, q).0);
         assert!(!near(in_reward, forward()) && !near(in_reward, reverse()));
     }
 
@@ -215,7 +194,7 @@ mod tests {
     fn ratio_weighted_k3_is_reverse_kl() {
         // At ratio 1 the derivative of ratio * k3 is k3 + its slope.
         let slope = |p, q| {
-            let (value, slope) = KlEstimator::K3Unbiased.value_and_slope(p, q);
+            let (value, slope) = value_and_slope(KlEstimator::K3Unbiased, p, q);
             value + slope
         };
         assert!(near(expected_gradient(slope), reverse()));
@@ -224,7 +203,7 @@ mod tests {
     #[test]
     fn k3_keeps_its_digits_near_the_reference() {
         // x^2 / 2 for x = 1e-7, up to a relative x / 3; exp(x) - 1 - x would be off by a percent.
-        let (value, _) = KlEstimator::K3.value_and_slope(-1.0 - 1e-7, -1.0);
+        let (value, _) = value_and_slope(KlEstimator::K3, -1.0 - 1e-7, -1.0);
         assert!((value / 5e-15 - 1.0).abs() < 1e-6, "{value}");
     }
 

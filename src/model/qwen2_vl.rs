@@ -14,11 +14,12 @@ use crate::nn::{Names, Params, Scope};
 use crate::ops::attention::Segment;
 use crate::ops::embedding::Embedding;
 use crate::packed::Packed;
+use crate::processor::Normalisation;
 use crate::tensor::Tensor;
 use config::Qwen2VlConfig;
 use std::sync::Arc;
 use text::Text;
-use vision::{Features, Normalisation, Vision};
+use vision::{Features, Vision};
 
 /// The architecture: which parameters are used where.
 #[derive(Clone, Debug)]
@@ -40,7 +41,7 @@ pub struct Output {
 
 impl Qwen2Vl {
     /// Puts the model together for weights in the order of [`weights::parameters`].
-    pub fn new(config: Qwen2VlConfig, normalisation: Normalisation) -> Result<Qwen2Vl> {
+    pub fn new(config: Qwen2VlConfig, normalisation: &Normalisation) -> Result<Qwen2Vl> {
         let list = weights::parameters(&config);
         let names = Names::new(list.iter().map(|(name, _)| name.as_str()));
         let embedding = names.id("model.embed_tokens.weight")?;

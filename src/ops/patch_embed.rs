@@ -1,6 +1,6 @@
 //! Patch embedding: grey levels to tokens.
 //!
-//! `y = xhat W^T`, `xhat[n, c, ...] = (byte / 255 - mean_c) / std_c`. Hugging Face writes it as a Conv3d with kernel
+//! `y = xhat W^T`, `xhat[n, c, ...] = levels[c][byte]`, the normalised value `(byte / 255 - mean_c) / std_c`. Hugging Face writes it as a Conv3d with kernel
 //! and stride (2, 14, 14), which on cut-out patches is this product. Shapes: bytes `[N, channels * frames * side^2]`
 //! (Conv3d order), W `[C, channels, frames, side, side]`, y `[N, C]`. `dW = dy^T xhat`; bytes have no gradient.
 
@@ -15,34 +15,23 @@ use std::sync::Arc;
 pub struct PatchEmbed {
     /// Patches of all images, one after the other, as the processor cuts them.
     pub patches: Vec<Arc<[u8]>>,
-    /// Mean of each channel on the scale 0 to 1.
-    pub mean: Vec<f32>,
-    /// Standard deviation of each channel on the same scale.
-    pub std: Vec<f32>,
+    /// The normalised value of each grey level, per channel.
+    pub levels: Arc<[[f32; 256]; 3]>,
 }
 
 impl PatchEmbed {
     /// Normalised pixels `[N, width]`, rounded to `dtype`.
     fn pixels<R: Real>(&self, width: usize, dtype: DType) -> Result<Tensor> {
-        let channels = self.mean.len();
         let total: usize = self.patches.iter().map(|p| p.len()).sum();
-        if channels == 0 || !width.is_multiple_of(channels) || self.patches.iter().any(|p| p.len() % width != 0) {
+        if width == 0 || !width.is_multiple_of(3) || self.patches.iter().any(|p| p.len() % width != 0) {
             return Err(Error::Internal(format!("patch_embed: {total} bytes in rows of {width}")));
         }
-        let per_channel = width / channels;
-        let mut levels = Vec::with_capacity(256 * channels);
-        for (mean, std) in self.mean.iter().zip(&self.std) {
-            // The scaling runs in f64 and is rounded once to f32 before the normalisation, as transformers does it.
-            levels.extend((0..256).map(|b| {
-                let scaled = (f64::from(b) * (1.0 / 255.0)) as f32;
-                R::of(f64::from((scaled - mean) / std))
-            }));
-        }
+        let per_channel = width / 3;
         let x: Vec<R> = self
             .patches
             .iter()
             .flat_map(|p| p.iter().enumerate())
-            .map(|(i, &byte)| levels[(i % width) / per_channel * 256 + usize::from(byte)])
+            .map(|(i, &byte)| R::of(f64::from(self.levels[(i % width) / per_channel][usize::from(byte)])))
             .collect();
         Tensor::rounded(&[total / width, width], x, dtype)
     }
@@ -82,18 +71,22 @@ mod tests {
     use super::*;
     use crate::autograd::gradcheck::{gradcheck, random};
 
+    fn levels() -> Arc<[[f32; 256]; 3]> {
+        Arc::new(std::array::from_fn(|c| std::array::from_fn(|b| b as f32 / 100.0 - c as f32)))
+    }
+
     #[test]
-    fn normalises_by_channel() -> Result<()> {
-        let op = PatchEmbed { patches: vec![Arc::from([255, 0])], mean: vec![0.5, 0.25], std: vec![0.5, 0.5] };
-        let w = Tensor::new(&[1, 2, 1, 1, 1], vec![1.0_f32, 100.0])?;
-        assert_eq!(op.forward([&w])?.0.real::<f32>().as_ref(), [1.0 - 50.0]);
+    fn each_channel_has_its_own_levels() -> Result<()> {
+        let op = PatchEmbed { patches: vec![Arc::from([200, 0, 50])], levels: levels() };
+        let w = Tensor::new(&[1, 3, 1, 1, 1], vec![1.0_f32, 100.0, 10.0])?;
+        assert_eq!(op.forward([&w])?.0.real::<f32>().as_ref(), [2.0 - 100.0 - 15.0]);
         Ok(())
     }
 
     #[test]
     fn gradient() -> Result<()> {
         let bytes: Arc<[u8]> = (0..36u8).map(|i| i.wrapping_mul(37)).collect();
-        let make = || PatchEmbed { patches: vec![bytes.clone(), bytes.clone()], mean: vec![0.4; 3], std: vec![0.3; 3] };
+        let make = || PatchEmbed { patches: vec![bytes.clone(), bytes.clone()], levels: levels() };
         assert!(gradcheck(make, [&random(&[5, 3, 1, 2, 2], 1)?])? < 1e-7);
         assert!(make().forward([&random(&[5, 3, 1, 2, 4], 1)?]).is_err());
         Ok(())

@@ -2,23 +2,7 @@
 
 use crate::error::{Error, Result};
 
-/// The shape of the learning rate over a run (option `lr_scheduler_type`).
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
-)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum LrSchedulerType {
-    /// Warm-up, then a straight line to 0.
-    #[default]
-    Linear,
-    /// Warm-up, then half a cosine to 0.
-    Cosine,
-    /// The peak from the first step on; as in Hugging Face, warm-up is ignored.
-    Constant,
-    /// Warm-up, then the peak.
-    ConstantWithWarmup,
-}
+pub use crate::config::LrSchedulerType;
 
 /// The learning rate of each optimiser step. With warm-up `W` and total `S`:
 ///

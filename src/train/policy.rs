@@ -43,7 +43,7 @@ impl Policy {
                 ),
             ));
         }
-        let model = Qwen2Vl::new(folder.config.clone(), processor.image_config().normalisation.clone())?;
+        let model = Qwen2Vl::new(folder.config.clone(), &processor.image_config().normalisation)?;
         let weights = folder.load_weights()?;
         let tensors = weights
             .into_iter()

@@ -9,22 +9,13 @@ use crate::ops::attention::{Attention, Heads, Segment};
 use crate::ops::elementwise::{Add, Columns};
 use crate::ops::patch_embed::PatchEmbed;
 use crate::ops::rope::{Rope, Table};
-use crate::processor::Patches;
+use crate::processor::{Normalisation, Patches};
 use std::sync::Arc;
 
 /// Epsilon of every LayerNorm of the tower (fixed in Hugging Face's code).
 const EPS: f64 = 1e-6;
 /// Base of the two-axis rotation.
 const THETA: f64 = 10_000.0;
-
-/// How grey levels are normalised: mean and standard deviation per channel on the scale 0 to 1.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Normalisation {
-    /// Mean per channel.
-    pub mean: Vec<f32>,
-    /// Standard deviation per channel.
-    pub std: Vec<f32>,
-}
 
 #[derive(Clone, Debug)]
 struct Block {
@@ -84,7 +75,7 @@ pub struct Vision {
     merge: usize,
     merged_width: usize,
     head_dim: usize,
-    normalisation: Normalisation,
+    levels: Arc<[[f32; 256]; 3]>,
 }
 
 /// What the tower gives.
@@ -97,7 +88,7 @@ pub struct Features {
 
 impl Vision {
     /// Finds the tower's parameters.
-    pub fn new(names: &Names, config: &VisionConfig, normalisation: Normalisation) -> Result<Vision> {
+    pub fn new(names: &Names, config: &VisionConfig, normalisation: &Normalisation) -> Result<Vision> {
         Ok(Vision {
             patch_embed: names.id("visual.patch_embed.proj.weight")?,
             blocks: (0..config.depth).map(|n| Block::new(names, n, config)).collect::<Result<_>>()?,
@@ -107,7 +98,7 @@ impl Vision {
             merge: config.spatial_merge_size,
             merged_width: config.embed_dim * config.spatial_merge_size.pow(2),
             head_dim: config.embed_dim / config.num_heads,
-            normalisation,
+            levels: Arc::new(normalisation.table()),
         })
     }
 
@@ -115,8 +106,7 @@ impl Vision {
     pub fn forward(&self, scope: &Scope<'_>, images: &[&Patches], recompute: bool) -> Result<Features> {
         let embed = PatchEmbed {
             patches: images.iter().map(|p| p.bytes.clone()).collect(),
-            mean: self.normalisation.mean.clone(),
-            std: self.normalisation.std.clone(),
+            levels: self.levels.clone(),
         };
         let mut x = scope.tape.apply(embed, [&scope.param(self.patch_embed)])?;
         let table = Table::axial(THETA, self.head_dim, &places(images, self.merge));
