@@ -29,7 +29,7 @@ const PROGRAM: &str = "othink-train";
         Option names take _ and - alike. Exit codes: 0 done, 1 bug, 2 usage or\n\
         config, 65 bad model or data, 66 input missing, 69 no such device,\n\
         70 stopped to protect the run, 74 I/O error.",
-    subcommand_required = true,
+
     disable_help_subcommand = true
 )]
 struct CommandLine {
@@ -90,7 +90,7 @@ pub enum Command {
     Score(Box<ScoreConfig>),
 
     /// Write a synthetic dataset with images
-    #[command(subcommand, subcommand_required = true)]
+    #[command(subcommand)]
     Tasks(TasksCommand),
 
     /// Show what a checkpoint or run folder holds
@@ -105,7 +105,7 @@ pub enum Command {
 #[derive(Subcommand, Clone, Debug, PartialEq)]
 pub enum TasksCommand {
     /// Make a dataset
-    #[command(subcommand, subcommand_required = true)]
+    #[command(subcommand)]
     Make(MakeCommand),
 }
 
@@ -325,7 +325,7 @@ fn explain(
         ErrorKind::MissingRequiredArgument => {
             format!("required: {argument} ({see})")
         }
-        ErrorKind::MissingSubcommand => {
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
             format!("a command is missing after `{words}`: one of {} ({see})", names.join(", "))
         }

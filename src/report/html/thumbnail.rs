@@ -1,0 +1,71 @@
+//! Images small enough to carry inside the page.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+
+/// Longer side of a thumbnail, in pixels: twice the width it is shown at.
+const SIDE: u32 = 460;
+/// Memory that decoding one image may take; larger ones are shown by name.
+const DECODE_BYTES: u64 = 256 << 20;
+
+/// The image as a PNG in a `data:` address, shrunk to [`SIDE`] and upright; or why there is none.
+pub fn data_uri(path: &Path) -> Result<String, String> {
+    let mut reader = ImageReader::open(path)
+        .and_then(ImageReader::with_guessed_format)
+        .map_err(|error| error.to_string())?;
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(DECODE_BYTES);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(|error| error.to_string())?;
+    let orientation = decoder.orientation().map_err(|error| error.to_string())?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    image.apply_orientation(orientation);
+    if image.width().max(image.height()) > SIDE {
+        image = image.thumbnail(SIDE, SIDE);
+    }
+    let mut png = Cursor::new(Vec::new());
+    image.to_rgba8().write_to(&mut png, ImageFormat::Png).map_err(|error| error.to_string())?;
+    Ok(format!("data:image/png;base64,{}", base64(png.get_ref())))
+}
+
+/// RFC 4648 base64, padded.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let byte = |index: usize| u32::from(chunk.get(index).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for place in 0..4 {
+            let index = (bits >> (18 - 6 * place)) as usize & 63;
+            text.push(if place > chunk.len() { '=' } else { char::from(ALPHABET[index]) });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_test_vectors_of_rfc_4648() {
+        for (bytes, text) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
+            assert_eq!(base64(bytes.as_bytes()), text);
+        }
+    }
+
+    #[test]
+    fn large_images_shrink_and_broken_ones_say_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wide.png");
+        image::RgbImage::new(920, 10).save(&path).unwrap();
+        assert!(data_uri(&path).unwrap().starts_with("data:image/png;base64,iVBORw0KGgo"));
+        std::fs::write(&path, "not an image").unwrap();
+        assert!(data_uri(&path).is_err());
+        assert!(data_uri(&folder.path().join("none.png")).is_err());
+    }
+}

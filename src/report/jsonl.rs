@@ -1,0 +1,157 @@
+//! JSON lines: one object per line, on disk as soon as it is written.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// One object of a JSON-lines file, its keys in the file's order.
+pub type Row = serde_json::Map<String, Value>;
+
+/// Appends objects to a file, one per line.
+#[derive(Debug)]
+pub struct JsonLines {
+    path: PathBuf,
+    file: File,
+}
+
+impl JsonLines {
+    /// Starts an empty file, replacing what was there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Missing`] when the file cannot be created.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = File::create(path).map_err(|error| Error::io(path, "create", error))?;
+        Ok(JsonLines { path: path.to_path_buf(), file })
+    }
+
+    /// Continues a file at `first_step`: rows of that step and later ones, and a last line that a crash cut short, are
+    /// dropped first. A file that is not there is created.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read or written.
+    pub fn resume(path: impl AsRef<Path>, first_step: usize) -> Result<Self> {
+        let path = path.as_ref();
+        let kept = match File::open(path) {
+            Ok(file) => rows_before(file, first_step).map_err(|error| Error::io(path, "read", error))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Self::create(path),
+            Err(error) => return Err(Error::io(path, "open", error)),
+        };
+        let file =
+            OpenOptions::new().append(true).open(path).map_err(|error| Error::io(path, "open", error))?;
+        file.set_len(kept).map_err(|error| Error::io(path, "shorten", error))?;
+        Ok(JsonLines { path: path.to_path_buf(), file })
+    }
+
+    /// Writes one record as one line, in one write.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the disk refuses; [`Error::Internal`] when the record is not JSON-like.
+    pub fn append(&mut self, record: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_vec(record)
+            .map_err(|error| Error::Internal(format!("a record is not JSON: {error}")))?;
+        line.push(b'\n');
+        self.file
+            .write_all(&line)
+            .and_then(|()| self.file.flush())
+            .map_err(|error| Error::io(&self.path, "append to", error))
+    }
+}
+
+/// Length in bytes of the leading whole rows whose `step` is below `first_step`.
+fn rows_before(file: File, first_step: usize) -> std::io::Result<u64> {
+    let mut reader = BufReader::new(file);
+    let (mut kept, mut line) = (0, Vec::new());
+    loop {
+        line.clear();
+        let length = reader.read_until(b'\n', &mut line)?;
+        let step = serde_json::from_slice::<Row>(&line).ok().and_then(|row| row.get("step")?.as_u64());
+        match step {
+            Some(step) if line.ends_with(b"\n") && step < first_step as u64 => kept += length as u64,
+            _ => return Ok(kept),
+        }
+    }
+}
+
+/// Reads every line of a JSON-lines file, empty lines aside.
+///
+/// # Errors
+/// [`Error::Missing`] or [`Error::Io`] when it cannot be read; [`Error::Content`] with the line number when a line is
+/// not such an object.
+pub fn read_rows<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<Vec<T>> {
+    let mut rows = Vec::new();
+    for_each_row(path, |row| rows.push(row))?;
+    Ok(rows)
+}
+
+/// As [`read_rows`], one row at a time.
+///
+/// # Errors
+/// As [`read_rows`].
+pub fn for_each_row<T: DeserializeOwned>(path: impl AsRef<Path>, mut visit: impl FnMut(T)) -> Result<()> {
+    let path = path.as_ref();
+    let file = File::open(path).map_err(|error| Error::io(path, "read", error))?;
+    for (index, line) in BufReader::new(file).lines().enumerate() {
+        let line = line.map_err(|error| Error::io(path, "read", error))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let row = serde_json::from_str(&line)
+            .map_err(|error| Error::content(path, format!("line {}: {error}", index + 1)))?;
+        visit(row);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(step: usize) -> Row {
+        [("step".to_owned(), Value::from(step))].into_iter().collect()
+    }
+
+    #[test]
+    fn rows_are_on_disk_at_once_and_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut lines = JsonLines::create(&path).unwrap();
+        lines.append(&row(0)).unwrap();
+        lines.append(&row(1)).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":0}\n{\"step\":1}\n");
+        assert_eq!(read_rows::<Row>(&path).unwrap(), [row(0), row(1)]);
+    }
+
+    #[test]
+    fn resuming_drops_later_steps_and_a_torn_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        for (text, first_step, expected) in [
+            ("{\"step\":0}\n{\"step\":1}\n{\"step\":2}\n", 2, vec![row(0), row(1), row(2)]),
+            ("{\"step\":0}\n{\"step\":1}\n{\"st", 2, vec![row(0), row(1), row(2)]),
+            ("{\"step\":0}\n{\"step\":1}", 1, vec![row(0), row(1)]),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let mut lines = JsonLines::resume(&path, first_step).unwrap();
+            lines.append(&row(first_step)).unwrap();
+            assert_eq!(read_rows::<Row>(&path).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn broken_line_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        std::fs::write(&path, "{}\n\nnonsense\n").unwrap();
+        let error = read_rows::<Row>(&path).unwrap_err();
+        assert_eq!(error.exit_code(), 65);
+        assert!(error.to_string().contains("rows.jsonl: line 3: "), "{error}");
+        assert_eq!(read_rows::<Row>(folder.path().join("none")).unwrap_err().exit_code(), 66);
+    }
+}
