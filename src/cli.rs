@@ -15,6 +15,7 @@ pub mod arguments;
 
 mod demo;
 mod eval;
+mod explain;
 mod generate;
 mod grpo;
 mod inspect;
