@@ -28,7 +28,7 @@ const RENDER_STACK_BYTES: usize = 32 << 20;
 
 /// What Qwen2-VL's published template does, for folders without one: a default system message where the conversation has
 /// none, every message between `<|im_start|>role` and `<|im_end|>`, images as one placeholder between vision marks.
-const QWEN2_VL: &str = concat!(
+pub const QWEN2_VL_TEMPLATE: &str = concat!(
     "{%- set pictures = namespace(n=0) -%}",
     "{%- for message in messages -%}",
     "{%- if loop.first and message.role != 'system' -%}",
@@ -101,7 +101,7 @@ impl ChatTemplate {
                     "{}: no chat template in this folder; using Qwen2-VL's own (give one with chat_template_path)",
                     folder.display()
                 )),
-                (QWEN2_VL.to_string(), PathBuf::from("built-in Qwen2-VL chat template")),
+                (QWEN2_VL_TEMPLATE.to_string(), PathBuf::from("built-in Qwen2-VL chat template")),
             ),
         };
         Ok(ChatTemplate { special_tokens, warning, ..Self::from_source(source, &path)? })
@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn renders_the_recorded_cases_to_the_byte() {
         let published = template(include_str!("../../tests/templates/chat_template.jinja"));
-        let built_in = template(QWEN2_VL);
+        let built_in = template(QWEN2_VL_TEMPLATE);
         let cases: Vec<Value> =
             serde_json::from_str(include_str!("../../tests/templates/cases.json")).unwrap();
         assert_eq!(cases.len(), 11);
