@@ -4,14 +4,15 @@
 //! - `geometry`: a figure with labelled lengths or angles; the numbers are in the image only.
 //!
 //! **Balance.** Rows come in blocks: one block asks one question with each of its possible
-//! answers once. So within a split of whole blocks every answer is exactly as
-//! frequent as every other, given the question, and a guesser without eyes is right in 1 of K.
+//! answers once. So within a split of whole blocks every answer is exactly as frequent as
+//! every other, given the question, and a guesser without eyes is right in 1 of K. (The rows
+//! of a block stand together: shuffle before taking a part of a split.)
 //!
 //! **Splits cannot overlap.** Which split an image may belong to is a function of its pixels:
 //! one bit of their hash ([`Split::of_image`]). A drawing that falls on the other side is
 //! thrown away. So no image of any test split is in any training split of the same image size,
 //! whatever the seeds and difficulties. Within a split no image is drawn twice, and
-//! [`write`] checks both again by the hashes of what it wrote.
+//! [`write()`] checks both again by the hashes of what it wrote.
 //!
 //! A task is a function of (task, options, split, row): rows do not depend on how many there
 //! are, except that a repeated image, were one drawn, is replaced.
@@ -254,10 +255,10 @@ pub fn image_hash(image: &RgbImage) -> u64 {
 }
 
 /// The images of `split` in memory, as samples that equal what [`crate::data::read`] makes of
-/// [`write`]'s folder, but for holding their PNG bytes.
+/// [`write()`]'s folder, but for holding their PNG bytes.
 ///
 /// # Errors
-/// As [`write`], but for those of writing.
+/// As [`write()`], but for those of writing.
 pub fn samples(
     task: Task,
     options: &TaskOptions,

@@ -186,12 +186,12 @@ pub(super) fn draw(question: &Question, answer: u32, options: &TaskOptions, stre
     stream.shuffle(&mut looks);
     let items = place(&looks, options, stream);
     let image = paint(&items, options, stream).image();
-    let noun = if answer == 1 && target == Target::ANY { "item".to_string() } else { target.words() };
+    let among = if target == Target::ANY { "I".to_string() } else { format!("Of the {} I", target.words()) };
     Example {
         image,
         question: question.text.clone(),
         answer: answer.to_string(),
-        thinking: format!("<think> I count {answer} {noun}. </think>"),
+        thinking: format!("<think> {among} count {answer}. </think>"),
         kind: question.kind,
     }
 }
