@@ -175,7 +175,7 @@ impl Processor {
                 )));
             };
             *seen = true;
-            let rgb = decode::load_image(source)?;
+            let rgb = decode::load_image(source, &format!("row {}, image {index}", sample.row))?;
             images.push(patches::patches_of(&rgb, &self.image_config)?);
         }
         match shown.iter().position(|seen| !seen) {

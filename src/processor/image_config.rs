@@ -66,7 +66,7 @@ impl Default for ImageConfig {
             normalisation: Normalisation {
                 rescale_factor: 1.0 / 255.0,
                 mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-                std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+                std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
             },
         }
     }

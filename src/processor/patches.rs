@@ -63,7 +63,7 @@ pub fn patches_of(image: &RgbImage, config: &ImageConfig) -> Result<Patches> {
 pub fn patchify(image: &RgbImage, config: &ImageConfig) -> Result<Patches> {
     let (patch, merge) = (config.patch_size, config.merge_size);
     let factor = config.factor();
-    if image.height % factor != 0 || image.width % factor != 0 {
+    if !image.height.is_multiple_of(factor) || !image.width.is_multiple_of(factor) {
         return Err(Error::Internal(format!(
             "an image of {} x {} pixels cannot be cut into blocks of {factor}",
             image.width, image.height

@@ -84,8 +84,10 @@ struct Taps {
 pub fn resize_bicubic(image: &RgbImage, height: usize, width: usize) -> RgbImage {
     let lost = |before: usize, after: usize| before as i64 - after as i64;
     let (lost_height, lost_width) = (lost(image.height, height), lost(image.width, width));
-    let across = |image: &RgbImage| if width == image.width { None } else { Some(resample_rows(image, width)) };
-    let down = |image: &RgbImage| if height == image.height { None } else { Some(resample_columns(image, height)) };
+    let across =
+        |image: &RgbImage| if width == image.width { None } else { Some(resample_rows(image, width)) };
+    let down =
+        |image: &RgbImage| if height == image.height { None } else { Some(resample_columns(image, height)) };
     let (first, last) = if lost_height > 0 && lost_height > 2 * lost_width {
         let first = down(image);
         let last = across(first.as_ref().unwrap_or(image));

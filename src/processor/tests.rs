@@ -216,6 +216,9 @@ fn samples_that_do_not_fit_are_refused_by_row() {
     let absent = fails(&shows(image_message, vec![ImageSource::File("absent.png".into())]));
     assert_eq!(absent.exit_code(), 66);
 
+    let broken = fails(&shows(image_message, vec![ImageSource::Bytes(Arc::from(*b"GIF89a"))]));
+    assert!(broken.to_string().starts_with("row 4, image 0: GIF is not supported"), "{broken}");
+
     let last_is_user = processor.encode_with_completion(&shows(text_message, vec![])).unwrap_err();
     assert!(last_is_user.to_string().contains("the last role is user"));
 
@@ -301,10 +304,10 @@ fn pipes_and_folders_are_not_images() {
     let pipe = folder.path().join("pipe.png");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     for path in [pipe, PathBuf::from("/dev/zero")] {
-        let error = load_image(&ImageSource::File(path)).unwrap_err();
+        let error = load_image(&ImageSource::File(path), "").unwrap_err();
         assert!(error.to_string().contains("found a pipe, socket or device"), "{error}");
     }
-    let error = load_image(&ImageSource::File(folder.path().into())).unwrap_err();
+    let error = load_image(&ImageSource::File(folder.path().into()), "").unwrap_err();
     assert!(error.to_string().contains("found a folder"), "{error}");
 }
 
@@ -322,4 +325,45 @@ fn one_processor_serves_many_threads() {
             scope.spawn(|| assert_eq!(processor.encode(&sample, true).unwrap(), alone));
         }
     });
+}
+
+/// Files with a few bytes changed, always the same ones: an error or a result, never a panic.
+#[test]
+fn mutated_files_give_errors_not_panics() {
+    let mut state = 99u64;
+    let mut next = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as usize % below
+    };
+    let tokenizer = std::fs::read(bundle().join("tokenizer.json")).unwrap();
+    let mut broken = 0;
+    for _ in 0..200 {
+        let mut bytes = tokenizer.clone();
+        let at = next(bytes.len());
+        match next(3) {
+            0 => bytes[at] = b"0123456789{}[],\":ntf-"[next(21)],
+            1 => drop(bytes.drain(at..(at + next(60)).min(tokenizer.len()))),
+            _ => bytes.insert(at, b"\"{,"[next(3)]),
+        }
+        match Tokenizer::from_json(&bytes, Path::new("tokenizer.json")) {
+            Ok(tokenizer) => drop(tokenizer.encode("hello <|im_end|> 123\n")),
+            Err(_) => broken += 1,
+        }
+    }
+    assert!(broken > 100);
+    for case in golden()["images"].as_array().unwrap() {
+        let file = hex(case["file"].as_str().unwrap());
+        for _ in 0..50 {
+            let mut bytes = file.clone();
+            for _ in 0..=next(4) {
+                let at = next(bytes.len());
+                bytes[at] = next(256) as u8;
+            }
+            if let Ok(image) = decode_image(&bytes, Path::new("image")) {
+                assert_eq!(image.pixels.len(), image.width * image.height * 3);
+            }
+        }
+    }
 }

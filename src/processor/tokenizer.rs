@@ -54,7 +54,12 @@ impl Tokenizer {
         let broken = |error: &dyn std::fmt::Display| {
             Error::content(path, format!("not a usable tokenizer: {error}; copy the file again"))
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| broken(&error))?;
+        // The crate panics on some syntax errors (its decoder section expects valid JSON), so the syntax is checked first;
+        // a panic on a wrong value in valid JSON is caught.
+        serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|error| broken(&error))?;
+        let mut inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
+            .map_err(|_| broken(&"the tokenizer library rejects a value"))?
+            .map_err(|error| broken(&error))?;
         inner.with_truncation(None).map_err(|error| broken(&error))?;
         inner.with_padding(None);
         let mut added: Vec<_> = inner
@@ -133,11 +138,6 @@ impl Tokenizer {
     /// The id of the token whose content is exactly `content`, such as `<|image_pad|>`.
     pub fn token_id(&self, content: &str) -> Option<u32> {
         self.inner.token_to_id(content)
-    }
-
-    /// The content of a token as `tokenizer.json` writes it (byte-level tokens in their printable alphabet).
-    pub fn token_content(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
     }
 
     /// Whether `id` is a special token, one that [`Tokenizer::decode`] can leave out.
@@ -288,6 +288,10 @@ pub(crate) mod tests {
             assert_eq!(error.exit_code(), 65);
             assert!(error.to_string().starts_with("tokenizer.json: not a usable tokenizer"), "{error}");
         }
+        // A syntax error in the part where the crate would panic.
+        let text = String::from_utf8(json).unwrap().replace(r#""decoder":{"type":"#, r#""decoder":{"type""#);
+        let error = Tokenizer::from_json(text.as_bytes(), Path::new("tokenizer.json")).unwrap_err();
+        assert!(error.to_string().contains("column"), "{error}");
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Tokenizer::load(folder.path()).unwrap_err().exit_code(), 66);
         std::fs::create_dir(folder.path().join("tokenizer.json")).unwrap();

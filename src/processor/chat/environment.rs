@@ -14,8 +14,8 @@ use regex::Regex;
 
 use crate::processor::chat::MAX_RENDERED_BYTES;
 
-/// Steps of the interpreter per rendering: far above any real conversation, 0.2 s at most.
-const FUEL: u64 = 5_000_000;
+/// Steps of the interpreter per rendering: a conversation of 2000 turns fits, and a loop spends them in 0.1 s.
+const FUEL: u64 = 1_000_000;
 /// Largest `indent` of `tojson`.
 const MAX_INDENT: usize = 64;
 /// Deepest nesting that `tojson` writes.
