@@ -6,13 +6,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
+use crate::config::HardwareOptions;
 use crate::error::{Error, Result};
 use crate::report::console::escape_control;
+use crate::tensor::Device;
 
 pub mod arguments;
 
 mod demo;
 mod eval;
+mod explain;
 mod generate;
 mod grpo;
 mod inspect;
@@ -61,6 +64,21 @@ fn dispatch(command: &Command) -> Result<()> {
         Command::Tasks(TasksCommand::Make(task)) => tasks::run(task),
         Command::Inspect(options) => inspect::run(options),
     }
+}
+
+/// Checks that the device is there and sets the number of threads.
+///
+/// # Errors
+/// [`Error::Device`] for a device that this build or machine does not have.
+fn prepare(hardware: &HardwareOptions) -> Result<()> {
+    Device::parse(&hardware.device.to_string())?;
+    if let Some(threads) = hardware.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()
+            .map_err(|e| Error::Usage(format!("--threads {threads}: {e}")))?;
+    }
+    Ok(())
 }
 
 /// Writes a text to standard output.

@@ -21,15 +21,13 @@ mod model;
 mod optimiser;
 mod rollout;
 mod run;
+mod tools;
 
 pub use check::{Checked, Violation};
-pub use commands::{
-    DemoConfig, Difficulty, EvalConfig, GenerateConfig, GrpoConfig, InspectConfig, MakeTaskConfig,
-    ParityConfig, ScoreConfig, SftConfig, TaskName,
-};
+pub use commands::{EvalConfig, GenerateConfig, GrpoConfig, ParityConfig, ScoreConfig, SftConfig};
 pub use data::{DataOptions, OrderOptions, Overlong, OwnPixelOptions, PixelOptions};
 pub use grpo::{
-    BetaSchedule, GroupOptions, ImportanceSamplingLevel, KlEstimator, KlOptions, LossType, ScaleRewards,
+    BetaScheduleType, GroupOptions, ImportanceSamplingLevel, KlEstimator, KlOptions, LossType, ScaleRewards,
 };
 pub use model::{DeviceChoice, DtypeChoice, HardwareOptions, ModelOptions};
 pub use optimiser::{LrSchedulerType, OptimiserOptions};
@@ -38,6 +36,7 @@ pub use run::{
     CheckpointOptions, CompletionLogOptions, DryRunOptions, FileOptions, LoggingOptions, QuietOptions,
     SeedOptions,
 };
+pub use tools::{DemoConfig, Difficulty, InspectConfig, MakeTaskConfig, TaskName};
 
 /// All options of one command.
 pub trait Options: Serialize {

@@ -17,6 +17,7 @@ pub mod advantage;
 pub mod autograd;
 pub mod batch;
 pub mod checkpoint;
+pub mod demo;
 pub mod cli;
 pub mod config;
 pub mod data;

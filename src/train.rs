@@ -4,6 +4,7 @@ pub mod evaluate;
 pub mod grpo;
 pub mod plan;
 pub mod policy;
+pub mod run;
 pub mod sft;
 pub mod stream;
 pub mod update;

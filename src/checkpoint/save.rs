@@ -10,7 +10,7 @@ use serde_json::json;
 use super::plan::{PlannedParameter, SavePlan};
 use super::safetensors::{NamedTensor, write_safetensors};
 use crate::error::{Error, Result};
-use crate::model::folder::Weight;
+use crate::model::folder::{Weight, first_non_finite};
 
 /// One parameter's values, wherever they are kept.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +100,7 @@ fn fit<'a>(
                 parameter.shape
             )));
         }
-        if let Some(at) = weight.data.iter().position(|x| !x.is_finite()) {
+        if let Some(at) = first_non_finite(weight.data) {
             return Err(Error::Protect(format!(
                 "parameter {:?} holds {} (element {at}); the model is not saved, the last checkpoint stays as it is",
                 parameter.name,

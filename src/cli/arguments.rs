@@ -3,18 +3,19 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use super::explain::explain;
 use crate::config::file::{ConfigFile, KnownOption};
-use crate::config::names::{nearest, normalise, option_name};
+use crate::config::names::{normalise, option_name};
 use crate::config::{
     DemoConfig, EvalConfig, GenerateConfig, GrpoConfig, InspectConfig, MakeTaskConfig, Options, ParityConfig,
     ScoreConfig, SftConfig,
 };
 use crate::error::{Error, Result};
 
-const PROGRAM: &str = "othink-train";
+pub(super) const PROGRAM: &str = "othink-train";
 
 /// Trains Qwen2-VL-family models with GRPO and the dynamic KL weight of OThink-MR1 (GRPO-D).
 #[derive(Parser)]
@@ -230,7 +231,7 @@ fn command_words(arguments: &[OsString], depth: usize) -> String {
 }
 
 /// Every long option of a command that a config file may hold.
-fn known_options(command: &clap::Command) -> Vec<KnownOption> {
+pub(super) fn known_options(command: &clap::Command) -> Vec<KnownOption> {
     command
         .get_arguments()
         .filter(|arg| arg.get_id() != "config")
@@ -260,94 +261,10 @@ fn config_path(options: &[OsString]) -> Option<PathBuf> {
     path
 }
 
-/// One sentence for clap's error, with the nearest known name and the place in the config file.
-fn explain(
-    error: &clap::Error,
-    top: &clap::Command,
-    command: &clap::Command,
-    words: &str,
-    file: Option<&ConfigFile>,
-) -> String {
-    let text = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.clone()),
-        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
-        _ => None,
-    };
-    let argument = text(ContextKind::InvalidArg).unwrap_or_default();
-    let option = argument.split([' ', '=']).next().unwrap_or_default().to_owned();
-    let origin = file.and_then(|file| file.origin(option.trim_start_matches('-')));
-    let origin = origin.map_or(String::new(), |origin| format!("{origin}: "));
-    let see = format!("see `{words} --help`");
-    match error.kind() {
-        ErrorKind::UnknownArgument if option.starts_with("--") => {
-            let name = option.trim_start_matches("--");
-            let names = known_options(command);
-            match nearest(name, names.iter().map(|known| known.name.as_str())) {
-                Some(nearest) => format!("unknown option {option}; did you mean --{nearest}? ({see})"),
-                None => match owner(top, name) {
-                    Some(owner) => {
-                        format!("unknown option {option} for `{words}`; `{PROGRAM} {owner}` has it ({see})")
-                    }
-                    None => format!("unknown option {option} ({see})"),
-                },
-            }
-        }
-        ErrorKind::UnknownArgument => format!("unexpected argument '{argument}' ({see})"),
-        ErrorKind::InvalidSubcommand => {
-            let given = text(ContextKind::InvalidSubcommand).unwrap_or_default();
-            let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
-            let hint = nearest(&given, names.iter().copied()).map_or_else(
-                || format!("it is one of {}", names.join(", ")),
-                |name| format!("did you mean `{name}`?"),
-            );
-            format!("unknown command '{given}'; {hint} ({see})")
-        }
-        ErrorKind::InvalidValue => {
-            let given = text(ContextKind::InvalidValue).unwrap_or_default();
-            if given.is_empty() {
-                return format!("{origin}{option} needs a value ({see})");
-            }
-            let allowed = text(ContextKind::ValidValue).unwrap_or_default();
-            let allowed_names = allowed.split(", ").collect::<Vec<_>>();
-            let hint = nearest(&given, allowed_names)
-                .map_or(String::new(), |name| format!("; did you mean {name}?"));
-            format!("{origin}{option} is '{given}', but must be one of {allowed}{hint}")
-        }
-        ErrorKind::ValueValidation => {
-            let given = text(ContextKind::InvalidValue).unwrap_or_default();
-            let reason =
-                std::error::Error::source(error).map_or(String::new(), |reason| format!(": {reason}"));
-            format!("{origin}{option} is '{given}'{reason} ({see})")
-        }
-        ErrorKind::ArgumentConflict if text(ContextKind::PriorArg).as_deref() == Some(&argument) => {
-            format!("{option} is given more than once ({see})")
-        }
-        ErrorKind::MissingRequiredArgument => {
-            format!("required: {argument} ({see})")
-        }
-        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
-            format!("a command is missing after `{words}`: one of {} ({see})", names.join(", "))
-        }
-        _ => {
-            // Clap's own first line, without its prefix.
-            let rendered = error.render().to_string();
-            let line = rendered.lines().next().unwrap_or_default();
-            format!("{} ({see})", line.trim_start_matches("error: "))
-        }
-    }
-}
-
-/// The first command that has the option `name`, as typed.
-fn owner(top: &clap::Command, name: &str) -> Option<String> {
-    let has = |command: &clap::Command| known_options(command).iter().any(|option| option.answers_to(name));
-    top.get_subcommands().find(|command| has(command)).map(|command| command.get_name().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BetaSchedule, DeviceChoice, KlEstimator, LossType, LrSchedulerType};
+    use crate::config::{BetaScheduleType, DeviceChoice, KlEstimator, LossType, LrSchedulerType};
 
     fn request(words: &[&str]) -> Result<Request> {
         parse(std::iter::once("othink-train").chain(words.iter().copied()).map(OsString::from))
@@ -383,7 +300,7 @@ mod tests {
         assert_eq!(config.optimiser.max_grad_norm, 1.0);
         assert_eq!(config.optimiser.weight_decay, 0.0);
         assert_eq!(config.optimiser.num_train_epochs, 2.0);
-        assert_eq!(config.optimiser.warmup(1000), 0);
+        assert_eq!((config.optimiser.warmup_ratio, config.optimiser.warmup_steps), (0.0, 0));
         assert_eq!(
             (config.optimiser.adam_beta1, config.optimiser.adam_beta2, config.optimiser.adam_epsilon),
             (0.9, 0.999, 1e-8)
@@ -395,7 +312,7 @@ mod tests {
         assert_eq!(config.group.weights(), [1.0, 1.0]);
         assert_eq!((config.group.epsilon, config.group.epsilon_high()), (0.2, 0.2));
         assert_eq!(config.group.num_iterations, 1);
-        assert_eq!(config.kl.schedule(), BetaSchedule::Othink);
+        assert_eq!(config.kl.schedule(), BetaScheduleType::Othink);
         assert_eq!(
             (config.kl.beta_min, config.kl.beta_max, config.kl.beta_exploration_ratio),
             (0.04, 0.1, 0.3)
@@ -415,7 +332,7 @@ mod tests {
         };
         assert_eq!(sft.optimiser.learning_rate, 2e-5);
         assert_eq!(sft.optimiser.lr_scheduler_type, LrSchedulerType::Cosine);
-        assert_eq!(sft.optimiser.warmup(95), 10);
+        assert_eq!(sft.optimiser.warmup_ratio, 0.1);
         assert_eq!(sft.optimiser.sequences_per_step(), 16);
         assert_eq!(sft.checkpoint.output_dir, PathBuf::from("runs/sft"));
         let Ok(Request::Run(Command::Eval(eval))) = request(&["eval", "--model", "m", "--dataset", "d"])
@@ -423,6 +340,7 @@ mod tests {
             panic!("eval did not parse")
         };
         assert_eq!(eval.rollout.temperature, 0.0);
+        assert_eq!((sft.data.dataset_split.as_str(), eval.data.dataset_split.as_str()), ("train", "test"));
     }
 
     #[test]
@@ -448,8 +366,12 @@ mod tests {
     #[test]
     fn beta_alone_is_the_constant_schedule() {
         let kl = grpo(&["--beta", "0.01"]).kl;
-        assert_eq!((kl.schedule(), kl.beta()), (BetaSchedule::Constant, 0.01));
+        assert_eq!((kl.schedule(), kl.beta()), (BetaScheduleType::Constant, 0.01));
         assert!(!grpo(&["--beta", "0"]).kl.needs_reference());
+        let linear = grpo(&["--beta_schedule", "linear", "--beta_end", "0"]).kl;
+        assert_eq!((linear.beta_start(), linear.beta_end()), (0.04, 0.0));
+        assert!(linear.needs_reference());
+        assert!(grpo_error(&["--beta_end", "0"]).starts_with("--beta_end is 0, but only"));
         assert!(grpo(&["--beta_min", "0", "--beta_max", "0.02"]).kl.needs_reference());
         assert!(
             grpo_error(&["--beta", "0.01", "--beta_schedule", "othink"]).starts_with("--beta is 0.01, but")

@@ -1,4 +1,4 @@
-//! All options of each command.
+//! All options of each command that trains or runs a model.
 
 use std::path::PathBuf;
 
@@ -168,8 +168,11 @@ impl Options for SftConfig {
 
 /// `eval`: accuracy of a checkpoint on a dataset, greedy by default.
 #[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
-#[command(rename_all = "snake_case", mut_arg("temperature", |arg| arg.default_value("0")
-    .help("Softmax temperature; 0 takes the likeliest token")))]
+#[command(
+    rename_all = "snake_case",
+    mut_arg("dataset_split", |arg| arg.default_value("test")),
+    mut_arg("temperature", |arg| arg.default_value("0").help("Softmax temperature; 0 takes the likeliest token")),
+)]
 #[allow(missing_docs)]
 pub struct EvalConfig {
     #[command(flatten)]
@@ -243,10 +246,13 @@ pub struct GenerateConfig {
     #[arg(long, visible_alias = "dataset_name", value_name = "FILE|DIR", help_heading = "Data")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dataset: Option<PathBuf>,
-    /// Folder that image paths are relative to and may not leave [default: the JSONL file's own folder]
+    /// Which split of a dataset folder
+    #[arg(long, default_value = "test", value_name = "SPLIT", help_heading = "Data")]
+    pub dataset_split: String,
+    /// A second folder that images may lie in, besides the JSONL file's own [default: none]
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image_folder: Option<PathBuf>,
+    pub image_dir: Option<PathBuf>,
     /// Text around each prompt: none, or r1v as in training
     #[arg(long, default_value = "none", value_name = "NAME", help_heading = "Data")]
     pub prompt_template: String,
@@ -327,10 +333,10 @@ pub struct ScoreConfig {
     /// JSONL of prompt, images and completion
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub input: PathBuf,
-    /// Folder that image paths are relative to and may not leave [default: the JSONL file's own folder]
+    /// A second folder that images may lie in, besides the JSONL file's own [default: none]
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image_folder: Option<PathBuf>,
+    pub image_dir: Option<PathBuf>,
     #[command(flatten)]
     #[serde(flatten)]
     pub pixels: OwnPixelOptions,
@@ -367,126 +373,6 @@ impl Options for ScoreConfig {
         if self.temperature == 0.0 {
             return Err(Violation::new("temperature", "is 0, but log-probs need a temperature above 0"));
         }
-        self.hardware.check()
-    }
-}
-
-/// `tasks make counting` and `tasks make geometry`: a synthetic dataset with its images.
-#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
-#[command(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub struct MakeTaskConfig {
-    /// Folder to write: train.jsonl, test.jsonl and images/
-    #[arg(long, value_name = "DIR", help_heading = "Data")]
-    pub output_dir: PathBuf,
-    /// Rows for training
-    #[arg(long, default_value = "2000", value_name = "N", help_heading = "Data")]
-    pub num_train: usize,
-    /// Held-out rows; no image of them occurs in training
-    #[arg(long, default_value = "300", value_name = "N", help_heading = "Data")]
-    pub num_test: usize,
-    /// How hard the questions are
-    #[arg(long, value_enum, default_value = "medium", value_name = "LEVEL", help_heading = "Data")]
-    pub difficulty: Difficulty,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub quiet: QuietOptions,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub seed: SeedOptions,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub file: FileOptions,
-}
-
-impl Options for MakeTaskConfig {
-    const COMMAND: &'static str = "tasks make";
-
-    fn check(&self) -> Checked {
-        at_least("num_train", self.num_train, 1)?;
-        at_least("num_test", self.num_test, 1)
-    }
-}
-
-/// How hard the questions of a synthetic task are.
-#[derive(clap::ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum Difficulty {
-    /// Few objects, plain figures.
-    Easy,
-    /// In between.
-    Medium,
-    /// Many objects, several steps of reasoning.
-    Hard,
-}
-
-/// A synthetic task.
-#[derive(clap::ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum TaskName {
-    /// How many shapes of a kind are in the image?
-    Counting,
-    /// Angle, length or area of a drawn figure.
-    Geometry,
-}
-
-/// `inspect`: what a checkpoint or run folder holds.
-#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
-#[command(rename_all = "snake_case")]
-pub struct InspectConfig {
-    /// Checkpoint folder, ORG/NAME in the local Hugging Face cache, or run folder
-    #[arg(value_name = "DIR|ORG/NAME")]
-    pub path: String,
-    /// Also list every tensor with its shape and type
-    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", require_equals = true,
-          value_parser = boolean, action = clap::ArgAction::Set, value_name = "BOOL")]
-    pub tensors: bool,
-}
-
-impl Options for InspectConfig {
-    const COMMAND: &'static str = "inspect";
-
-    fn check(&self) -> Checked {
-        Ok(())
-    }
-}
-
-/// `demo`: a whole run on a synthetic task with a small model, on the CPU, in minutes.
-#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
-#[command(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub struct DemoConfig {
-    /// Folder to write: the dataset, the checkpoints before and after, metrics, report.html
-    #[arg(long, default_value = "runs/demo", value_name = "DIR", help_heading = "Checkpoint")]
-    pub output_dir: PathBuf,
-    /// Write into an output_dir that already holds files
-    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = boolean,
-          action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Checkpoint")]
-    #[serde(skip)]
-    pub overwrite_output_dir: bool,
-    /// Which synthetic task
-    #[arg(long, value_enum, default_value = "counting", value_name = "NAME", help_heading = "Data")]
-    pub task: TaskName,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub quiet: QuietOptions,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub hardware: HardwareOptions,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub seed: SeedOptions,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub file: FileOptions,
-}
-
-impl Options for DemoConfig {
-    const COMMAND: &'static str = "demo";
-
-    fn check(&self) -> Checked {
         self.hardware.check()
     }
 }

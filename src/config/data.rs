@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::check::{Checked, Violation, at_least, if_set};
 use super::names::boolean;
@@ -11,17 +11,21 @@ use super::names::boolean;
 #[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
 #[command(rename_all = "snake_case", next_help_heading = "Data")]
 pub struct DataOptions {
-    /// Rows: a JSONL file, or a folder that holds train.jsonl (eval: test.jsonl). Columns image or images, problem,
-    /// solution; or messages
+    /// Rows: a JSONL file, or a folder that holds SPLIT.jsonl. Columns image or images, problem, solution; or messages
     #[arg(long, visible_alias = "dataset_name", value_name = "FILE|DIR")]
     pub dataset: PathBuf,
 
-    /// Folder that image paths are relative to and may not leave [default: the JSONL file's own folder]
+    /// Which split of a dataset folder
+    #[arg(long, default_value = "train", value_name = "SPLIT")]
+    pub dataset_split: String,
+
+    /// A second folder that images may lie in, besides the JSONL file's own [default: none]
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image_folder: Option<PathBuf>,
+    pub image_dir: Option<PathBuf>,
 
-    /// Text around each problem; r1v is the training prompt of R1-V, none leaves the problem as it is
+    /// Text around each problem: r1v (R1-V's training prompt), r1v_superclevr, r1v_geoqa (its evaluation prompts), or
+    /// none
     #[arg(long, default_value = "r1v", value_name = "NAME")]
     pub prompt_template: String,
 
@@ -58,11 +62,12 @@ pub struct OrderOptions {
 }
 
 /// Fate of a row that is too long.
-#[derive(clap::ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Overlong {
     /// Stop with an error that names the row.
+    #[default]
     Error,
     /// Leave the row out, and say how many were.
     Skip,

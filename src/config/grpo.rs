@@ -110,11 +110,12 @@ impl GroupOptions {
 }
 
 /// What the centred rewards are divided by.
-#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum ScaleRewards {
     /// The standard deviation of the group (Eq. 2).
+    #[default]
     #[value(alias = "true")]
     Group,
     /// The standard deviation of the whole batch.
@@ -125,11 +126,12 @@ pub enum ScaleRewards {
 }
 
 /// How the token losses are averaged.
-#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum LossType {
     /// Mean over completions of the mean over their tokens (Eq. 4).
+    #[default]
     Grpo,
     /// Sum over all tokens, divided by the number of tokens of the whole step.
     Dapo,
@@ -140,11 +142,12 @@ pub enum LossType {
 }
 
 /// What the probability ratio is taken over.
-#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum ImportanceSamplingLevel {
     /// One ratio per token.
+    #[default]
     Token,
     /// One ratio per completion: the geometric mean of its tokens' (GSPO).
     Sequence,
@@ -155,11 +158,11 @@ pub enum ImportanceSamplingLevel {
 #[command(rename_all = "snake_case", next_help_heading = "KL")]
 pub struct KlOptions {
     /// KL weight over the run: othink falls from the middle of [beta_min, beta_max] to beta_min while exploring,
-    /// then rises to beta_max (Eq. 3); linear and cosine go from beta_max to beta_min; adaptive steers the KL to
+    /// then rises to beta_max (Eq. 3); linear and cosine go from beta_start to beta_end; adaptive steers the KL to
     /// kl_target [default: othink, or constant where --beta is given]
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub beta_schedule: Option<BetaSchedule>,
+    pub beta_schedule: Option<BetaScheduleType>,
 
     /// Smallest KL weight (paper: counting 0.04, geometry 0)
     #[arg(long, default_value = "0.04", allow_negative_numbers = true, value_name = "FLOAT")]
@@ -172,6 +175,16 @@ pub struct KlOptions {
     /// Share of the run spent exploring, while the othink weight falls
     #[arg(long, default_value = "0.3", allow_negative_numbers = true, value_name = "FLOAT")]
     pub beta_exploration_ratio: f64,
+
+    /// First KL weight of the linear and cosine schedules [default: beta_min]
+    #[arg(long, allow_negative_numbers = true, value_name = "FLOAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_start: Option<f64>,
+
+    /// Last KL weight of the linear and cosine schedules [default: beta_max]
+    #[arg(long, allow_negative_numbers = true, value_name = "FLOAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_end: Option<f64>,
 
     /// KL weight of the constant schedule, first weight of the adaptive one; 0 without a schedule drops the reference
     /// model [default: 0.04]
@@ -205,14 +218,24 @@ const DEFAULT_BETA: f64 = 0.04;
 
 impl KlOptions {
     /// The schedule in force: the one named, else `constant` where `beta` is given, else the paper's.
-    pub fn schedule(&self) -> BetaSchedule {
-        let unnamed = if self.beta.is_some() { BetaSchedule::Constant } else { BetaSchedule::Othink };
+    pub fn schedule(&self) -> BetaScheduleType {
+        let unnamed = if self.beta.is_some() { BetaScheduleType::Constant } else { BetaScheduleType::Othink };
         self.beta_schedule.unwrap_or(unnamed)
     }
 
     /// The weight of the constant schedule and the first of the adaptive one.
     pub fn beta(&self) -> f64 {
         self.beta.unwrap_or(DEFAULT_BETA)
+    }
+
+    /// Where the linear and cosine schedules start.
+    pub fn beta_start(&self) -> f64 {
+        self.beta_start.unwrap_or(self.beta_min)
+    }
+
+    /// Where the linear and cosine schedules end.
+    pub fn beta_end(&self) -> f64 {
+        self.beta_end.unwrap_or(self.beta_max)
     }
 
     /// The estimator in force.
@@ -226,16 +249,23 @@ impl KlOptions {
     /// Decided by the schedule, never by one step's value: `othink` from 0 to 0.02 passes through 0.
     pub fn needs_reference(&self) -> bool {
         match self.schedule() {
-            BetaSchedule::Constant | BetaSchedule::Adaptive => self.beta() > 0.0,
-            BetaSchedule::Othink | BetaSchedule::Linear | BetaSchedule::Cosine => self.beta_max > 0.0,
+            BetaScheduleType::Constant | BetaScheduleType::Adaptive => self.beta() > 0.0,
+            BetaScheduleType::Othink => self.beta_max > 0.0,
+            BetaScheduleType::Linear | BetaScheduleType::Cosine => {
+                self.beta_start() > 0.0 || self.beta_end() > 0.0
+            }
         }
     }
 
     /// Writes what is in force where nothing was given, so that the saved config says it.
     pub(super) fn resolve(&mut self) {
         let schedule = self.schedule();
-        if matches!(schedule, BetaSchedule::Constant | BetaSchedule::Adaptive) {
+        if matches!(schedule, BetaScheduleType::Constant | BetaScheduleType::Adaptive) {
             self.beta = Some(self.beta());
+        }
+        if matches!(schedule, BetaScheduleType::Linear | BetaScheduleType::Cosine) {
+            self.beta_start = Some(self.beta_start());
+            self.beta_end = Some(self.beta_end());
         }
         self.beta_schedule = Some(schedule);
         // A contradiction is left for `check` to refuse.
@@ -253,16 +283,27 @@ impl KlOptions {
         }
         fraction("beta_exploration_ratio", self.beta_exploration_ratio)?;
         if_set("beta", self.beta, non_negative)?;
+        if_set("beta_start", self.beta_start, non_negative)?;
+        if_set("beta_end", self.beta_end, non_negative)?;
         positive("kl_target", self.kl_target)?;
         positive("kl_horizon", self.kl_horizon)?;
-        let takes_beta = matches!(self.schedule(), BetaSchedule::Constant | BetaSchedule::Adaptive);
+        let takes_beta = matches!(self.schedule(), BetaScheduleType::Constant | BetaScheduleType::Adaptive);
         if let (Some(beta), false) = (self.beta, takes_beta) {
             return Err(Violation::new(
                 "beta",
                 format!(
-                    "is {beta}, but the schedule goes between --beta_min and --beta_max: drop one of the two"
+                    "is {beta}, but only the constant and adaptive schedules take it: drop it or --beta_schedule"
                 ),
             ));
+        }
+        let takes_ends = matches!(self.schedule(), BetaScheduleType::Linear | BetaScheduleType::Cosine);
+        for (option, value) in [("beta_start", self.beta_start), ("beta_end", self.beta_end)] {
+            if let (Some(value), false) = (value, takes_ends) {
+                return Err(Violation::new(
+                    option,
+                    format!("is {value}, but only --beta_schedule linear and cosine take it"),
+                ));
+            }
         }
         if self.use_bias_correction_kl && self.estimator() != KlEstimator::K3Unbiased {
             return Err(Violation::new(
@@ -275,24 +316,25 @@ impl KlOptions {
 }
 
 /// How the KL weight moves over the run.
-#[derive(clap::ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
-pub enum BetaSchedule {
+pub enum BetaScheduleType {
     /// OThink-MR1's V (Eq. 3).
+    #[default]
     Othink,
     /// One weight.
     Constant,
-    /// A straight line from `beta_max` to `beta_min`.
+    /// A straight line from `beta_start` to `beta_end`.
     Linear,
-    /// Half a cosine from `beta_max` to `beta_min`.
+    /// Half a cosine from `beta_start` to `beta_end`.
     Cosine,
     /// Ziegler's controller.
     Adaptive,
 }
 
 /// How the KL between policy and reference is estimated, and where it enters.
-#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum KlEstimator {
@@ -301,6 +343,7 @@ pub enum KlEstimator {
     /// `(pi - ref)^2 / 2`, in the loss.
     K2,
     /// `exp(ref - pi) - (ref - pi) - 1`, in the loss (Eq. 5).
+    #[default]
     K3,
     /// k3 weighted by the probability ratio: the unbiased gradient of the reverse KL.
     K3Unbiased,

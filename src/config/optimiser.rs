@@ -81,15 +81,6 @@ impl OptimiserOptions {
         self.per_device_train_batch_size.saturating_mul(self.gradient_accumulation_steps)
     }
 
-    /// Warm-up steps of a run of `total_steps`: `warmup_steps`, or the ratio's share rounded up, as transformers.
-    pub fn warmup(&self, total_steps: usize) -> usize {
-        if self.warmup_steps > 0 {
-            self.warmup_steps
-        } else {
-            (total_steps as f64 * self.warmup_ratio).ceil() as usize
-        }
-    }
-
     pub(super) fn check(&self) -> Checked {
         non_negative("learning_rate", self.learning_rate)?;
         fraction("warmup_ratio", self.warmup_ratio)?;
@@ -106,11 +97,12 @@ impl OptimiserOptions {
 }
 
 /// Shape of the learning rate after warm-up, with transformers' names.
-#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum LrSchedulerType {
     /// A straight line down to 0.
+    #[default]
     Linear,
     /// Half a cosine down to 0.
     Cosine,

@@ -238,10 +238,10 @@ fn read_part(part: Value) -> RowResult<RawPart> {
 fn take_image_names(object: &mut Map<String, Value>) -> RowResult<Vec<String>> {
     let mut given = Vec::new();
     for column in ["image", "images", "file_name"] {
-        if let Some(value) = object.remove(column) {
-            if !value.is_null() {
-                given.push((column, value));
-            }
+        if let Some(value) = object.remove(column)
+            && !value.is_null()
+        {
+            given.push((column, value));
         }
     }
     if let [(a, _), (b, _), ..] = given.as_slice() {

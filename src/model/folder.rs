@@ -214,7 +214,7 @@ fn lost(parameter: &StoredParameter) -> Error {
 }
 
 /// Index of the first NaN or infinity.
-fn first_non_finite(data: &[f32]) -> Option<usize> {
+pub(crate) fn first_non_finite(data: &[f32]) -> Option<usize> {
     const CHUNK: usize = 1 << 18;
     data.par_chunks(CHUNK).enumerate().find_map_first(|(n, chunk)| {
         // The whole chunk without an early exit is vectorised; the search runs only on a hit.

@@ -122,7 +122,7 @@ impl Lines {
     fn advance(&mut self, by: u64) {
         self.done += by;
         if self.printed.elapsed() >= self.interval {
-            let percent = if self.total == 0 { 100 } else { 100 * self.done / self.total };
+            let percent = (100 * self.done).checked_div(self.total).unwrap_or(100);
             let seconds = self.started.elapsed().as_secs_f64();
             let line = format!(
                 "{}: {}/{} ({percent} %) {seconds:.0} s {}",

@@ -26,7 +26,7 @@ pub struct StepReport {
     pub entropy: f64,
     /// Mean weighted reward.
     pub reward: f64,
-    /// Mean over groups of the group's standard deviation of the reward.
+    /// Standard deviation of the weighted reward, as the advantages report it.
     pub reward_std: f64,
     /// Mean and standard deviation of each reward function, unweighted.
     pub rewards: Vec<RewardStatistics>,
@@ -289,7 +289,7 @@ pub struct CompletionRecord {
     pub solution: Option<String>,
     /// The answer read from the completion, where there is one.
     pub answer: Option<String>,
-    /// Each reward function's value, unweighted.
+    /// Each reward function's value, unweighted; NaN (`null` in the file) where it does not apply.
     #[serde(with = "rewards_by_name")]
     pub rewards: Vec<(String, f64)>,
     /// The weighted sum.

@@ -141,4 +141,30 @@ mod tests {
         let long = "9".repeat(100);
         assert!(is_correct(&format!("<answer>{long}</answer>"), &long));
     }
+
+    proptest::proptest! {
+        /// A decimal in other spellings is itself, and its neighbour is not.
+        #[test]
+        fn spellings_of_a_number_are_equal(n in -10_000_000i64..10_000_000, places in 0usize..4) {
+            let scale = 10i64.pow(places as u32);
+            let (sign, size) = (if n < 0 { "-" } else { "" }, n.unsigned_abs());
+            let (whole, part) = (size / scale as u64, size % scale as u64);
+            let decimal = format!("{sign}{whole}.{part:0places$}");
+            let decimal = if places == 0 { format!("{sign}{whole}") } else { decimal };
+            let spellings =
+                [decimal.clone(), format!("{n}/{scale}"), format!("{decimal}\u{b0}"), format!("$x = {decimal}$.")];
+            for spelling in spellings {
+                let tagged = format!("<think>9</think><answer> {spelling} </answer>");
+                proptest::prop_assert!(is_correct(&tagged, &decimal), "{} {}", spelling, decimal);
+                proptest::prop_assert!(!is_correct(&tagged, &format!("{}/{scale}", n + 1)), "{}", spelling);
+            }
+        }
+
+        /// No text without a digit is a number, whatever is in it.
+        #[test]
+        fn no_digit_no_number(text in "(?s)([^0-9]|<answer>|</answer>|\\\\boxed\\{|\\\\frac|[{}$^/\u{2212}]){0,40}") {
+            proptest::prop_assert!(!is_correct(&text, "3"), "{}", text);
+            proptest::prop_assert!(!is_correct("<answer>3</answer>", &text), "{}", text);
+        }
+    }
 }

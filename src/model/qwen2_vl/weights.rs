@@ -117,7 +117,7 @@ mod tests {
         }
     }
 
-    /// The published 2B model: 2,208,985,600 parameters (its index says 4,417,971,200 bytes of bf16).
+    /// The sizes of Qwen2-VL-2B-Instruct; transformers 5.23 counts the parameters of the same config.
     #[test]
     fn the_published_2b_model_has_its_published_size() {
         let root = serde_json::json!({

@@ -1,0 +1,293 @@
+//! The first run: a task, a small model, SFT, GRPO-D, and what came of it, in minutes on a CPU.
+
+pub mod tiny;
+
+use crate::config::{DemoConfig, ImportanceSamplingLevel, KlEstimator, LossType, LrSchedulerType, Options, ScaleRewards, TaskName};
+use crate::data::{self, PromptTemplate, ReadOptions, Sample};
+use crate::error::{Error, Result};
+use crate::kl::{BetaController, BetaSchedule, Othink};
+use crate::loss::LossConfig;
+use crate::nn::Params;
+use crate::optim::{AdamWConfig, LrSchedule};
+use crate::processor::ProcessorOptions;
+use crate::report::html::{self, Accuracy, RunSummary};
+use crate::report::{Progress, read_rows};
+use crate::reward::RewardSet;
+use crate::rollout::sampler::SamplingParams;
+use crate::tasks::{self, Difficulty, Task, TaskOptions, blank_sample, majority_accuracy};
+use crate::tensor::DType;
+use crate::train::evaluate::{EvaluationOptions, evaluate, mean_score};
+use crate::train::grpo::{GrpoOptions, GrpoTrainer};
+use crate::train::policy::Policy;
+use crate::train::run::{RunOptions, create_run_folder, run_grpo, run_sft};
+use crate::train::sft::{SftOptions, SftTrainer};
+use crate::train::stream::Stream;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Every number of the demo's runs.
+struct Recipe {
+    task: Task,
+    difficulty: Difficulty,
+    image_side: u32,
+    train_rows: usize,
+    test_rows: usize,
+    /// SFT sees only the first rows: a policy that knows the form and some of the task.
+    sft_rows: usize,
+    sft_steps: u64,
+    sft_batch: usize,
+    sft_learning_rate: f64,
+    grpo_steps: u64,
+    prompts_per_step: usize,
+    group: usize,
+    grpo_learning_rate: f64,
+    beta: Othink,
+    max_completion_tok: usize,
+}
+
+impl Recipe {
+    fn of(task: TaskName) -> Recipe {
+        let counting = Recipe {
+            task: Task::Counting,
+            difficulty: Difficulty::Easy,
+            image_side: 56,
+            train_rows: 6000,
+            test_rows: 400,
+            sft_rows: 600,
+            sft_steps: 100,
+            sft_batch: 32,
+            sft_learning_rate: 1e-3,
+            grpo_steps: 100,
+            prompts_per_step: 32,
+            group: 8,
+            grpo_learning_rate: 3e-4,
+            beta: Othink { beta_min: 0.0, beta_max: 0.02, exploration_ratio: 0.3 },
+            max_completion_tok: 48,
+        };
+        match task {
+            TaskName::Counting => counting,
+            TaskName::Geometry => Recipe { task: Task::Geometry, image_side: 84, ..counting },
+        }
+    }
+}
+
+/// The last line of the demo.
+#[derive(Clone, Debug, Serialize)]
+pub struct DemoResult {
+    /// Name of the task.
+    pub task: String,
+    /// Share of the commonest answer among the held-out rows.
+    pub accuracy_majority: f64,
+    /// The final policy's accuracy on blanked images.
+    pub accuracy_blind: f64,
+    /// Accuracy of the random checkpoint.
+    pub accuracy_start: f64,
+    /// Accuracy after SFT.
+    pub accuracy_sft: f64,
+    /// Accuracy after GRPO-D.
+    pub accuracy_grpo: f64,
+    /// Optimiser steps of GRPO-D.
+    pub steps: u64,
+    /// Wall time of everything.
+    pub seconds: f64,
+}
+
+/// Runs the demo and gives its result; files go to `options.output_dir`.
+pub fn run(options: &DemoConfig) -> Result<DemoResult> {
+    let start = Instant::now();
+    let recipe = Recipe::of(options.task);
+    let dir = &options.output_dir;
+    let (quiet, seed) = (options.quiet.quiet, options.seed.seed);
+    create_run_folder(dir, options.overwrite_output_dir, &options.to_toml()?)?;
+    let data_dir = make_data(&recipe, dir, seed, quiet)?;
+    let read = |split: &str| {
+        data::read(&data_dir, &ReadOptions { split: split.into(), template: TEMPLATE, need_solution: true, ..ReadOptions::default() })
+    };
+    let (train, test) = (read("train")?, read("test")?);
+    let supervised = train.iter().take(recipe.sft_rows).map(Sample::supervised).collect::<Result<Vec<_>>>()?;
+    let start_dir = dir.join("checkpoint-start");
+    tiny::write(&start_dir, &supervised, recipe.image_side as usize, seed)?;
+
+    let policy = load(&start_dir)?;
+    let accuracy_start = accuracy(&policy, &policy.params, &test, &recipe, "evaluate start", quiet)?;
+    let sft_dir = train_sft(policy, &supervised, &recipe, dir, seed, quiet)?;
+    let policy = load(&sft_dir)?;
+    let accuracy_sft = accuracy(&policy, &policy.params, &test, &recipe, "evaluate SFT", quiet)?;
+    let grpo_dir = train_grpo(policy, &train, &recipe, dir, seed, quiet)?;
+    let policy = load(&grpo_dir)?;
+    let accuracy_grpo = accuracy(&policy, &policy.params, &test, &recipe, "evaluate GRPO-D", quiet)?;
+    let blanked = test.par_iter().map(blank_sample).collect::<Result<Vec<_>>>()?;
+    let accuracy_blind = accuracy(&policy, &policy.params, &blanked, &recipe, "evaluate blind", quiet)?;
+    let answers: Vec<&str> = test.iter().filter_map(|s| s.solution.as_deref()).collect();
+    let result = DemoResult {
+        task: recipe.task.name().into(),
+        accuracy_majority: majority_accuracy(&answers),
+        accuracy_blind,
+        accuracy_start,
+        accuracy_sft,
+        accuracy_grpo,
+        steps: recipe.grpo_steps,
+        seconds: (start.elapsed().as_secs_f64() * 10.0).round() / 10.0,
+    };
+    write_report(dir, &recipe, &policy, &result, &options.to_toml()?, seed)?;
+    let path = dir.join("result.json");
+    let line = serde_json::to_string(&result).map_err(|e| Error::Internal(format!("the result as JSON: {e}")))?;
+    std::fs::write(&path, line + "\n").map_err(|e| Error::io(&path, "write", e))?;
+    Ok(result)
+}
+
+/// Said around the questions, in training and evaluation.
+const TEMPLATE: PromptTemplate = PromptTemplate::R1v;
+
+fn make_data(recipe: &Recipe, dir: &Path, seed: u64, quiet: bool) -> Result<PathBuf> {
+    let data_dir = dir.join("data");
+    if data_dir.exists() {
+        std::fs::remove_dir_all(&data_dir).map_err(|e| Error::io(&data_dir, "remove the old data", e))?;
+    }
+    let options = TaskOptions {
+        difficulty: recipe.difficulty,
+        seed,
+        train: recipe.train_rows,
+        test: recipe.test_rows,
+        image_size: recipe.image_side,
+    };
+    let progress = Progress::start("draw images", (recipe.train_rows + recipe.test_rows) as u64, quiet);
+    tasks::write(recipe.task, &options, &data_dir, &|| progress.advance(1))?;
+    progress.finish();
+    Ok(data_dir)
+}
+
+fn load(dir: &Path) -> Result<Policy> {
+    let path = dir.to_str().ok_or_else(|| Error::Usage(format!("{} is not valid UTF-8", dir.display())))?;
+    Policy::load(path, &ProcessorOptions::default(), DType::F32)
+}
+
+fn accuracy(policy: &Policy, params: &Arc<Params>, samples: &[Sample], recipe: &Recipe, label: &str, quiet: bool) -> Result<f64> {
+    let rewards = RewardSet::new(&["accuracy".to_string()], &[])?;
+    let options = EvaluationOptions {
+        sampling: SamplingParams { greedy: true, max_new_tokens: recipe.max_completion_tok, ..SamplingParams::default() },
+        stop_strings: Vec::new(),
+        max_prompt_length: None,
+        batch_size: 64,
+        seed: 0,
+    };
+    let progress = Progress::start(label, samples.len() as u64, quiet);
+    let results = evaluate(policy, params, samples, &rewards, &options, &|n| progress.advance(n))?;
+    progress.finish();
+    Ok(mean_score(&results, 0))
+}
+
+fn train_sft(policy: Policy, samples: &[Sample], recipe: &Recipe, dir: &Path, seed: u64, quiet: bool) -> Result<PathBuf> {
+    let options = SftOptions {
+        micro_batch: recipe.sft_batch,
+        accumulation: 1,
+        max_length: policy.model.config().text.max_position_embeddings,
+        schedule: LrSchedule {
+            scheduler_type: LrSchedulerType::Cosine,
+            peak: recipe.sft_learning_rate,
+            warmup_steps: recipe.sft_steps / 10,
+            total_steps: recipe.sft_steps,
+        },
+        max_grad_norm: 1.0,
+        recompute: false,
+    };
+    let stream = Stream::new(samples.len(), seed, true)?;
+    let mut trainer = SftTrainer::new(policy, options, AdamWConfig::default(), stream)?;
+    let saved = run_sft(&mut trainer, samples, dir, &dir.join("sft_metrics.jsonl"), &run_options(recipe.sft_steps, quiet))?;
+    rename(&saved, &dir.join("checkpoint-sft"))
+}
+
+fn train_grpo(policy: Policy, samples: &[Sample], recipe: &Recipe, dir: &Path, seed: u64, quiet: bool) -> Result<PathBuf> {
+    let sampling = SamplingParams { max_new_tokens: recipe.max_completion_tok, ..SamplingParams::default() };
+    let decoding = policy.decoding(sampling, &[], true)?;
+    let rewards = RewardSet::new(&["accuracy".to_string(), "format".to_string()], &[])?;
+    let completions = recipe.prompts_per_step * recipe.group;
+    let options = GrpoOptions {
+        num_generations: recipe.group,
+        micro_batch: completions,
+        accumulation: 1,
+        num_iterations: 1,
+        scale_rewards: ScaleRewards::Group,
+        loss: LossConfig {
+            loss_type: LossType::Grpo,
+            importance_sampling_level: ImportanceSamplingLevel::Token,
+            epsilon: 0.2,
+            epsilon_high: 0.2,
+            delta: None,
+            kl_estimator: KlEstimator::K3,
+            beta: 0.0,
+            max_completion_length: recipe.max_completion_tok,
+        },
+        mask_truncated: false,
+        prompt_limit: policy.prompt_limit(None, recipe.max_completion_tok)?,
+        schedule: LrSchedule {
+            scheduler_type: LrSchedulerType::Linear,
+            peak: recipe.grpo_learning_rate,
+            warmup_steps: 0,
+            total_steps: recipe.grpo_steps,
+        },
+        max_grad_norm: 1.0,
+        recompute: false,
+        seed,
+    };
+    let stream = Stream::new(samples.len(), seed, true)?;
+    let beta = BetaController::new(BetaSchedule::Othink(recipe.beta), recipe.grpo_steps)?;
+    let mut trainer = GrpoTrainer::new(policy, options, decoding, rewards, beta, AdamWConfig::default(), stream)?;
+    let saved = run_grpo(&mut trainer, samples, dir, &run_options(recipe.grpo_steps, quiet), &mut |_, _| Ok(()))?;
+    rename(&saved, &dir.join("checkpoint-grpo"))
+}
+
+fn run_options(steps: u64, quiet: bool) -> RunOptions {
+    RunOptions {
+        steps,
+        save_steps: 0,
+        save_total_limit: None,
+        logging_steps: 1,
+        log_completions: true,
+        print_completions: 0,
+        quiet,
+    }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<PathBuf> {
+    if to.exists() {
+        std::fs::remove_dir_all(to).map_err(|e| Error::io(to, "remove the old checkpoint", e))?;
+    }
+    std::fs::rename(from, to).map_err(|e| Error::io(to, "rename the checkpoint", e))?;
+    Ok(to.to_path_buf())
+}
+
+fn write_report(dir: &Path, recipe: &Recipe, policy: &Policy, result: &DemoResult, config: &str, seed: u64) -> Result<()> {
+    let accuracy = |name: &str, accuracy: f64, note: &str| Accuracy { name: name.into(), accuracy, note: note.into() };
+    let fact = |name: &str, value: String| (name.to_string(), value);
+    let summary = RunSummary {
+        title: format!("othink-train demo: {}", result.task),
+        facts: vec![
+            fact("task", format!("{} ({}), {} px", recipe.task.name(), recipe.difficulty.name(), recipe.image_side)),
+            fact("held-out images", recipe.test_rows.to_string()),
+            fact("parameters", policy.params.count().0.to_string()),
+            fact("SFT", format!("{} steps of {} rows, from {} rows", recipe.sft_steps, recipe.sft_batch, recipe.sft_rows)),
+            fact(
+                "GRPO-D",
+                format!("{} steps of {} prompts x {} completions", recipe.grpo_steps, recipe.prompts_per_step, recipe.group),
+            ),
+            fact("seed", seed.to_string()),
+            fact("seconds", result.seconds.to_string()),
+        ],
+        accuracies: vec![
+            accuracy("majority", result.accuracy_majority, "always the commonest answer"),
+            accuracy("blind", result.accuracy_blind, "the final policy on blank images"),
+            accuracy("start", result.accuracy_start, "random weights"),
+            accuracy("SFT", result.accuracy_sft, "after supervised warm-up"),
+            accuracy("GRPO-D", result.accuracy_grpo, "after reinforcement learning"),
+        ],
+        sft: read_rows(dir.join("sft_metrics.jsonl"))?,
+        grpo: read_rows(dir.join("metrics.jsonl"))?,
+        completions: html::sample_completions(dir.join("completions.jsonl"), 3)?,
+        config: config.to_string(),
+    };
+    html::write(dir.join("report.html"), &summary)
+}
