@@ -13,7 +13,7 @@ use crate::parity::{LARGE, Outcome};
 use crate::processor::ProcessorOptions;
 use crate::report::Progress;
 use crate::report::console::escape_control;
-use crate::tensor::{DType, Device};
+use crate::tensor::DType;
 use crate::train::policy::Policy;
 
 /// Widest column of keys.
@@ -25,18 +25,7 @@ const MAX_KEY_WIDTH: usize = 64;
 /// Those of the checkpoint and the bundle; [`Error::Protect`] when a tensor differs, after the table has been printed
 /// and the dump written.
 pub fn run(options: &ParityConfig) -> Result<()> {
-    Device::parse(&options.hardware.device.to_string())?;
-    match options.hardware.threads {
-        None => compare(options),
-        Some(threads) => rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .map_err(|e| Error::Usage(format!("--threads {threads}: {e}")))?
-            .install(|| compare(options)),
-    }
-}
-
-fn compare(options: &ParityConfig) -> Result<()> {
+    super::prepare(&options.hardware)?;
     let model = hub::resolve(&options.model.model)?;
     let bundle = Bundle::open(options.bundle.as_deref().unwrap_or(&model))?;
     if let Some(dump) = &options.dump {
