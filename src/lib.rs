@@ -29,6 +29,7 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod packed;
+pub mod parity;
 pub mod processor;
 pub mod report;
 pub mod reward;
