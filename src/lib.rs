@@ -13,27 +13,27 @@
 //! `V` vocabulary, `N` patches, `P` prompts, `G` completions per prompt.
 //! Ragged and host arrays carry them as suffixes (`rewards_pg`, `logp_t`, `positions_3t`).
 
-pub mod advantage;
+pub mod error;
+pub mod config;
+pub mod rng;
+pub mod tensor;
 pub mod autograd;
+pub mod ops;
+pub mod nn;
+pub mod data;
+pub mod tasks;
+pub mod processor;
+pub mod packed;
+pub mod model;
+pub mod rollout;
+pub mod reward;
+pub mod advantage;
+pub mod kl;
 pub mod batch;
+pub mod loss;
+pub mod optim;
 pub mod checkpoint;
+pub mod report;
+pub mod train;
 pub mod demo;
 pub mod cli;
-pub mod config;
-pub mod data;
-pub mod error;
-pub mod kl;
-pub mod loss;
-pub mod model;
-pub mod nn;
-pub mod ops;
-pub mod optim;
-pub mod packed;
-pub mod processor;
-pub mod report;
-pub mod reward;
-pub mod rng;
-pub mod rollout;
-pub mod tasks;
-pub mod tensor;
-pub mod train;
