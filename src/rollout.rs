@@ -22,7 +22,7 @@ use sequence::{FinishReason, Sequence, StopRules};
 use std::sync::Arc;
 
 /// Sequences that grow side by side; more prompts than fit wait. It bounds memory and changes no result.
-const MAX_SEQUENCES: usize = 256;
+pub const MAX_SEQUENCES: usize = 256;
 
 /// A prompt to complete.
 #[derive(Clone, Copy, Debug)]
