@@ -278,7 +278,7 @@ fn train_grpo(policy: Policy, samples: &[Sample], recipe: &Recipe, dir: &Path, s
     let stream = Stream::new(samples.len(), seed, true)?;
     let beta = BetaController::new(BetaSchedule::Othink(recipe.beta), recipe.grpo_steps)?;
     let mut trainer = GrpoTrainer::new(policy, options, decoding, rewards, beta, AdamWConfig::default(), stream)?;
-    let saved = run_grpo(&mut trainer, samples, dir, &run_options(recipe.grpo_steps, quiet), &mut |_, _| Ok(()))?;
+    let saved = run_grpo(&mut trainer, samples, dir, &run_options(recipe.grpo_steps, quiet), None)?;
     rename(&saved, &dir.join("checkpoint-grpo"))
 }
 
@@ -287,7 +287,7 @@ fn run_options(steps: u64, quiet: bool) -> RunOptions {
         steps,
         save_steps: 0,
         save_total_limit: None,
-        logging_steps: 1,
+        logging_steps: 0,
         log_completions: true,
         print_completions: 0,
         quiet,
