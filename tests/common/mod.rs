@@ -1,0 +1,269 @@
+//! What several test files need: the bundles as policies, their examples, rollouts, trainers.
+
+// Each test file is a program of its own and uses a part of this.
+#![allow(dead_code)]
+
+use othink::autograd::ParamGrads;
+use othink::batch::{Group, MicroBatch, micro_batches};
+use othink::config::{ImportanceSamplingLevel, KlEstimator, LossType, LrSchedulerType, ScaleRewards};
+use othink::data::{ImageSource, Message, Part, Sample};
+use othink::kl::{BetaController, BetaSchedule, Othink};
+use othink::loss::LossConfig;
+use othink::nn::Params;
+use othink::optim::{AdamWConfig, LrSchedule};
+use othink::processor::{ProcessorOptions, Prompt};
+use othink::reward::{Reward, RewardSet};
+use othink::rng::{Purpose, Stream};
+use othink::rollout::sampler::SamplingParams;
+use othink::rollout::{Completion, Decoding, Request};
+use othink::tensor::DType;
+use othink::train::grpo::{GrpoOptions, GrpoTrainer};
+use othink::train::policy::Policy;
+use othink::train::sft::{SftOptions, SftTrainer};
+use othink::train::{stream, update};
+use serde_json::Value;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Folder of a bundle under `tests/bundles`.
+pub fn bundle(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bundles").join(name)
+}
+
+/// A bundle's checkpoint.
+pub fn policy(name: &str, dtype: DType) -> Policy {
+    Policy::load(bundle(name).to_str().unwrap(), &ProcessorOptions::default(), dtype).unwrap()
+}
+
+/// The bundle's conversations, each ending with its completion as the assistant's message.
+pub fn conversations(name: &str) -> Vec<Sample> {
+    let text = std::fs::read_to_string(bundle(name).join("inputs.json")).unwrap();
+    let inputs: Value = serde_json::from_str(&text).unwrap();
+    let examples = inputs["examples"].as_array().unwrap();
+    examples.iter().enumerate().map(|(row, example)| conversation(name, row, example)).collect()
+}
+
+fn conversation(name: &str, row: usize, example: &Value) -> Sample {
+    let mut images = Vec::new();
+    let mut part = |part: &Value| match part["image"].as_str() {
+        Some(path) => {
+            images.push(ImageSource::File(bundle(name).join(path)));
+            Part::Image(images.len() - 1)
+        }
+        None => Part::Text(part["text"].as_str().unwrap().to_string()),
+    };
+    let mut messages = Vec::new();
+    for message in example["messages"].as_array().unwrap() {
+        let content = match &message["content"] {
+            Value::String(text) => vec![Part::Text(text.clone())],
+            parts => parts.as_array().unwrap().iter().map(&mut part).collect(),
+        };
+        messages.push(Message { role: message["role"].as_str().unwrap().into(), content });
+    }
+    let answer = example["completion"].as_str().unwrap().trim_end_matches("<|im_end|>").to_string();
+    messages.push(Message { role: "assistant".into(), content: vec![Part::Text(answer)] });
+    Sample { row, messages, images, solution: None, columns: serde_json::Map::new() }
+}
+
+/// The bundle's prompts, without the answers.
+pub fn prompts(policy: &Policy, name: &str) -> Vec<Prompt> {
+    conversations(name).iter().map(|c| policy.processor.encode(&c.prompt(), true).unwrap()).collect()
+}
+
+/// Prompts with their answers' tokens.
+pub fn answered(policy: &Policy, name: &str) -> Vec<(Prompt, Vec<u32>)> {
+    conversations(name).iter().map(|c| policy.processor.encode_with_completion(c).unwrap()).collect()
+}
+
+/// Standard normal numbers; `id` picks the stream.
+pub fn normal(n: usize, id: u64) -> Vec<f64> {
+    let mut stream = Stream::new(5, Purpose::Init, id);
+    (0..n).map(|_| f64::from(stream.normal())).collect()
+}
+
+/// Tokens that are neither special nor end a completion, at random.
+pub fn random_tokens(n: usize, id: u64) -> Vec<u32> {
+    let mut stream = Stream::new(6, Purpose::Task, id);
+    (0..n).map(|_| stream.below(450)).collect()
+}
+
+/// Writes into one parameter.
+pub fn edit(params: &mut Arc<Params>, name: &str, change: impl FnOnce(&mut [f32])) {
+    let (_, parameter) = Arc::make_mut(params).iter_mut().find(|(_, p)| p.name == name).unwrap();
+    change(parameter.value.make_mut().unwrap());
+}
+
+/// All weights, by name, as digests of their bits.
+pub fn weight_bits(params: &Params) -> Vec<(String, u64)> {
+    params.iter().map(|(_, p)| (p.name.clone(), digest(&p.value.to_f32()))).collect()
+}
+
+/// All gradients, by the name of their parameter, as digests of their bits.
+pub fn grad_bits(params: &Params, grads: &ParamGrads) -> Vec<(String, u64)> {
+    grads.iter().map(|(id, g)| (params.of(id).name.clone(), digest(&g.to_f32()))).collect()
+}
+
+/// A hash of the bits of many numbers: short in messages.
+fn digest(x: &[f32]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bits(x).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The bits of some numbers: 0 and -0 differ, a NaN equals itself.
+pub fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Completions of prompts at their places of the stream.
+pub fn roll_out(
+    policy: &Policy,
+    decoding: &Decoding,
+    prompts: &[(u32, &Prompt)],
+    group: usize,
+    seed: u64,
+) -> Vec<Vec<Completion>> {
+    let detokenize = |ids: &[u32]| policy.detokenize(ids);
+    let requests: Vec<_> = prompts.iter().map(|&(place, prompt)| Request { place, prompt }).collect();
+    policy.engine(&policy.params, decoding, &detokenize).generate(&requests, group, seed, &|_| {}).unwrap()
+}
+
+/// Prompts and completions cut into micro-batches, as the trainer does it.
+pub fn batches(
+    policy: &Policy,
+    prompts: &[Prompt],
+    completions: &[Vec<Completion>],
+    size: usize,
+) -> Vec<MicroBatch> {
+    let groups: Vec<_> = prompts
+        .iter()
+        .zip(completions)
+        .map(|(prompt, cs)| Group { prompt, completions: cs.iter().map(|c| c.tokens.as_slice()).collect() })
+        .collect();
+    micro_batches(&groups, size, policy.layout()).unwrap()
+}
+
+/// The log-probabilities that the training forward gives for all completions, in order.
+pub fn training_logps(
+    policy: &Policy,
+    batches: &[MicroBatch],
+    temperature: f64,
+    recompute: bool,
+) -> Vec<f32> {
+    let options = update::ForwardOptions { temperature, recompute };
+    let scores = batches
+        .iter()
+        .map(|batch| update::forward(&policy.model, &policy.params, batch, options, None).unwrap().0.logp_t);
+    scores.collect::<Vec<_>>().concat()
+}
+
+/// Runs on a pool of so many threads.
+pub fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+}
+
+/// The numbers of a small GRPO run.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    pub steps: u64,
+    pub prompts: usize,
+    pub group: usize,
+    pub micro_batch: usize,
+    pub num_iterations: usize,
+    pub estimator: KlEstimator,
+    pub learning_rate: f64,
+    pub recompute: bool,
+    pub sampling: SamplingParams,
+    pub seed: u64,
+}
+
+impl Default for Recipe {
+    fn default() -> Recipe {
+        Recipe {
+            steps: 4,
+            prompts: 2,
+            group: 4,
+            micro_batch: 4,
+            num_iterations: 1,
+            estimator: KlEstimator::K3,
+            learning_rate: 1e-3,
+            recompute: false,
+            sampling: SamplingParams { max_new_tokens: 8, ..SamplingParams::default() },
+            seed: 7,
+        }
+    }
+}
+
+/// A GRPO-D run over `rows` rows with one reward.
+pub fn grpo_trainer(policy: Policy, recipe: &Recipe, reward: Box<dyn Reward>, rows: usize) -> GrpoTrainer {
+    let completions = recipe.prompts * recipe.group;
+    assert_eq!(completions % recipe.micro_batch, 0);
+    let options = GrpoOptions {
+        num_generations: recipe.group,
+        micro_batch: recipe.micro_batch,
+        accumulation: completions / recipe.micro_batch,
+        num_iterations: recipe.num_iterations,
+        scale_rewards: ScaleRewards::Group,
+        loss: LossConfig {
+            loss_type: LossType::Grpo,
+            importance_sampling_level: ImportanceSamplingLevel::Token,
+            epsilon: 0.2,
+            epsilon_high: 0.2,
+            delta: None,
+            kl_estimator: recipe.estimator,
+            beta: 0.0,
+            max_completion_length: recipe.sampling.max_new_tokens,
+        },
+        mask_truncated: false,
+        prompt_limit: 1024,
+        schedule: constant(recipe.learning_rate),
+        max_grad_norm: 1.0,
+        recompute: recipe.recompute,
+        seed: recipe.seed,
+    };
+    let decoding = policy.decoding(recipe.sampling.clone(), &[], true).unwrap();
+    let rewards = RewardSet::from_rewards(vec![reward], &[]).unwrap();
+    let schedule = BetaSchedule::Othink(Othink { beta_min: 0.04, beta_max: 0.1, exploration_ratio: 0.3 });
+    let beta = BetaController::new(schedule, recipe.steps).unwrap();
+    let stream = stream::Stream::new(rows, recipe.seed, true).unwrap();
+    GrpoTrainer::new(policy, options, decoding, rewards, beta, AdamWConfig::default(), stream).unwrap()
+}
+
+/// An SFT run over `rows` rows, all of them in every step.
+pub fn sft_trainer(
+    policy: Policy,
+    rows: usize,
+    micro_batch: usize,
+    learning_rate: f64,
+    recompute: bool,
+) -> SftTrainer {
+    let options = SftOptions {
+        micro_batch,
+        accumulation: rows.div_ceil(micro_batch),
+        max_length: 1024,
+        schedule: constant(learning_rate),
+        max_grad_norm: 1.0,
+        recompute,
+    };
+    let stream = stream::Stream::new(rows, 0, false).unwrap();
+    SftTrainer::new(policy, options, AdamWConfig::default(), stream).unwrap()
+}
+
+fn constant(peak: f64) -> LrSchedule {
+    LrSchedule { scheduler_type: LrSchedulerType::Constant, peak, warmup_steps: 0, total_steps: 1 }
+}
+
+/// Share of the completion's characters that are vowels: a random policy writes some, a trained one more.
+pub struct Vowels;
+
+impl Reward for Vowels {
+    fn name(&self) -> &str {
+        "vowels"
+    }
+
+    fn score(&self, _: &Sample, completion: &str) -> Option<f64> {
+        let vowels = completion.chars().filter(|&c| "aeiou".contains(c)).count();
+        Some(vowels as f64 / completion.chars().count().max(1) as f64)
+    }
+}
