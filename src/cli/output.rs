@@ -97,9 +97,7 @@ pub(super) fn prompt_row(sample: &Sample) -> (Value, Vec<String>) {
         // The next of the row's images; they are numbered in reading order.
         Part::Image(_) => json!({"type": "image"}),
     };
-    let message = |message: &Message| {
-        json!({"role": message.role, "content": message.content.iter().map(part).collect::<Vec<_>>()})
-    };
+    let message = |message: &Message| json!({"role": message.role, "content": message.content.iter().map(part).collect::<Vec<_>>()});
     (sample.messages.iter().map(message).collect::<Vec<_>>().into(), images)
 }
 

@@ -11,9 +11,9 @@ use crate::nn::Params;
 use crate::report::{CompletionLengths, JsonLines, Progress, Row};
 use crate::reward::RewardSet;
 use crate::rollout::sequence::FinishReason;
-use std::cell::Cell;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Where a run writes, and how often.
@@ -221,10 +221,10 @@ pub fn run_grpo(
     let progress = Progress::start("GRPO", options.steps, options.quiet);
     let mut saved = None;
     for step in 0..options.steps {
-        let finished = Cell::new(0);
+        let finished = AtomicU64::new(0);
         let outcome = trainer.step(step, samples, &|n| {
-            finished.set(finished.get() + n);
-            progress.note(&format!("step {}: {} completions", step + 1, finished.get()));
+            let finished = finished.fetch_add(n, Ordering::Relaxed) + n;
+            progress.note(&format!("step {}: {finished} completions", step + 1));
         })?;
         rows.append(&outcome.report.row())?;
         if is_logged(step, options) {

@@ -41,7 +41,12 @@ pub struct SftTrainer {
 
 impl SftTrainer {
     /// A run over `rows` rows in the order of `stream`.
-    pub fn new(policy: Policy, options: SftOptions, adamw: AdamWConfig, stream: Stream) -> Result<SftTrainer> {
+    pub fn new(
+        policy: Policy,
+        options: SftOptions,
+        adamw: AdamWConfig,
+        stream: Stream,
+    ) -> Result<SftTrainer> {
         let optimiser = AdamW::new(adamw, param_groups(&policy.params, false))?;
         Ok(SftTrainer { policy, options, optimiser, stream, tokens: 0 })
     }
@@ -84,7 +89,13 @@ impl SftTrainer {
         })?;
         check_loss(loss, step)?;
         let learning_rate = self.options.schedule.learning_rate(step);
-        let done = update(&mut self.policy.params, &mut self.optimiser, &grads, learning_rate, self.options.max_grad_norm)?;
+        let done = update(
+            &mut self.policy.params,
+            &mut self.optimiser,
+            &grads,
+            learning_rate,
+            self.options.max_grad_norm,
+        )?;
         check_loss(done.grad_norm, step)?;
         Ok(SftReport {
             step: step as usize,
