@@ -11,6 +11,7 @@ use crate::nn::Params;
 use crate::report::{CompletionLengths, JsonLines, Progress, Row};
 use crate::reward::RewardSet;
 use crate::rollout::sequence::FinishReason;
+use serde_json::Value;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -239,16 +240,12 @@ pub fn run_grpo(
         progress.note(&format!("reward {:.3}", outcome.report.reward));
         progress.advance(1);
         saved = checkpoints.due(&trainer.policy, step + 1, options)?.or(saved);
-        if let (Some(evaluation), Some(file)) = (evaluation, &mut evaluations) {
-            if (step + 1).is_multiple_of(evaluation.every as u64) {
-                let row = evaluation.row(&trainer.policy, step)?;
-                progress.line(&format!(
-                    "evaluation after step {}: {}",
-                    step + 1,
-                    serde_json::Value::from(row.clone())
-                ));
-                file.append(&row)?;
-            }
+        if let (Some(evaluation), Some(file)) = (evaluation, &mut evaluations)
+            && (step + 1).is_multiple_of(evaluation.every as u64)
+        {
+            let row = evaluation.row(&trainer.policy, step)?;
+            progress.line(&format!("evaluation after step {}: {}", step + 1, Value::from(row.clone())));
+            file.append(&row)?;
         }
     }
     progress.finish();
