@@ -2,7 +2,7 @@
 
 use super::policy::Policy;
 use super::stream::Stream;
-use super::update::{ForwardOptions, TokenScores, check_loss, forward, param_groups, score, update};
+use super::update::{ForwardOptions, TokenScores, check_grad_norm, check_loss, forward, param_groups, score, update};
 use crate::advantage::{Advantages, group_advantages};
 use crate::autograd::ParamGrads;
 use crate::batch::{Group, MicroBatch, micro_batches};
@@ -267,7 +267,7 @@ impl GrpoTrainer {
         }
         let learning_rate = self.options.schedule.learning_rate(step);
         let done = update(&mut self.policy.params, &mut self.optimiser, &grads, learning_rate, self.options.max_grad_norm)?;
-        check_loss(done.grad_norm, step)?;
+        check_grad_norm(done.grad_norm, step)?;
         if let Some(kl) = metrics.kl() {
             self.beta.observe(kl, completions.len())?;
         }

@@ -2,7 +2,7 @@
 
 use super::policy::{Policy, check_length};
 use super::stream::Stream;
-use super::update::{ForwardOptions, check_loss, forward, param_groups, update};
+use super::update::{ForwardOptions, check_grad_norm, check_loss, forward, param_groups, update};
 use crate::autograd::ParamGrads;
 use crate::batch::{Group, micro_batches};
 use crate::data::Sample;
@@ -79,7 +79,7 @@ impl SftTrainer {
         check_loss(loss, step)?;
         let learning_rate = self.options.schedule.learning_rate(step);
         let done = update(&mut self.policy.params, &mut self.optimiser, &grads, learning_rate, self.options.max_grad_norm)?;
-        check_loss(done.grad_norm, step)?;
+        check_grad_norm(done.grad_norm, step)?;
         Ok(SftReport {
             step: step as usize,
             epoch: (first + size as u64) as f64 / self.stream.rows() as f64,
