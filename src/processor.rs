@@ -17,6 +17,7 @@ pub mod patches;
 mod positions;
 pub mod resize;
 pub mod tokenizer;
+mod transparency;
 
 use std::path::{Path, PathBuf};
 
@@ -175,7 +176,7 @@ impl Processor {
                 )));
             };
             *seen = true;
-            let rgb = decode::load_image(source, &format!("row {}, image {index}", sample.row))?;
+            let rgb = decode::load_for_model(source, &format!("row {}, image {index}", sample.row))?;
             images.push(patches::patches_of(&rgb, &self.image_config)?);
         }
         match shown.iter().position(|seen| !seen) {

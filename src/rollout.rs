@@ -21,8 +21,8 @@ use sampler::{Sampler, SamplingContext, SamplingParams};
 use sequence::{FinishReason, Sequence, StopRules};
 use std::sync::Arc;
 
-/// Sequences that grow side by side; more prompts than fit wait. It bounds memory and changes no result.
-const MAX_SEQUENCES: usize = 256;
+/// Sequences of one part, which grow in step. Parts run on different threads; it changes no result.
+const MAX_SEQUENCES: usize = 128;
 
 /// A prompt to complete.
 #[derive(Clone, Copy, Debug)]
@@ -89,12 +89,16 @@ impl Engine<'_> {
         requests: &[Request<'_>],
         group: usize,
         seed: u64,
-        progress: &dyn Fn(u64),
+        progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Vec<Vec<Completion>>> {
-        let at_once = (MAX_SEQUENCES / group.max(1)).max(1);
+        // As many prompts as fit, but no fewer parts than threads: parts run side by side.
+        let threads = rayon::current_num_threads();
+        let at_once = (MAX_SEQUENCES / group.max(1)).min(requests.len().div_ceil(threads)).max(1);
+        let parts: Vec<Result<Vec<Vec<Completion>>>> =
+            requests.par_chunks(at_once).map(|part| self.generate_together(part, group, seed, progress)).collect();
         let mut done = Vec::with_capacity(requests.len());
-        for requests in requests.chunks(at_once) {
-            done.extend(self.generate_together(requests, group, seed, progress)?);
+        for part in parts {
+            done.extend(part?);
         }
         Ok(done)
     }
@@ -104,7 +108,7 @@ impl Engine<'_> {
         requests: &[Request<'_>],
         group: usize,
         seed: u64,
-        progress: &dyn Fn(u64),
+        progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Vec<Vec<Completion>>> {
         let mut groups = self.prefill(requests, group, seed)?;
         loop {
@@ -170,7 +174,7 @@ impl Engine<'_> {
         rows: &[f32],
         sequences: &mut [(&Prompt, &mut Sequence)],
         seed: u64,
-        progress: &dyn Fn(u64),
+        progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
         let head = &self.params.of(self.model.head()).value;
         let vocab = head.matrix().0;

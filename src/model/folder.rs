@@ -227,7 +227,7 @@ pub(crate) fn first_non_finite(data: &[f32]) -> Option<usize> {
 }
 
 /// The index along each axis of element `at` of a row-major tensor.
-fn coordinate(at: usize, shape: &[usize]) -> Vec<usize> {
+pub(crate) fn coordinate(at: usize, shape: &[usize]) -> Vec<usize> {
     let mut rest = at;
     let mut index: Vec<usize> = shape
         .iter()

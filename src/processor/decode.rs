@@ -3,8 +3,11 @@
 //! That is PIL's `exif_transpose` followed by `convert("RGB")`: the orientation tag is applied, alpha and `tRNS`
 //! transparency are *dropped* (not blended with a background), palettes are looked up, grey is repeated, and 16-bit
 //! colour samples keep their high byte. 16-bit *grey* (PIL's mode `I;16`) saturates at 255, because that is what PIL's
-//! `convert` does with it: rescale such images to 8 bits first if they shall not come out white. `transformers` 5 blends transparency over white only for images handed over as PIL
-//! objects; this program takes paths and encoded bytes, and treats both as paths.
+//! `convert` does with it: rescale such images to 8 bits first if they shall not come out white.
+//!
+//! [`load_for_model`] adds the one step that transformers' image processor takes before it resizes: a PNG's transparent
+//! colour turns white. (It blends alpha channels over white too, but only of images handed over as PIL objects; this
+//! program takes paths and encoded bytes, and treats both as paths.)
 //!
 //! PNG and WebP decode to the same bytes as in PIL. JPEG decoders differ by rounding: zune-jpeg (here) and libjpeg-turbo
 //! (in PIL) give the same or neighbouring grey levels nearly everywhere, more than 2 levels apart on about 0.1 % of the
@@ -21,6 +24,7 @@ use regex::bytes::Regex;
 
 use crate::data::ImageSource;
 use crate::error::{Error, Result};
+use crate::processor::transparency::{transparent_colour, whiten};
 
 /// Longest accepted side, in pixels.
 pub const MAX_SIDE: u32 = 16_384;
@@ -52,6 +56,26 @@ pub fn load_image(source: &ImageSource, name: &str) -> Result<RgbImage> {
         ImageSource::File(path) => decode_image(&read_regular_file(path, MAX_ENCODED_BYTES)?, path),
         ImageSource::Bytes(bytes) => decode_image(bytes, Path::new(name)),
     }
+}
+
+/// [`load_image`], with every pixel of a PNG's transparent colour white: what the model is to see.
+///
+/// # Errors
+/// As [`load_image`].
+pub fn load_for_model(source: &ImageSource, name: &str) -> Result<RgbImage> {
+    let read;
+    let (encoded, name): (&[u8], &Path) = match source {
+        ImageSource::File(path) => {
+            read = read_regular_file(path, MAX_ENCODED_BYTES)?;
+            (&read, path)
+        }
+        ImageSource::Bytes(bytes) => (bytes, Path::new(name)),
+    };
+    let mut image = decode_image(encoded, name)?;
+    if let Some(colour) = transparent_colour(encoded) {
+        whiten(&mut image, colour);
+    }
+    Ok(image)
 }
 
 /// Decodes png, jpeg or webp bytes, the format told by the content. `name` stands in errors only.

@@ -42,7 +42,7 @@ pub fn evaluate(
     samples: &[Sample],
     rewards: &RewardSet,
     options: &EvaluationOptions,
-    progress: &dyn Fn(u64),
+    progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<Evaluated>> {
     let limit = policy.prompt_limit(options.max_prompt_length, options.sampling.max_new_tokens)?;
     let decoding = policy.decoding(options.sampling.clone(), &options.stop_strings, false)?;

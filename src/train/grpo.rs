@@ -2,7 +2,7 @@
 
 use super::policy::Policy;
 use super::stream::Stream;
-use super::update::{ForwardOptions, TokenScores, check_grad_norm, check_loss, forward, param_groups, score, update};
+use super::update::{ForwardOptions, TokenScores, check_grad_norm, check_loss, each_micro_batch, forward, param_groups, score, update};
 use crate::advantage::{Advantages, group_advantages};
 use crate::autograd::ParamGrads;
 use crate::batch::{Group, MicroBatch, micro_batches};
@@ -18,6 +18,7 @@ use crate::report::{ClipRatio, CompletionLengths, CompletionRecord, RewardStatis
 use crate::reward::{RewardSet, extract};
 use crate::rollout::sequence::FinishReason;
 use crate::rollout::{Completion, Decoding, Request};
+use rayon::prelude::*;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -115,7 +116,7 @@ impl GrpoTrainer {
     /// One optimiser step: rollout, rewards, advantages (on the first of `num_iterations`), loss, gradient, update.
     ///
     /// `progress(n)` is told of every n finished completions.
-    pub fn step(&mut self, step: u64, samples: &[Sample], progress: &dyn Fn(u64)) -> Result<StepOutcome> {
+    pub fn step(&mut self, step: u64, samples: &[Sample], progress: &(dyn Fn(u64) + Sync)) -> Result<StepOutcome> {
         let start = Instant::now();
         let iteration = step % self.options.num_iterations as u64;
         let rollout_step = step / self.options.num_iterations as u64;
@@ -141,7 +142,7 @@ impl GrpoTrainer {
     }
 
     /// Samples G completions for each prompt, scores them, and computes what the iterations share.
-    fn roll_out(&mut self, chosen: &[(u64, &Sample)], beta: f64, progress: &dyn Fn(u64)) -> Result<Scored> {
+    fn roll_out(&mut self, chosen: &[(u64, &Sample)], beta: f64, progress: &(dyn Fn(u64) + Sync)) -> Result<Scored> {
         let group = self.options.num_generations;
         let rows: Vec<&Sample> = chosen.iter().map(|(_, s)| *s).collect();
         let prompts = self.policy.encode(&rows, self.options.prompt_limit)?;
@@ -163,12 +164,11 @@ impl GrpoTrainer {
         let batches = micro_batches(&groups, self.options.micro_batch, self.policy.layout())?;
         self.tokens += batches.iter().map(|b| b.packed.len() as u64).sum::<u64>();
         let reference = match &self.reference {
-            Some(params) => Some(
-                batches
-                    .iter()
-                    .map(|b| score(&self.policy.model, params, b, f64::from(self.decoding.sampling.score_temperature())))
-                    .collect::<Result<Vec<_>>>()?,
-            ),
+            Some(params) => {
+                let temperature = f64::from(self.decoding.sampling.score_temperature());
+                let model = &self.policy.model;
+                Some(batches.par_iter().map(|b| score(model, params, b, temperature)).collect::<Result<Vec<_>>>()?)
+            }
             None => None,
         };
         let scores: Vec<Vec<Option<f64>>> = rows
@@ -213,6 +213,7 @@ impl GrpoTrainer {
         let counted = |range: &[&Completion]| range.iter().filter(|c| active(c)).map(|c| c.tokens.len()).sum::<usize>();
         let window_tokens = counted(&completions) as f64;
         let on_policy = self.options.num_iterations == 1;
+        let first_iteration = step.is_multiple_of(self.options.num_iterations as u64);
         let options = ForwardOptions {
             temperature: f64::from(self.decoding.sampling.score_temperature()),
             recompute: self.options.recompute,
@@ -221,27 +222,14 @@ impl GrpoTrainer {
         let mut metrics = LossMetrics::default();
         let (mut loss, mut entropy, mut tokens) = (0.0, 0.0, 0_usize);
         let (mut difference_sum, mut difference_max) = (0.0_f64, 0.0_f64);
-        for (i, batch) in rollout.batches.iter().enumerate() {
+        let exact = self.options.loss.kl_estimator == KlEstimator::Full;
+        let (model, params) = (&self.policy.model, &self.policy.params);
+        let reference = self.reference.as_ref().filter(|_| exact);
+        let work = |i: usize, batch: &MicroBatch| {
             let members = &completions[batch.members.clone()];
             let sampled: Vec<f32> = members.iter().flat_map(|c| c.logps.iter().copied()).collect();
             let mask: Vec<bool> = members.iter().flat_map(|c| std::iter::repeat_n(active(c), c.tokens.len())).collect();
-            let exact = self.options.loss.kl_estimator == KlEstimator::Full;
-            let (scores, pass) = forward(
-                &self.policy.model,
-                &self.policy.params,
-                batch,
-                options,
-                self.reference.as_ref().filter(|_| exact),
-            )?;
-            if step.is_multiple_of(self.options.num_iterations as u64) {
-                for (a, b) in scores.logp_t.iter().zip(&sampled) {
-                    let difference = f64::from((a - b).abs());
-                    difference_sum += difference;
-                    difference_max = if difference.is_nan() { f64::NAN } else { difference_max.max(difference) };
-                }
-            }
-            entropy += scores.entropy_t.iter().map(|&e| f64::from(e)).sum::<f64>();
-            tokens += scores.entropy_t.len();
+            let (scores, pass) = forward(model, params, batch, options, reference)?;
             let output = grpo_loss(
                 &loss_config,
                 &LossInputs {
@@ -249,7 +237,7 @@ impl GrpoTrainer {
                     logp_t: &scores.logp_t,
                     old_logp_t: (!on_policy).then_some(sampled.as_slice()),
                     ref_logp_t: rollout.reference.as_ref().map(|r| r[i].logp_t.as_slice()),
-                    kl_full_t: (exact && self.reference.is_some()).then_some(scores.kl_t.as_slice()),
+                    kl_full_t: reference.map(|_| scores.kl_t.as_slice()),
                     mask_t: Some(&mask),
                     advantages_b: &rollout.advantages.advantages_pg[batch.members.clone()],
                     window: Window {
@@ -261,10 +249,23 @@ impl GrpoTrainer {
                 },
             )?;
             check_loss(output.loss, step)?;
+            let grads = pass.backward(&output.dlogp_t, output.dkl_full_t.as_deref())?;
+            Ok((scores, sampled, output, grads))
+        };
+        each_micro_batch(params, &rollout.batches, work, |(scores, sampled, output, part)| {
+            if first_iteration {
+                for (a, b) in scores.logp_t.iter().zip(&sampled) {
+                    let difference = f64::from((a - b).abs());
+                    difference_sum += difference;
+                    difference_max = if difference.is_nan() { f64::NAN } else { difference_max.max(difference) };
+                }
+            }
+            entropy += scores.entropy_t.iter().map(|&e| f64::from(e)).sum::<f64>();
+            tokens += scores.entropy_t.len();
             loss += output.loss;
             metrics.merge(&output.metrics);
-            grads.merge(pass.backward(&output.dlogp_t, output.dkl_full_t.as_deref())?)?;
-        }
+            grads.merge(part)
+        })?;
         let learning_rate = self.options.schedule.learning_rate(step);
         let done = update(&mut self.policy.params, &mut self.optimiser, &grads, learning_rate, self.options.max_grad_norm)?;
         check_grad_norm(done.grad_norm, step)?;

@@ -2,9 +2,9 @@
 
 use super::policy::{Policy, check_length};
 use super::stream::Stream;
-use super::update::{ForwardOptions, check_grad_norm, check_loss, forward, param_groups, update};
+use super::update::{ForwardOptions, check_grad_norm, check_loss, each_micro_batch, forward, param_groups, update};
 use crate::autograd::ParamGrads;
-use crate::batch::{Group, micro_batches};
+use crate::batch::{Group, MicroBatch, micro_batches};
 use crate::data::Sample;
 use crate::error::Result;
 use crate::optim::{AdamW, AdamWConfig, LrSchedule};
@@ -69,13 +69,19 @@ impl SftTrainer {
         let weight = 1.0 / total.max(1) as f64;
         let mut grads = ParamGrads::default();
         let mut loss = 0.0;
-        for batch in micro_batches(&groups, self.options.micro_batch, self.policy.layout())? {
-            self.tokens += batch.packed.len() as u64;
-            let options = ForwardOptions { temperature: 1.0, recompute: self.options.recompute };
-            let (scores, pass) = forward(&self.policy.model, &self.policy.params, &batch, options, None)?;
-            loss -= scores.logp_t.iter().map(|&l| f64::from(l)).sum::<f64>() * weight;
-            grads.merge(pass.backward(&vec![-weight as f32; scores.logp_t.len()], None)?)?;
-        }
+        let batches = micro_batches(&groups, self.options.micro_batch, self.policy.layout())?;
+        self.tokens += batches.iter().map(|b| b.packed.len() as u64).sum::<u64>();
+        let options = ForwardOptions { temperature: 1.0, recompute: self.options.recompute };
+        let (model, params) = (&self.policy.model, &self.policy.params);
+        let work = |_: usize, batch: &MicroBatch| {
+            let (scores, pass) = forward(model, params, batch, options, None)?;
+            let nll = -scores.logp_t.iter().map(|&l| f64::from(l)).sum::<f64>() * weight;
+            Ok((nll, pass.backward(&vec![-weight as f32; scores.logp_t.len()], None)?))
+        };
+        each_micro_batch(params, &batches, work, |(nll, part)| {
+            loss += nll;
+            grads.merge(part)
+        })?;
         check_loss(loss, step)?;
         let learning_rate = self.options.schedule.learning_rate(step);
         let done = update(&mut self.policy.params, &mut self.optimiser, &grads, learning_rate, self.options.max_grad_norm)?;

@@ -8,6 +8,7 @@ use crate::nn::{Params, Scope};
 use crate::ops::log_softmax_kl::{LogSoftmaxKl, Reference};
 use crate::optim::{AdamW, clip_coefficient, global_grad_norm};
 use crate::tensor::Tensor;
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Log-probability, entropy and exact KL of each target, completion after completion.
@@ -94,6 +95,27 @@ impl Pass {
         let dy = Tensor::new(self.scores.value().shape(), dy)?;
         Ok(self.tape.backward_from(&self.scores, dy)?.params)
     }
+}
+
+/// Runs `work` over the micro-batches, several at a time where that costs little memory, and gives the results in order.
+///
+/// Each micro-batch in flight holds gradients of its own, so large models take one at a time and share the threads inside
+/// the ops. Nothing of this changes a bit: the results are independent and are added in order.
+pub fn each_micro_batch<T: Send>(
+    params: &Params,
+    batches: &[MicroBatch],
+    work: impl Fn(usize, &MicroBatch) -> Result<T> + Sync,
+    mut take: impl FnMut(T) -> Result<()>,
+) -> Result<()> {
+    /// Gradients of all micro-batches in flight stay below this.
+    const IN_FLIGHT_BYTES: usize = 256 << 20;
+    let (_, trainable) = params.count();
+    let at_once = rayon::current_num_threads().min(IN_FLIGHT_BYTES / (4 * trainable.max(1))).max(1);
+    for (part, chunk) in batches.chunks(at_once).enumerate() {
+        let done: Vec<Result<T>> = chunk.par_iter().enumerate().map(|(i, b)| work(part * at_once + i, b)).collect();
+        done.into_iter().try_for_each(|result| take(result?))?;
+    }
+    Ok(())
 }
 
 /// What an optimiser step did.
