@@ -428,7 +428,7 @@ mod tests {
 
     #[test]
     fn long_conversations_are_within_the_budget() {
-        let template = template(QWEN2_VL);
+        let template = template(QWEN2_VL_TEMPLATE);
         let text = "x".repeat(3 << 20);
         let long = template.render(&json!([{"role": "user", "content": text}]), &Map::new()).unwrap();
         assert!(long.len() > text.len());
