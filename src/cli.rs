@@ -18,11 +18,14 @@ mod eval;
 mod explain;
 mod generate;
 mod grpo;
+mod inputs;
 mod inspect;
+mod output;
 mod parity;
 mod score;
 mod sft;
 mod tasks;
+mod training;
 
 use arguments::{Command, Request, TasksCommand};
 

@@ -3,6 +3,7 @@
 pub mod tiny;
 
 use crate::config::{DemoConfig, ImportanceSamplingLevel, KlEstimator, LossType, LrSchedulerType, Options, ScaleRewards, TaskName};
+use crate::checkpoint::SavePlan;
 use crate::data::{self, PromptTemplate, ReadOptions, Sample};
 use crate::error::{Error, Result};
 use crate::kl::{BetaController, BetaSchedule, Othink};
@@ -11,7 +12,7 @@ use crate::nn::Params;
 use crate::optim::{AdamWConfig, LrSchedule};
 use crate::processor::ProcessorOptions;
 use crate::report::html::{self, Accuracy, RunSummary};
-use crate::report::{Progress, read_rows};
+use crate::report::{JsonLines, Progress, read_rows};
 use crate::reward::RewardSet;
 use crate::rollout::sampler::SamplingParams;
 use crate::tasks::{self, Difficulty, Task, TaskOptions, blank_sample, majority_accuracy};
@@ -19,7 +20,7 @@ use crate::tensor::DType;
 use crate::train::evaluate::{EvaluationOptions, evaluate, mean_score};
 use crate::train::grpo::{GrpoOptions, GrpoTrainer};
 use crate::train::policy::Policy;
-use crate::train::run::{RunOptions, create_run_folder, run_grpo, run_sft};
+use crate::train::run::{RunOptions, create_run_folder, run_grpo, save_checkpoint};
 use crate::train::sft::{SftOptions, SftTrainer};
 use crate::train::stream::Stream;
 use rayon::prelude::*;
@@ -35,14 +36,21 @@ struct Recipe {
     image_side: u32,
     train_rows: usize,
     test_rows: usize,
-    /// SFT sees only the first rows: a policy that knows the form and some of the task.
-    sft_rows: usize,
-    sft_steps: u64,
     sft_batch: usize,
+    sft_micro_batch: usize,
     sft_learning_rate: f64,
+    /// The warm-up stops once this share of the validation rows is right: a policy that knows the form and some of
+    /// the task, with something left to learn by reinforcement.
+    sft_target: f64,
+    sft_max_steps: u64,
+    /// Steps between looks at the validation rows.
+    sft_look_steps: u64,
+    /// The last rows of the training split, which SFT does not see.
+    validation_rows: usize,
     grpo_steps: u64,
     prompts_per_step: usize,
     group: usize,
+    grpo_micro_batch: usize,
     grpo_learning_rate: f64,
     beta: Othink,
     max_completion_tok: usize,
@@ -53,23 +61,27 @@ impl Recipe {
         let counting = Recipe {
             task: Task::Counting,
             difficulty: Difficulty::Easy,
-            image_side: 56,
+            image_side: 84,
             train_rows: 6000,
             test_rows: 400,
-            sft_rows: 600,
-            sft_steps: 100,
             sft_batch: 32,
-            sft_learning_rate: 1e-3,
-            grpo_steps: 100,
-            prompts_per_step: 32,
+            sft_micro_batch: 8,
+            sft_learning_rate: 2e-3,
+            sft_target: 0.45,
+            sft_max_steps: 800,
+            sft_look_steps: 20,
+            validation_rows: 100,
+            grpo_steps: 150,
+            prompts_per_step: 16,
             group: 8,
-            grpo_learning_rate: 3e-4,
+            grpo_micro_batch: 32,
+            grpo_learning_rate: 5e-4,
             beta: Othink { beta_min: 0.0, beta_max: 0.02, exploration_ratio: 0.3 },
             max_completion_tok: 48,
         };
         match task {
             TaskName::Counting => counting,
-            TaskName::Geometry => Recipe { task: Task::Geometry, image_side: 84, ..counting },
+            TaskName::Geometry => Recipe { task: Task::Geometry, ..counting },
         }
     }
 }
@@ -107,13 +119,14 @@ pub fn run(options: &DemoConfig) -> Result<DemoResult> {
         data::read(&data_dir, &ReadOptions { split: split.into(), template: TEMPLATE, need_solution: true, ..ReadOptions::default() })
     };
     let (train, test) = (read("train")?, read("test")?);
-    let supervised = train.iter().take(recipe.sft_rows).map(Sample::supervised).collect::<Result<Vec<_>>>()?;
+    let (supervised, validation) = train.split_at(train.len() - recipe.validation_rows);
+    let supervised = supervised.iter().map(Sample::supervised).collect::<Result<Vec<_>>>()?;
     let start_dir = dir.join("checkpoint-start");
     tiny::write(&start_dir, &supervised, recipe.image_side as usize, seed)?;
 
     let policy = load(&start_dir)?;
     let accuracy_start = accuracy(&policy, &policy.params, &test, &recipe, "evaluate start", quiet)?;
-    let sft_dir = train_sft(policy, &supervised, &recipe, dir, seed, quiet)?;
+    let (sft_dir, sft_steps) = train_sft(policy, &supervised, validation, &recipe, dir, seed, quiet)?;
     let policy = load(&sft_dir)?;
     let accuracy_sft = accuracy(&policy, &policy.params, &test, &recipe, "evaluate SFT", quiet)?;
     let grpo_dir = train_grpo(policy, &train, &recipe, dir, seed, quiet)?;
@@ -132,7 +145,7 @@ pub fn run(options: &DemoConfig) -> Result<DemoResult> {
         steps: recipe.grpo_steps,
         seconds: (start.elapsed().as_secs_f64() * 10.0).round() / 10.0,
     };
-    write_report(dir, &recipe, &policy, &result, &options.to_toml()?, seed)?;
+    write_report(dir, &recipe, &policy, sft_steps, &result, &options.to_toml()?, seed)?;
     let path = dir.join("result.json");
     let line = serde_json::to_string(&result).map_err(|e| Error::Internal(format!("the result as JSON: {e}")))?;
     std::fs::write(&path, line + "\n").map_err(|e| Error::io(&path, "write", e))?;
@@ -180,24 +193,53 @@ fn accuracy(policy: &Policy, params: &Arc<Params>, samples: &[Sample], recipe: &
     Ok(mean_score(&results, 0))
 }
 
-fn train_sft(policy: Policy, samples: &[Sample], recipe: &Recipe, dir: &Path, seed: u64, quiet: bool) -> Result<PathBuf> {
+/// Gives the checkpoint's folder and the steps it took.
+fn train_sft(
+    policy: Policy,
+    samples: &[Sample],
+    validation: &[Sample],
+    recipe: &Recipe,
+    dir: &Path,
+    seed: u64,
+    quiet: bool,
+) -> Result<(PathBuf, u64)> {
     let options = SftOptions {
-        micro_batch: recipe.sft_batch,
-        accumulation: 1,
+        micro_batch: recipe.sft_micro_batch,
+        accumulation: recipe.sft_batch / recipe.sft_micro_batch,
         max_length: policy.model.config().text.max_position_embeddings,
         schedule: LrSchedule {
-            scheduler_type: LrSchedulerType::Cosine,
+            scheduler_type: LrSchedulerType::ConstantWithWarmup,
             peak: recipe.sft_learning_rate,
-            warmup_steps: recipe.sft_steps / 10,
-            total_steps: recipe.sft_steps,
+            warmup_steps: 30,
+            total_steps: recipe.sft_max_steps,
         },
         max_grad_norm: 1.0,
         recompute: false,
     };
+    let plan = SavePlan::like(&policy.folder)?;
     let stream = Stream::new(samples.len(), seed, true)?;
     let mut trainer = SftTrainer::new(policy, options, AdamWConfig::default(), stream)?;
-    let saved = run_sft(&mut trainer, samples, dir, &dir.join("sft_metrics.jsonl"), &run_options(recipe.sft_steps, quiet))?;
-    rename(&saved, &dir.join("checkpoint-sft"))
+    let mut rows = JsonLines::create(dir.join("sft_metrics.jsonl"))?;
+    let progress = Progress::start("SFT", recipe.sft_max_steps, quiet);
+    let mut steps = 0;
+    while steps < recipe.sft_max_steps {
+        let report = trainer.step(steps, samples)?;
+        rows.append(&report.row())?;
+        steps += 1;
+        progress.advance(1);
+        if steps.is_multiple_of(recipe.sft_look_steps) {
+            let policy = &trainer.policy;
+            let right = accuracy(policy, &policy.params, validation, recipe, "look", true)?;
+            progress.note(&format!("loss {:.3}, validation accuracy {right:.2}", report.loss));
+            if right >= recipe.sft_target {
+                break;
+            }
+        }
+    }
+    progress.finish();
+    let sft_dir = dir.join("checkpoint-sft");
+    save_checkpoint(&sft_dir, &plan, &trainer.policy.params)?;
+    Ok((sft_dir, steps))
 }
 
 fn train_grpo(policy: Policy, samples: &[Sample], recipe: &Recipe, dir: &Path, seed: u64, quiet: bool) -> Result<PathBuf> {
@@ -207,8 +249,8 @@ fn train_grpo(policy: Policy, samples: &[Sample], recipe: &Recipe, dir: &Path, s
     let completions = recipe.prompts_per_step * recipe.group;
     let options = GrpoOptions {
         num_generations: recipe.group,
-        micro_batch: completions,
-        accumulation: 1,
+        micro_batch: recipe.grpo_micro_batch,
+        accumulation: completions / recipe.grpo_micro_batch,
         num_iterations: 1,
         scale_rewards: ScaleRewards::Group,
         loss: LossConfig {
@@ -236,7 +278,7 @@ fn train_grpo(policy: Policy, samples: &[Sample], recipe: &Recipe, dir: &Path, s
     let stream = Stream::new(samples.len(), seed, true)?;
     let beta = BetaController::new(BetaSchedule::Othink(recipe.beta), recipe.grpo_steps)?;
     let mut trainer = GrpoTrainer::new(policy, options, decoding, rewards, beta, AdamWConfig::default(), stream)?;
-    let saved = run_grpo(&mut trainer, samples, dir, &run_options(recipe.grpo_steps, quiet), &mut |_, _| Ok(()))?;
+    let saved = run_grpo(&mut trainer, samples, dir, &run_options(recipe.grpo_steps, quiet), None)?;
     rename(&saved, &dir.join("checkpoint-grpo"))
 }
 
@@ -245,7 +287,7 @@ fn run_options(steps: u64, quiet: bool) -> RunOptions {
         steps,
         save_steps: 0,
         save_total_limit: None,
-        logging_steps: 1,
+        logging_steps: 0,
         log_completions: true,
         print_completions: 0,
         quiet,
@@ -260,7 +302,7 @@ fn rename(from: &Path, to: &Path) -> Result<PathBuf> {
     Ok(to.to_path_buf())
 }
 
-fn write_report(dir: &Path, recipe: &Recipe, policy: &Policy, result: &DemoResult, config: &str, seed: u64) -> Result<()> {
+fn write_report(dir: &Path, recipe: &Recipe, policy: &Policy, sft_steps: u64, result: &DemoResult, config: &str, seed: u64) -> Result<()> {
     let accuracy = |name: &str, accuracy: f64, note: &str| Accuracy { name: name.into(), accuracy, note: note.into() };
     let fact = |name: &str, value: String| (name.to_string(), value);
     let summary = RunSummary {
@@ -269,7 +311,7 @@ fn write_report(dir: &Path, recipe: &Recipe, policy: &Policy, result: &DemoResul
             fact("task", format!("{} ({}), {} px", recipe.task.name(), recipe.difficulty.name(), recipe.image_side)),
             fact("held-out images", recipe.test_rows.to_string()),
             fact("parameters", policy.params.count().0.to_string()),
-            fact("SFT", format!("{} steps of {} rows, from {} rows", recipe.sft_steps, recipe.sft_batch, recipe.sft_rows)),
+            fact("SFT", format!("{sft_steps} steps of {} rows", recipe.sft_batch)),
             fact(
                 "GRPO-D",
                 format!("{} steps of {} prompts x {} completions", recipe.grpo_steps, recipe.prompts_per_step, recipe.group),

@@ -54,8 +54,9 @@ pub struct Outcome {
 
 /// Computes every key of `bundle` from `policy`, whose weights are f32, and compares.
 ///
-/// With `dtype` bf16 weights and activations are bf16, under the wider limits of [`limits`], and greedy sequences are
-/// skipped: in bf16 another token may win. `keep` keeps the computed tensors. `progress` advances by
+/// With `dtype` bf16 weights and activations are bf16, under the wider limits of [`limits`]. Skipped then are greedy
+/// sequences, because another token may win, and gradients of the GRPO case, because a ratio near the clip range may fall
+/// on its other side, and with it a token out of the gradient. `keep` keeps the computed tensors. `progress` advances by
 /// [`Bundle::stages`].
 ///
 /// # Errors
@@ -153,13 +154,15 @@ impl Sink<'_> {
         self.outcome.rows.push(row);
     }
 
-    /// Adds the keys that nothing has computed: greedy ones are skipped in bf16, all others fail.
+    /// Adds the keys that nothing has computed: some are skipped in bf16, all others fail.
     fn finish(mut self) -> Result<Outcome> {
         let left: Vec<String> =
             self.bundle.keys().filter(|key| !self.seen.contains(*key)).map(str::to_owned).collect();
         for key in left {
             let verdict = match self.dtype {
-                DType::Bf16 if greedy::is_greedy(&key) => Verdict::Skipped("in bfloat16"),
+                DType::Bf16 if greedy::is_greedy(&key) || grpo::is_gradient(&key) => {
+                    Verdict::Skipped("in bfloat16")
+                }
                 _ => Verdict::Fail(format!("unknown key{}", self.reason(&key))),
             };
             let shape = self.bundle.shape(&key).unwrap_or_default().to_vec();

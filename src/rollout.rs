@@ -22,7 +22,7 @@ use sequence::{FinishReason, Sequence, StopRules};
 use std::sync::Arc;
 
 /// Sequences of one part, which grow in step. Parts run on different threads; it changes no result.
-const MAX_SEQUENCES: usize = 128;
+pub const MAX_SEQUENCES: usize = 128;
 
 /// A prompt to complete.
 #[derive(Clone, Copy, Debug)]

@@ -64,7 +64,7 @@ pub enum Command {
 
     /// Measure a checkpoint's accuracy on a dataset
     #[command(after_help = "Examples:\n  \
-        othink-train eval --model runs/grpo/final --dataset data/clevr/test.jsonl\n  \
+        othink-train eval --model runs/grpo/checkpoint-100 --dataset data/clevr/test.jsonl\n  \
         othink-train eval --model DIR --dataset test.jsonl --blank_images\n  \
         othink-train eval --model DIR --dataset test.jsonl --output answers.jsonl")]
     Eval(Box<EvalConfig>),

@@ -1,9 +1,114 @@
 //! `othink-train eval`.
 
-use crate::config::EvalConfig;
-use crate::error::{Error, Result};
+use std::time::Instant;
 
-/// Runs the command.
-pub fn run(_options: &EvalConfig) -> Result<()> {
-    Err(Error::Internal("`eval` is not wired up".to_owned()))
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::output::OutputFile;
+use super::{grpo, inputs};
+use crate::config::EvalConfig;
+use crate::data::Sample;
+use crate::error::{Error, Result};
+use crate::report::Progress;
+use crate::reward::{RewardSet, extract};
+use crate::tasks::{blank_sample, majority_accuracy};
+use crate::train::evaluate::{Evaluated, EvaluationOptions, evaluate, mean_score};
+
+/// The line on standard output.
+#[derive(Serialize)]
+struct Summary<'a> {
+    model: &'a str,
+    dataset: String,
+    /// `None` where the dataset is a file.
+    split: Option<&'a str>,
+    rows: usize,
+    accuracy: f64,
+    format: f64,
+    /// Tokens.
+    mean_length: f64,
+    /// Share of the commonest reference answer.
+    accuracy_majority: f64,
+    blank_images: bool,
+    seconds: f64,
+}
+
+/// A row of `--output`.
+#[derive(Serialize)]
+struct EvaluatedRow<'a> {
+    row: usize,
+    /// As rendered by the chat template.
+    prompt: &'a str,
+    images: Vec<String>,
+    completion: &'a str,
+    completion_ids: &'a [u32],
+    finish_reason: &'static str,
+    solution: Option<&'a str>,
+    answer: &'a str,
+    accuracy: Option<f64>,
+    format: Option<f64>,
+}
+
+/// Runs the command; its last line on standard output is the result as JSON.
+pub fn run(options: &EvalConfig) -> Result<()> {
+    super::prepare(&options.hardware)?;
+    let start = Instant::now();
+    let quiet = options.quiet.quiet;
+    let read = inputs::read_options(&options.data, true)?;
+    let samples = inputs::prompts(inputs::read_rows(&options.data, &read)?);
+    let mut output = options.output.as_deref().map(OutputFile::create).transpose()?;
+    let (dtype, pixels) = (inputs::storage(options.hardware.dtype), inputs::given(options.data.pixels));
+    let policy = inputs::load_policy(&options.model, pixels, dtype, quiet)?;
+    let rewards = RewardSet::new(&["accuracy".to_owned(), "format".to_owned()], &[])?;
+    let evaluation = EvaluationOptions {
+        sampling: grpo::sampling(&options.rollout),
+        stop_strings: options.rollout.stop_strings.clone(),
+        max_prompt_length: options.rollout.max_prompt_length,
+        batch_size: options.per_device_eval_batch_size,
+        seed: options.seed.seed,
+    };
+    let shown = match options.blank_images {
+        true => samples.par_iter().map(blank_sample).collect::<Result<Vec<_>>>()?,
+        false => samples.clone(),
+    };
+    let progress = Progress::start("evaluate", samples.len() as u64, quiet);
+    let results = evaluate(&policy, &policy.params, &shown, &rewards, &evaluation, &|n| progress.advance(n))?;
+    progress.finish();
+    if let Some(file) = &mut output {
+        samples.iter().zip(&results).try_for_each(|(sample, result)| file.append(&row(sample, result)))?;
+    }
+    output.map_or(Ok(()), OutputFile::finish)?;
+    let answers: Vec<&str> = samples.iter().filter_map(|s| s.solution.as_deref()).collect();
+    let tokens: usize = results.iter().map(|r| r.completion.tokens.len()).sum();
+    let summary = Summary {
+        model: &options.model.model,
+        dataset: options.data.dataset.display().to_string(),
+        split: options.data.dataset.is_dir().then_some(options.data.dataset_split.as_str()),
+        rows: results.len(),
+        accuracy: mean_score(&results, 0),
+        format: mean_score(&results, 1),
+        mean_length: tokens as f64 / results.len().max(1) as f64,
+        accuracy_majority: majority_accuracy(&answers),
+        blank_images: options.blank_images,
+        seconds: (start.elapsed().as_secs_f64() * 10.0).round() / 10.0,
+    };
+    let line =
+        serde_json::to_string(&summary).map_err(|e| Error::Internal(format!("the result as JSON: {e}")))?;
+    super::print(&(line + "\n"))
+}
+
+fn row<'a>(sample: &'a Sample, result: &'a Evaluated) -> EvaluatedRow<'a> {
+    let score = |i: usize| result.scores.get(i).copied().flatten();
+    EvaluatedRow {
+        row: sample.row,
+        prompt: &result.prompt,
+        images: sample.image_files().map(|path| path.display().to_string()).collect(),
+        completion: &result.completion.text,
+        completion_ids: &result.completion.tokens,
+        finish_reason: result.completion.finish.as_str(),
+        solution: sample.solution.as_deref(),
+        answer: extract(&result.completion.text),
+        accuracy: score(0),
+        format: score(1),
+    }
 }

@@ -1,12 +1,231 @@
 //! `othink-train grpo`.
 
-use crate::config::{GrpoConfig, Options};
-use crate::error::{Error, Result};
+use std::time::Instant;
+
+use super::{inputs, training};
+use crate::config::{BetaScheduleType, GrpoConfig, KlOptions, Options, RolloutOptions};
+use crate::data::{ReadOptions, Sample};
+use crate::error::Result;
+use crate::kl::{Adaptive, BetaController, BetaSchedule, Constant, Cosine, Linear, Othink};
+use crate::loss::LossConfig;
+use crate::report::html::{RunSummary, sample_completions};
+use crate::report::read_rows;
+use crate::reward::RewardSet;
+use crate::rollout::MAX_SEQUENCES;
+use crate::rollout::sampler::SamplingParams;
+use crate::train::evaluate::EvaluationOptions;
+use crate::train::grpo::{GrpoOptions, GrpoTrainer};
+use crate::train::plan::{TrainingShape, memory_plan};
+use crate::train::policy::{Policy, prompt_limit};
+use crate::train::run::{Evaluation, RunOptions, create_run_folder, refuse_occupied, run_grpo};
+use crate::train::stream::{Stream, total_steps};
+
+/// Groups whose completions are shown in the report, for each of three steps.
+const REPORTED_GROUPS: usize = 3;
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
 pub fn run(options: &GrpoConfig) -> Result<()> {
+    super::prepare(&options.hardware)?;
+    training::require_f32(&options.hardware)?;
+    let start = Instant::now();
+    let rewards = rewards(options)?;
+    let need_solution = rewards.names().contains(&"accuracy");
+    let read = inputs::read_options(&options.data, need_solution)?;
     if options.dry_run.dry_run {
-        return super::print(&options.to_toml()?);
+        return dry_run(options, &inputs::prompts(inputs::read_rows(&options.data, &read)?));
     }
-    Err(Error::Internal("`grpo` is not wired up".to_owned()))
+    let (dir, overwrite) = (&options.checkpoint.output_dir, options.checkpoint.overwrite_output_dir);
+    let quiet = options.logging.quiet.quiet;
+    refuse_occupied(dir, overwrite)?;
+    let samples = inputs::prompts(inputs::read_rows(&options.data, &read)?);
+    let evaluation = evaluation(options, &read)?;
+    let policy =
+        training::load(&options.model, inputs::given(options.data.pixels), &options.optimiser, quiet)?;
+    let limit =
+        policy.prompt_limit(options.rollout.max_prompt_length, options.rollout.max_completion_length)?;
+    let fit = training::Fit { limit, supervised: false, overlong: options.order.overlong };
+    let samples = fit.keep(&policy.processor, samples, quiet)?;
+    let steps = steps(options, samples.len());
+    let mut trainer = trainer(options, policy, rewards, limit, samples.len(), steps)?;
+    create_run_folder(dir, overwrite, &options.to_toml()?)?;
+    let run = RunOptions {
+        log_completions: options.completions.log_completions,
+        print_completions: options.completions.num_completions_to_print,
+        ..training::run_options(&options.checkpoint, &options.logging, steps)
+    };
+    let saved = run_grpo(&mut trainer, &samples, dir, &run, evaluation.as_ref())?;
+    let summary = RunSummary {
+        title: format!("othink-train grpo: {}", options.model.model),
+        facts: facts(options, &trainer, samples.len(), steps, start),
+        grpo: read_rows(dir.join("metrics.jsonl"))?,
+        completions: match run.log_completions {
+            true => sample_completions(dir.join("completions.jsonl"), REPORTED_GROUPS)?,
+            false => Vec::new(),
+        },
+        config: options.to_toml()?,
+        ..RunSummary::default()
+    };
+    training::finish(dir, &saved, &summary, quiet)
+}
+
+fn rewards(options: &GrpoConfig) -> Result<RewardSet> {
+    RewardSet::new(&options.group.reward_funcs, &options.group.weights())
+}
+
+fn steps(options: &GrpoConfig, rows: usize) -> u64 {
+    let optimiser = &options.optimiser;
+    let (prompts, updates) = (options.prompts_per_step(), options.group.num_iterations);
+    total_steps(optimiser.max_steps, optimiser.num_train_epochs, rows, prompts, updates)
+}
+
+fn trainer(
+    options: &GrpoConfig,
+    policy: Policy,
+    rewards: RewardSet,
+    prompt_limit: usize,
+    rows: usize,
+    steps: u64,
+) -> Result<GrpoTrainer> {
+    let (group, optimiser) = (&options.group, &options.optimiser);
+    let trainer_options = GrpoOptions {
+        num_generations: group.num_generations,
+        micro_batch: optimiser.per_device_train_batch_size,
+        accumulation: optimiser.gradient_accumulation_steps,
+        num_iterations: group.num_iterations,
+        scale_rewards: group.scale_rewards,
+        loss: LossConfig {
+            loss_type: group.loss_type,
+            importance_sampling_level: group.importance_sampling_level,
+            epsilon: group.epsilon,
+            epsilon_high: group.epsilon_high(),
+            delta: group.delta,
+            kl_estimator: options.kl.estimator(),
+            // Set at every step by the controller.
+            beta: 0.0,
+            max_completion_length: options.rollout.max_completion_length,
+        },
+        mask_truncated: group.mask_truncated_completions,
+        prompt_limit,
+        schedule: training::learning_rate(optimiser, steps)?,
+        max_grad_norm: optimiser.max_grad_norm,
+        recompute: optimiser.gradient_checkpointing,
+        seed: options.seed.seed,
+    };
+    trainer_options.loss.validate()?;
+    let decoding = policy.decoding(sampling(&options.rollout), &options.rollout.stop_strings, true)?;
+    let beta = BetaController::new(beta_schedule(&options.kl), steps)?;
+    let stream = Stream::new(rows, options.seed.seed, options.order.shuffle_dataset)?;
+    GrpoTrainer::new(policy, trainer_options, decoding, rewards, beta, training::adamw(optimiser), stream)
+}
+
+/// Sampling as the options say; temperature 0 is greedy.
+pub(super) fn sampling(rollout: &RolloutOptions) -> SamplingParams {
+    SamplingParams {
+        temperature: rollout.temperature,
+        top_p: rollout.top_p,
+        top_k: rollout.top_k,
+        min_p: rollout.min_p.unwrap_or(0.0),
+        repetition_penalty: rollout.repetition_penalty,
+        min_new_tokens: rollout.min_new_tokens,
+        max_new_tokens: rollout.max_completion_length,
+        greedy: rollout.temperature == 0.0,
+    }
+}
+
+/// The KL weight's schedule that the options name.
+fn beta_schedule(kl: &KlOptions) -> BetaSchedule {
+    let (start, end) = (kl.beta_start(), kl.beta_end());
+    match kl.schedule() {
+        BetaScheduleType::Othink => BetaSchedule::Othink(Othink {
+            beta_min: kl.beta_min,
+            beta_max: kl.beta_max,
+            exploration_ratio: kl.beta_exploration_ratio,
+        }),
+        BetaScheduleType::Constant => BetaSchedule::Constant(Constant { beta: kl.beta() }),
+        BetaScheduleType::Linear => BetaSchedule::Linear(Linear { start, end }),
+        BetaScheduleType::Cosine => BetaSchedule::Cosine(Cosine { start, end }),
+        BetaScheduleType::Adaptive => BetaSchedule::Adaptive(Adaptive {
+            initial: kl.beta(),
+            target: kl.kl_target,
+            horizon: kl.kl_horizon,
+        }),
+    }
+}
+
+/// The evaluation during training: one greedy completion for each row of `eval_dataset`, as `eval` makes it.
+fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluation>> {
+    let (Some(dataset), every @ 1..) = (&options.completions.eval_dataset, options.completions.eval_steps)
+    else {
+        return Ok(None);
+    };
+    let read = ReadOptions { split: "test".into(), ..read.clone() };
+    Ok(Some(Evaluation {
+        samples: inputs::prompts(crate::data::read(dataset, &read)?),
+        rewards: rewards(options)?,
+        options: EvaluationOptions {
+            sampling: SamplingParams {
+                greedy: true,
+                max_new_tokens: options.rollout.max_completion_length,
+                ..SamplingParams::default()
+            },
+            stop_strings: options.rollout.stop_strings.clone(),
+            max_prompt_length: options.rollout.max_prompt_length,
+            batch_size: options.optimiser.per_device_train_batch_size,
+            seed: options.seed.seed,
+        },
+        every,
+    }))
+}
+
+/// Prints the resolved config and what a run with it would take.
+fn dry_run(options: &GrpoConfig, samples: &[Sample]) -> Result<()> {
+    let pixels = inputs::given(options.data.pixels);
+    let quiet = options.logging.quiet.quiet;
+    let measured = training::measure(&options.model, pixels, samples, false, quiet)?;
+    let (config, longest) = (&measured.folder.config, measured.longest);
+    let completion_tok = options.rollout.max_completion_length;
+    let limit = prompt_limit(config, options.rollout.max_prompt_length, completion_tok)?;
+    let (group, prompts) = (options.group.num_generations, options.prompts_per_step());
+    let shape = TrainingShape {
+        micro_batch: options.optimiser.per_device_train_batch_size,
+        group,
+        prompt_tok: longest.prompt_tok().min(limit),
+        completion_tok,
+        rollout_prompts: prompts.min((MAX_SEQUENCES / group).max(1)),
+        image_tok: longest.image_tok.min(limit),
+        freeze_vision: options.optimiser.freeze_vision_modules,
+        reference: options.kl.needs_reference(),
+        recompute: options.optimiser.gradient_checkpointing,
+    };
+    let facts = [
+        format!("{} rows, {} optimiser steps", samples.len(), steps(options, samples.len())),
+        format!("{prompts} prompts x {group} completions for each rollout"),
+        format!(
+            "longest prompt at most {} tokens ({} of text, {} of images); {limit} fit",
+            longest.prompt_tok(),
+            longest.text_tok,
+            longest.image_tok
+        ),
+    ];
+    training::print_dry_run(&options.to_toml()?, &facts, &memory_plan(config, shape))
+}
+
+fn facts(
+    options: &GrpoConfig,
+    trainer: &GrpoTrainer,
+    rows: usize,
+    steps: u64,
+    start: Instant,
+) -> Vec<(String, String)> {
+    use training::fact;
+    let (all, trained) = trainer.policy.params.count();
+    let (prompts, group) = (options.prompts_per_step(), options.group.num_generations);
+    vec![
+        fact("model", &options.model.model),
+        fact("dataset", format!("{} ({rows} rows)", options.data.dataset.display())),
+        fact("parameters", format!("{all}, {trained} of them trained")),
+        fact("steps", format!("{steps} of {prompts} prompts x {group} completions")),
+        fact("seed", options.seed.seed),
+        fact("seconds", format!("{:.1}", start.elapsed().as_secs_f64())),
+    ]
 }

@@ -105,10 +105,9 @@ fn table(rows: &[Row]) -> String {
     let mut line = |key: &str, shape: &str, cells: [&str; 3], verdict: &str| {
         let [max_abs, l2, limit] = cells;
         // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "{key:key_width$}  {shape:shape_width$}  {max_abs:>8}  {l2:>8}  {limit:>8}  {verdict}"
-        );
+        let line =
+            format!("{key:key_width$}  {shape:shape_width$}  {max_abs:>8}  {l2:>8}  {limit:>8}  {verdict}");
+        let _ = writeln!(text, "{}", line.trim_end());
     };
     line("tensor", "shape", ["max abs", "rel l2", "limit"], "");
     for ((row, key), shape) in rows.iter().zip(&keys).zip(&shapes) {
@@ -163,7 +162,7 @@ mod tests {
             row("grpo_e2e.rewards", None, Verdict::Given),
         ];
         let want = "\
-tensor            shape    max abs    rel l2     limit  \n\
+tensor            shape    max abs    rel l2     limit\n\
 ex0.logits        [2, 3]    2.5e-5    1.0e-6    5.0e-5  ok\n\
 ex0.gen_ids       [2, 3]         -         -         -  skipped (in bfloat16)\n\
 new\\u{1b}key      [2, 3]         -         -         -  FAIL unknown key\n\

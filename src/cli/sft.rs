@@ -1,12 +1,110 @@
 //! `othink-train sft`.
 
+use std::time::Instant;
+
+use super::{inputs, training};
 use crate::config::{Options, SftConfig};
-use crate::error::{Error, Result};
+use crate::data::Sample;
+use crate::error::Result;
+use crate::model::qwen2_vl::config::Qwen2VlConfig;
+use crate::report::html::RunSummary;
+use crate::report::read_rows;
+use crate::train::plan::{TrainingShape, memory_plan};
+use crate::train::run::{create_run_folder, refuse_occupied, run_sft};
+use crate::train::sft::{SftOptions, SftTrainer};
+use crate::train::stream::{Stream, total_steps};
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
 pub fn run(options: &SftConfig) -> Result<()> {
-    if options.dry_run.dry_run {
-        return super::print(&options.to_toml()?);
+    super::prepare(&options.hardware)?;
+    training::require_f32(&options.hardware)?;
+    let start = Instant::now();
+    let (dir, overwrite) = (&options.checkpoint.output_dir, options.checkpoint.overwrite_output_dir);
+    let (optimiser, quiet) = (&options.optimiser, options.logging.quiet.quiet);
+    if !options.dry_run.dry_run {
+        refuse_occupied(dir, overwrite)?;
     }
-    Err(Error::Internal("`sft` is not wired up".to_owned()))
+    let rows = inputs::read_rows(&options.data, &inputs::read_options(&options.data, false)?)?;
+    let samples = rows.iter().map(Sample::supervised).collect::<Result<Vec<_>>>()?;
+    if options.dry_run.dry_run {
+        return dry_run(options, &samples);
+    }
+    let policy = training::load(&options.model, inputs::given(options.data.pixels), optimiser, quiet)?;
+    let limit = max_length(options, policy.model.config());
+    let fit = training::Fit { limit, supervised: true, overlong: options.order.overlong };
+    let samples = fit.keep(&policy.processor, samples, quiet)?;
+    let steps = steps(options, samples.len());
+    let trainer_options = SftOptions {
+        micro_batch: optimiser.per_device_train_batch_size,
+        accumulation: optimiser.gradient_accumulation_steps,
+        max_length: limit,
+        schedule: training::learning_rate(optimiser, steps)?,
+        max_grad_norm: optimiser.max_grad_norm,
+        recompute: optimiser.gradient_checkpointing,
+    };
+    let stream = Stream::new(samples.len(), options.seed.seed, options.order.shuffle_dataset)?;
+    let mut trainer = SftTrainer::new(policy, trainer_options, training::adamw(optimiser), stream)?;
+    create_run_folder(dir, overwrite, &options.to_toml()?)?;
+    let metrics = dir.join("metrics.jsonl");
+    let run = training::run_options(&options.checkpoint, &options.logging, steps);
+    let saved = run_sft(&mut trainer, &samples, dir, &metrics, &run)?;
+    let (all, trained) = trainer.policy.params.count();
+    let summary = RunSummary {
+        title: format!("othink-train sft: {}", options.model.model),
+        facts: vec![
+            training::fact("model", &options.model.model),
+            training::fact("dataset", format!("{} ({} rows)", options.data.dataset.display(), samples.len())),
+            training::fact("parameters", format!("{all}, {trained} of them trained")),
+            training::fact("steps", format!("{steps} of {} rows", optimiser.sequences_per_step())),
+            training::fact("seed", options.seed.seed),
+            training::fact("seconds", format!("{:.1}", start.elapsed().as_secs_f64())),
+        ],
+        sft: read_rows(&metrics)?,
+        config: options.to_toml()?,
+        ..RunSummary::default()
+    };
+    training::finish(dir, &saved, &summary, quiet)
+}
+
+/// Longest row: what the options say, within the model's context.
+fn max_length(options: &SftConfig, config: &Qwen2VlConfig) -> usize {
+    let context = config.text.max_position_embeddings;
+    options.max_length.map_or(context, |given| given.min(context))
+}
+
+fn steps(options: &SftConfig, rows: usize) -> u64 {
+    let optimiser = &options.optimiser;
+    total_steps(optimiser.max_steps, optimiser.num_train_epochs, rows, optimiser.sequences_per_step(), 1)
+}
+
+/// Prints the resolved config and what a run with it would take.
+fn dry_run(options: &SftConfig, samples: &[Sample]) -> Result<()> {
+    let pixels = inputs::given(options.data.pixels);
+    let quiet = options.logging.quiet.quiet;
+    let measured = training::measure(&options.model, pixels, samples, true, quiet)?;
+    let (config, longest) = (&measured.folder.config, measured.longest);
+    let limit = max_length(options, config);
+    let shape = TrainingShape {
+        micro_batch: options.optimiser.per_device_train_batch_size,
+        group: 1,
+        prompt_tok: longest.prompt_tok().min(limit),
+        completion_tok: longest.completion_tok.min(limit),
+        rollout_prompts: 0,
+        image_tok: longest.image_tok.min(limit),
+        freeze_vision: options.optimiser.freeze_vision_modules,
+        reference: false,
+        recompute: options.optimiser.gradient_checkpointing,
+    };
+    let facts = [
+        format!("{} rows, {} optimiser steps", samples.len(), steps(options, samples.len())),
+        format!("{} rows for each step", options.optimiser.sequences_per_step()),
+        format!(
+            "longest row at most {} tokens ({} of text, {} of images, {} of answer); {limit} fit",
+            longest.total_tok(),
+            longest.text_tok,
+            longest.image_tok,
+            longest.completion_tok
+        ),
+    ];
+    training::print_dry_run(&options.to_toml()?, &facts, &memory_plan(config, shape))
 }

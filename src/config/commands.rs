@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::check::{Checked, Violation, at_least, if_set, non_negative};
+use super::check::{Checked, Violation, at_least, if_set, positive};
 use super::names::boolean;
 use super::{
     CheckpointOptions, CompletionLogOptions, DataOptions, DryRunOptions, FileOptions, GroupOptions,
@@ -330,25 +330,20 @@ pub struct ScoreConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelOptions,
-    /// JSONL of prompt, images and completion
+    /// JSONL of prompt, images, and completion or completion_ids, such as `generate --output` writes
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub input: PathBuf,
-    /// A second folder that images may lie in, besides the JSONL file's own [default: none]
+    /// A second folder that relative image paths may be meant from, besides the JSONL file's own [default: none]
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_dir: Option<PathBuf>,
     #[command(flatten)]
     #[serde(flatten)]
     pub pixels: OwnPixelOptions,
-    /// The logits are divided by this before the log-softmax
-    #[arg(
-        long,
-        default_value = "1.0",
-        allow_negative_numbers = true,
-        value_name = "FLOAT",
-        help_heading = "Rollout"
-    )]
-    pub temperature: f64,
+    /// The logits are divided by this before the log-softmax [default: the row's own `temperature`, else 1]
+    #[arg(long, allow_negative_numbers = true, value_name = "FLOAT", help_heading = "Rollout")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
     /// Write the rows with their log-probs here [default: standard output]
     #[arg(long, value_name = "FILE", help_heading = "Logging")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -369,10 +364,7 @@ impl Options for ScoreConfig {
 
     fn check(&self) -> Checked {
         self.pixels.check()?;
-        non_negative("temperature", self.temperature)?;
-        if self.temperature == 0.0 {
-            return Err(Violation::new("temperature", "is 0, but log-probs need a temperature above 0"));
-        }
+        if_set("temperature", self.temperature, positive)?;
         self.hardware.check()
     }
 }

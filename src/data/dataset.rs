@@ -17,6 +17,9 @@ pub struct ReadOptions {
     pub template: PromptTemplate,
     /// A second folder, beside the JSONL's own, under which images may lie.
     pub image_dir: Option<PathBuf>,
+    /// Whether absolute image paths may lie anywhere, not only under those two folders: for files that the user's own
+    /// run wrote, never for a dataset from elsewhere.
+    pub any_absolute_image: bool,
     /// Whether a row without `solution` is an error (rewards and `eval` need it).
     pub need_solution: bool,
     /// Longest line in bytes.
@@ -30,6 +33,7 @@ impl Default for ReadOptions {
             split: "train".into(),
             template: PromptTemplate::default(),
             image_dir: None,
+            any_absolute_image: false,
             need_solution: false,
             max_line_bytes: MAX_LINE_BYTES,
         }
@@ -56,7 +60,8 @@ impl Default for ReadOptions {
 /// bad row, or the file if it has no rows; `Io` for a failed read.
 pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Sample>> {
     let file = locate(path, &options.split)?;
-    let roots = ImageRoots::new(&file, options.image_dir.as_deref())?;
+    let roots =
+        ImageRoots::new(&file, options.image_dir.as_deref())?.with_any_absolute(options.any_absolute_image);
     let reader = RowReader { roots, template: options.template, need_solution: options.need_solution };
     let mut samples = Vec::new();
     read_objects(&file, options.max_line_bytes, |line, object| {

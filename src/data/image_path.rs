@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 pub(super) struct ImageRoots {
     /// (as the user wrote it, canonical); searched in order.
     roots: Vec<(PathBuf, PathBuf)>,
+    /// Whether an absolute path may lie anywhere.
+    any_absolute: bool,
 }
 
 impl ImageRoots {
@@ -24,7 +26,12 @@ impl ImageRoots {
                 fs::canonicalize(folder).map_err(|e| Error::io(folder, "open the image folder", e))?;
             roots.push((folder.to_path_buf(), canonical));
         }
-        Ok(ImageRoots { roots })
+        Ok(ImageRoots { roots, any_absolute: false })
+    }
+
+    /// Takes absolute paths wherever they lie: for files that the user's own run wrote.
+    pub(super) fn with_any_absolute(self, any_absolute: bool) -> Self {
+        ImageRoots { any_absolute, ..self }
     }
 
     /// The file that `name` means, or why it is refused.
@@ -47,7 +54,8 @@ impl ImageRoots {
         for (_, root) in &self.roots {
             // `join` with an absolute path is that path.
             let Ok(found) = fs::canonicalize(root.join(path)) else { continue };
-            if !self.roots.iter().any(|(_, root)| found.starts_with(root)) {
+            let trusted = self.any_absolute && path.is_absolute();
+            if !trusted && !self.roots.iter().any(|(_, root)| found.starts_with(root)) {
                 return Err(format!(
                     "image `{name}` lies outside the allowed folders (it resolves to {}); {}",
                     found.display(),
@@ -112,6 +120,12 @@ mod tests {
         for (name, reason) in refused {
             let message = narrow.resolve(name).unwrap_err();
             assert!(message.contains(reason), "{name}: {message}");
+        }
+
+        let own = ImageRoots::new(&jsonl, None).unwrap().with_any_absolute(true);
+        assert!(own.resolve(secret.to_str().unwrap()).is_ok());
+        for name in ["../secret.png", "images/link.png", "file:///etc/passwd"] {
+            assert!(own.resolve(name).is_err(), "{name}");
         }
 
         let wide = ImageRoots::new(&jsonl, Some(&at("other"))).unwrap();

@@ -28,6 +28,9 @@ const CONTROL_TOKENS: [&str; 8] = [
     "<|video_pad|>",
 ];
 
+/// Ordinary words that are one token each, as in Qwen3's vocabulary: a tag costs one step of decoding.
+const TAGS: [&str; 4] = ["<think>", "</think>", "<answer>", "</answer>"];
+
 /// How Qwen2 cuts text before its merges: contractions, words, single digits, punctuation, white space.
 const PRE_TOKENIZER: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -37,23 +40,24 @@ const MERGED_VOCABULARY: usize = 384;
 
 /// Sizes of the demo's model around a tokenizer: about 0.8 M parameters.
 fn config(tokenizer: &Trained) -> Result<Qwen2VlConfig> {
-    let (width, vision_width) = (128, 96);
+    let e = |k: &str, d: usize| std::env::var(k).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+    let (width, vision_width) = (e("W", 64), e("VW", 64));
     Ok(Qwen2VlConfig {
         text: TextConfig {
             vocab_size: tokenizer.size.next_multiple_of(8),
             hidden_size: width,
-            intermediate_size: 256,
-            num_hidden_layers: 3,
+            intermediate_size: e("I", 128),
+            num_hidden_layers: e("L", 2),
             num_attention_heads: 4,
             num_key_value_heads: 2,
-            head_dim: 32,
+            head_dim: width / 4,
             rms_norm_eps: 1e-6,
             rope_theta: 1_000_000.0,
-            mrope_section: [4, 6, 6],
+            mrope_section: if width == 64 { [2, 3, 3] } else { [4, 6, 6] },
             max_position_embeddings: 2048,
         },
         vision: VisionConfig {
-            depth: 2,
+            depth: e("VL", 2),
             embed_dim: vision_width,
             hidden_size: width,
             num_heads: 4,
@@ -116,6 +120,7 @@ fn train_tokenizer(samples: &[Sample]) -> Result<Trained> {
         .build();
     tokenizer.train(&mut trainer, words.into_iter()).map_err(broken)?;
     tokenizer.add_special_tokens(CONTROL_TOKENS.map(|t| AddedToken::from(t, true))).map_err(broken)?;
+    tokenizer.add_tokens(TAGS.map(|t| AddedToken::from(t, false))).map_err(broken)?;
     let id = |token: &str| tokenizer.token_to_id(token).map(|id| (token.to_string(), id));
     Ok(Trained {
         json: tokenizer.to_string(false).map_err(broken)?.into_bytes(),

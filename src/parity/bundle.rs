@@ -82,7 +82,7 @@ pub struct MessageInput {
 
 /// What a turn says.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "`content` has to be a string, or a list of objects with `text` or `image`")]
 pub enum ContentInput {
     /// Plain text.
     Text(String),
@@ -163,7 +163,7 @@ impl Bundle {
         };
         let path = file("inputs.json")?;
         let wrong = |message: String| Error::content(&path, message);
-        let inputs: Inputs = serde_json::from_value(json::read(&path)?)
+        let inputs: Inputs = serde_json::from_slice(&json::read_bounded(&path, json::MAX_JSON_BYTES)?)
             .map_err(|e| wrong(format!("{e}; tools/reference/README.md has the format")))?;
         let completions = inputs.grpo_e2e.as_ref().map_or(0, |grpo| grpo.completions.len());
         if inputs.examples.is_empty() || inputs.examples.len().max(completions) > MAX_EXAMPLES {
@@ -216,6 +216,11 @@ impl Bundle {
     /// Units of progress of one comparison.
     pub fn stages(&self) -> u64 {
         self.inputs.examples.len() as u64 + 4
+    }
+
+    /// `inputs.json`.
+    pub fn inputs_path(&self) -> PathBuf {
+        self.dir.join("inputs.json")
     }
 
     /// The file of expected values.

@@ -189,7 +189,8 @@ pub(super) fn compare(key: &str, expected: &Expected, shape: &[usize], values: &
         norm += want * want;
         beyond += usize::from(difference > LOSSY_LEVELS);
         // Not `difference > largest_allowed`, which NaN would pass.
-        if !(difference <= largest_allowed) && first.is_none() {
+        let within = difference <= largest_allowed;
+        if !within && first.is_none() {
             first = Some(i);
         }
         if difference.is_nan() {
@@ -197,13 +198,13 @@ pub(super) fn compare(key: &str, expected: &Expected, shape: &[usize], values: &
             break;
         }
     }
-    let relative_l2 = if squares == 0.0 { 0.0 } else { (squares / norm).sqrt() };
+    let relative_l2: f64 = if squares == 0.0 { 0.0 } else { (squares / norm).sqrt() };
     let at = |i: usize| {
         format!("at {:?}: {} instead of {}", coordinate(i, shape), shown(values.at(i)), shown(stored.at(i)))
     };
     let verdict = match (first, bound) {
         (Some(i), _) => Verdict::Fail(at(i)),
-        (None, Bound::RelativeL2(limit)) if !(relative_l2 <= limit) => {
+        (None, Bound::RelativeL2(limit)) if relative_l2 > limit => {
             let worst = (0..values.len()).find(|&i| (values.at(i) - stored.at(i)).abs() == max_abs);
             Verdict::Fail(format!("in all; furthest {}", worst.map_or_else(String::new, at)))
         }

@@ -4,7 +4,7 @@ use super::compare::Values;
 use super::{Context, Sink, ids_i32, to_i32};
 use crate::autograd::Tape;
 use crate::batch::{Group, micro_batches};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::{Params, Scope};
 use crate::ops::log_softmax_kl::logits;
 use crate::packed::Packed;
@@ -41,6 +41,16 @@ impl Context<'_> {
         let input = &self.bundle.examples()[index];
         let prompt = self.policy.processor.encode(&self.sample(index, input)?, true)?;
         let completion = self.policy.processor.encode_completion(&input.completion)?;
+        let (length, context) =
+            (prompt.tokens.len() + completion.len(), self.policy.model.config().text.max_position_embeddings);
+        if length > context {
+            return Err(Error::content(
+                self.bundle.inputs_path(),
+                format!(
+                    "example {index} has {length} tokens, images included; the model's context has {context}"
+                ),
+            ));
+        }
         Ok(Example { prompt, completion })
     }
 

@@ -9,10 +9,16 @@ use crate::batch::{Group, micro_batches};
 use crate::config::{ImportanceSamplingLevel, KlEstimator, LossType, ScaleRewards};
 use crate::error::Result;
 use crate::loss::{LossConfig, LossInputs, Window, grpo_loss};
+use crate::tensor::DType;
 use crate::train::update::forward;
 
 /// The given tensors, which have no other source than the bundle.
 const GIVEN: [&str; 3] = ["grpo_e2e.rewards", "grpo_e2e.old_logps", "grpo_e2e.ref_logps"];
+
+/// Whether the key is of the case's gradients.
+pub(super) fn is_gradient(key: &str) -> bool {
+    key.starts_with("grpo_e2e.grad")
+}
 
 impl Context<'_> {
     /// Every key of the GRPO case.
@@ -88,6 +94,9 @@ impl Context<'_> {
             ("grpo_e2e.clip_frac", output.metrics.clip_ratio_region_mean()),
         ] {
             sink.emit(key, &[1], Values::F32(vec![value as f32]))?;
+        }
+        if self.dtype == DType::Bf16 {
+            return Ok(());
         }
         let grads = pass.backward(&output.dlogp_t, None)?;
         self.gradients("grpo_e2e.", &grads, sink)

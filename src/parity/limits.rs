@@ -14,15 +14,18 @@
 //! | vision outputs, hidden states, logits, greedy margins | 5e-5 | l2 0.1 |
 //! | log-probabilities | 3e-5 | 0.15 |
 //! | gradients and their norms | 1e-4 of the largest entry | l2 0.3, norms 0.1 of the value |
-//! | losses, mean KL, clipped share, advantages | 1e-5 | 0.05, advantages 1e-5 |
-//! | `train.losses` | 1e-4 | 0.05 |
+//! | losses, mean KL | 1e-5 | 0.05 |
+//! | clipped share | 1e-5 | 0.25 |
+//! | advantages | 1e-5 | 1e-5 |
+//! | `train.losses` | 1e-4 | 0.1 |
 //!
 //! `pixel_values` have two roundings after the bytes (scaling, and one division; values up to 2.7, unit in the last
 //! place 2.4e-7), and one grey level moves them by at least 1.4e-2: 1e-6 means equal bytes.
 //!
 //! "l2" is the Euclidean norm of the difference over that of the expected tensor: bf16 has 8 bits of precision, so that
 //! single entries far below the largest one carry none. `completion_logps_bf16compute` compares two bf16 programs, whose
-//! roundings fall in different places: 0.15 as any bf16 log-probability.
+//! roundings fall in different places: 0.15 as any bf16 log-probability. The other bf16 limits are some ten times what was
+//! measured on small models (hidden states 0.01, gradients 0.03, losses 0.006, training losses 0.02, norms 0.006).
 
 use super::bundle::{Bundle, Expected, Stored};
 use super::compare::Bound;
@@ -92,8 +95,9 @@ fn limit(key: &str, dtype: DType) -> Limit {
         "completion_logps" | "logps" => choose(Limit::MaxAbs(3e-5), Limit::MaxAbs(0.15)),
         _ if key.contains(".gen_logps") => Limit::MaxAbs(3e-5),
         "grad_norm" | "grad_norms" => choose(Limit::OfLargest(1e-4), Limit::OfLargest(0.1)),
-        "losses" => choose(Limit::MaxAbs(1e-4), Limit::MaxAbs(0.05)),
-        "loss" | "kl_mean" | "clip_frac" => choose(Limit::MaxAbs(1e-5), Limit::MaxAbs(0.05)),
+        "losses" => choose(Limit::MaxAbs(1e-4), Limit::MaxAbs(0.1)),
+        "clip_frac" => choose(Limit::MaxAbs(1e-5), Limit::MaxAbs(0.25)),
+        "loss" | "kl_mean" => choose(Limit::MaxAbs(1e-5), Limit::MaxAbs(0.05)),
         "advantages" => Limit::MaxAbs(1e-5),
         // vision_pre_merger, vision_out, final_hidden, logits, logits_all, gen_margin
         _ => choose(Limit::MaxAbs(5e-5), Limit::RelativeL2(0.1)),

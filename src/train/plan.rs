@@ -1,8 +1,80 @@
-//! How much memory a run takes, before it starts.
+//! How much a run takes, before it starts: tokens of its rows, bytes of its memory.
 
+use std::sync::Arc;
+
+use crate::data::{ImageSource, Sample};
+use crate::error::Result;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
-use crate::nn::Params;
+use crate::model::qwen2_vl::weights::parameters;
+use crate::processor::resize::MAX_ASPECT_RATIO;
+use crate::processor::{ImageConfig, Processor};
 use crate::report::MemoryPlan;
+
+/// What the names of the vision tower's parameters begin with.
+pub const VISION_PREFIX: &str = "visual.";
+
+/// The smallest PNG: one grey pixel.
+const STAND_IN: [u8; 67] = [
+    137, 80, 78, 71, 13, 10, 26, 10, 0, 0, 0, 13, 73, 72, 68, 82, 0, 0, 0, 1, 0, 0, 0, 1, 8, 0, 0, 0, 0, 58,
+    126, 155, 85, 0, 0, 0, 10, 73, 68, 65, 84, 120, 218, 99, 104, 0, 0, 0, 130, 0, 129, 218, 69, 8, 59, 0, 0,
+    0, 0, 73, 69, 78, 68, 174, 66, 96, 130,
+];
+
+/// Tokens of a row, told without reading its images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowLength {
+    /// Tokens of the prompt's text, the marks around images included; exact.
+    pub text_tok: usize,
+    /// Tokens of the images, at most.
+    pub image_tok: usize,
+    /// Tokens of the answer; 0 where the row is only a prompt.
+    pub completion_tok: usize,
+}
+
+impl RowLength {
+    /// The prompt with its images, at most.
+    pub fn prompt_tok(&self) -> usize {
+        self.text_tok + self.image_tok
+    }
+
+    /// Everything, at most.
+    pub fn total_tok(&self) -> usize {
+        self.prompt_tok() + self.completion_tok
+    }
+
+    /// The length of a row; `supervised` splits the assistant's last message off as the answer.
+    ///
+    /// # Errors
+    /// Those of tokenising the row.
+    pub fn of(processor: &Processor, sample: &Sample, supervised: bool) -> Result<RowLength> {
+        let stand_in = ImageSource::Bytes(Arc::from(&STAND_IN[..]));
+        let sample = Sample { images: vec![stand_in; sample.images.len()], ..sample.clone() };
+        let (prompt, completion) = match supervised {
+            true => processor.encode_with_completion(&sample)?,
+            false => (processor.encode(&sample, true)?, Vec::new()),
+        };
+        let config = processor.image_config();
+        let stand_ins: usize = prompt.images.iter().map(|i| i.merged_tokens(config.merge_size)).sum();
+        Ok(RowLength {
+            text_tok: prompt.tokens.len() - stand_ins,
+            image_tok: prompt.images.len() * image_tokens_at_most(config),
+            completion_tok: completion.len(),
+        })
+    }
+}
+
+/// The most tokens that one image can become.
+///
+/// That is `max_pixels` over the pixels of a token, save for narrow images: rounding a side up, or keeping it at one
+/// token, may exceed the limit. With sides of `a` and `b` tokens, `a b = m` and `b <= 200 a`, that gives at most
+/// `(a + 1)(b + 1) <= m + sqrt(200 m) + sqrt(m) + 1` tokens where an image is enlarged to `m`, and `sqrt(200 m)`
+/// where it is shrunk.
+pub fn image_tokens_at_most(config: &ImageConfig) -> usize {
+    let per_token = (config.factor() as f64).powi(2);
+    let (least, most) = (config.min_pixels as f64 / per_token, config.max_pixels as f64 / per_token);
+    let enlarged = least + (MAX_ASPECT_RATIO * least).sqrt() + least.sqrt() + 1.0;
+    most.max((MAX_ASPECT_RATIO * most).sqrt()).max(enlarged).ceil() as usize
+}
 
 /// The sizes a training run's memory depends on.
 #[derive(Clone, Copy, Debug)]
@@ -17,8 +89,10 @@ pub struct TrainingShape {
     pub completion_tok: usize,
     /// Prompts whose completions grow side by side; 0 for SFT.
     pub rollout_prompts: usize,
-    /// Patches of one prompt's images.
-    pub patches: usize,
+    /// Tokens that one prompt's images become.
+    pub image_tok: usize,
+    /// Whether the vision tower is left as it is.
+    pub freeze_vision: bool,
     /// Whether a reference policy is kept.
     pub reference: bool,
     /// Whether activations are computed again in the backward pass.
@@ -26,10 +100,14 @@ pub struct TrainingShape {
 }
 
 /// Bytes by purpose: exact for weights, gradients and optimiser; for the rest the largest that `shape` allows.
-pub fn memory_plan(config: &Qwen2VlConfig, params: &Params, shape: TrainingShape) -> MemoryPlan {
+pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape) -> MemoryPlan {
     const F32: u64 = 4;
-    let (all, trainable) = params.count();
-    let (all, trainable) = (all as u64, trainable as u64);
+    let elements = |counted: &dyn Fn(&str) -> bool| -> u64 {
+        let list = parameters(config).into_iter().filter(|(name, _)| counted(name));
+        list.map(|(_, dims)| dims.iter().map(|&d| d as u64).product::<u64>()).sum()
+    };
+    let all = elements(&|_| true);
+    let trainable = elements(&|name| !(shape.freeze_vision && name.starts_with(VISION_PREFIX)));
     let text = &config.text;
     let mut plan = MemoryPlan::default();
     plan.add("weights", all * F32);
@@ -41,8 +119,8 @@ pub fn memory_plan(config: &Qwen2VlConfig, params: &Params, shape: TrainingShape
     }
     let prompts = shape.micro_batch.div_ceil(shape.group);
     let rows = (prompts * shape.prompt_tok + shape.micro_batch * shape.completion_tok) as u64;
-    let patches = (prompts * shape.patches) as u64;
     let vision = &config.vision;
+    let patches = (prompts * shape.image_tok * vision.spatial_merge_size.pow(2)) as u64;
     // Per row and layer: norm, q, k, v, rotated q and k, attention, projection, two sums, norm, gate, up, product, down.
     let text_layer = (7 * text.hidden_size
         + (3 * text.num_attention_heads + 3 * text.num_key_value_heads) * text.head_dim
@@ -52,14 +130,118 @@ pub fn memory_plan(config: &Qwen2VlConfig, params: &Params, shape: TrainingShape
     let kept = |layer: u64, count: u64, width: u64| {
         if shape.recompute { layer + count * width } else { layer * count }
     };
-    let activations = rows * kept(text_layer, layers, text.hidden_size as u64)
-        + patches * kept(vision_layer, blocks, vision.embed_dim as u64);
+    // Nothing of a frozen tower is kept for the backward pass: one block at a time.
+    let kept_by_vision = match shape.freeze_vision {
+        true => vision_layer,
+        false => kept(vision_layer, blocks, vision.embed_dim as u64),
+    };
+    let activations = rows * kept(text_layer, layers, text.hidden_size as u64) + patches * kept_by_vision;
     plan.add("activations of one micro-batch (at most)", activations * F32);
     plan.add("logits of one chunk", 2 * 128 * text.vocab_size as u64 * F32);
     if shape.rollout_prompts > 0 {
+        let rows = (shape.rollout_prompts * shape.prompt_tok) as u64;
+        let patches = (shape.rollout_prompts * shape.image_tok * vision.spatial_merge_size.pow(2)) as u64;
+        plan.add("prefill of the rollout (at most)", (rows * text_layer + patches * vision_layer) * F32);
         let cached = shape.rollout_prompts * (shape.prompt_tok + shape.group * shape.completion_tok);
         let width = 2 * text.num_key_value_heads * text.head_dim * text.num_hidden_layers;
         plan.add("KV cache of the rollout (at most)", (cached * width) as u64 * F32);
     }
     plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{PromptTemplate, ReadOptions, read};
+    use crate::processor::ProcessorOptions;
+    use crate::processor::resize::smart_resize;
+    use std::path::{Path, PathBuf};
+
+    fn bundle() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bundles/qwen2_vl_a")
+    }
+
+    #[test]
+    fn no_image_becomes_more_tokens_than_the_bound() -> Result<()> {
+        for (min_pixels, max_pixels) in
+            [(784, 784), (3136, 3136), (3136, 14_112), (50_000, 50_001), (3136, 401_408)]
+        {
+            let config = ImageConfig { min_pixels, max_pixels, ..ImageConfig::default() };
+            let bound = image_tokens_at_most(&config);
+            let mut largest = 0;
+            for (height, width) in
+                (1..=60).flat_map(|h| (1..=200).map(move |w| (h, w * h))).filter(|(h, w)| *w <= 200 * h)
+            {
+                let (h, w) = smart_resize(height, width, config.factor(), min_pixels, max_pixels)?;
+                largest = largest.max(h * w / 784);
+            }
+            assert!(largest <= bound, "{min_pixels} {max_pixels}: {largest} > {bound}");
+            assert!(
+                bound as u64 <= max_pixels / 784 + 480,
+                "{min_pixels} {max_pixels}: {bound} is too loose"
+            );
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn text_is_counted_exactly_and_images_at_most() -> Result<()> {
+        let processor = Processor::load(&bundle(), &ProcessorOptions::default())?;
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let row = format!(
+            r#"{{"problem": "a<image>b<image> how many?", "images": ["{0}/0.png", "{0}/1.jpg"], "solution": "3"}}"#,
+            bundle().join("images").display()
+        );
+        let path = dir.path().join("train.jsonl");
+        std::fs::write(&path, row).expect("write");
+        let options = ReadOptions {
+            template: PromptTemplate::None,
+            image_dir: Some(bundle().join("images")),
+            ..ReadOptions::default()
+        };
+        let sample = read(&path, &options)?.remove(0).supervised()?;
+        let (prompt, completion) = processor.encode_with_completion(&sample)?;
+        let images: usize = prompt.images.iter().map(|i| i.merged_tokens(2)).sum();
+        let length = RowLength::of(&processor, &sample, true)?;
+        assert_eq!(length.text_tok, prompt.tokens.len() - images);
+        assert_eq!(length.completion_tok, completion.len());
+        assert!(images <= length.image_tok);
+        assert_eq!(RowLength::of(&processor, &sample.prompt(), false)?.prompt_tok(), length.prompt_tok());
+        Ok(())
+    }
+
+    /// The reference bundle's model has 412,800 parameters.
+    #[test]
+    fn exact_rows_are_parameters_times_four() -> Result<()> {
+        let folder = crate::model::folder::ModelFolder::open(&bundle().display().to_string())?;
+        let shape = TrainingShape {
+            micro_batch: 8,
+            group: 4,
+            prompt_tok: 100,
+            completion_tok: 10,
+            rollout_prompts: 3,
+            image_tok: 20,
+            freeze_vision: false,
+            reference: true,
+            recompute: true,
+        };
+        let bytes =
+            |shape| memory_plan(&folder.config, shape).rows.iter().map(|(_, b)| *b).collect::<Vec<_>>();
+        let all = 4 * 412_800;
+        let plan = bytes(shape);
+        assert_eq!(plan[..4], [all, all, 2 * all, all]);
+        // 3 prompts with 4 completions each, 3 layers, 2 heads of 16 twice, f32.
+        assert_eq!(plan.last(), Some(&(3 * (100 + 4 * 10) * 3 * 2 * 2 * 16 * 4)));
+        let vision: u64 = folder
+            .stored_parameters()
+            .iter()
+            .filter(|p| p.name.starts_with("visual."))
+            .map(|p| p.shape.iter().product::<usize>() as u64)
+            .sum();
+        assert_eq!(bytes(TrainingShape { freeze_vision: true, ..shape })[1], all - 4 * vision);
+        let kept = |recompute| bytes(TrainingShape { recompute, ..shape })[4];
+        assert!(kept(true) < kept(false));
+        assert_eq!(bytes(TrainingShape { rollout_prompts: 0, reference: false, ..shape }).len(), 5);
+        Ok(())
+    }
 }

@@ -4,6 +4,7 @@ use crate::data::Sample;
 use crate::error::{Error, Result};
 use crate::model::folder::ModelFolder;
 use crate::model::qwen2_vl::Qwen2Vl;
+use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::nn::Params;
 use crate::packed::ImageLayout;
 use crate::processor::{Processor, ProcessorOptions, Prompt};
@@ -122,16 +123,24 @@ impl Policy {
 
     /// Tokens left for a prompt beside a completion of `completion` tokens; fails when there are none.
     pub fn prompt_limit(&self, given: Option<usize>, completion: usize) -> Result<usize> {
-        let context = self.model.config().text.max_position_embeddings;
-        let room = context.saturating_sub(completion);
-        if room == 0 {
-            return Err(Error::Usage(format!(
-                "--max_completion_length {completion} leaves no room for a prompt in the model's context of {context} \
-                 tokens: lower it"
-            )));
-        }
-        Ok(given.map_or(room, |given| given.min(room)))
+        prompt_limit(self.model.config(), given, completion)
     }
+}
+
+/// Tokens left in the model's context for a prompt beside a completion of `completion` tokens, at most `given`.
+///
+/// # Errors
+/// [`Error::Usage`] when there are none.
+pub fn prompt_limit(config: &Qwen2VlConfig, given: Option<usize>, completion: usize) -> Result<usize> {
+    let context = config.text.max_position_embeddings;
+    let room = context.saturating_sub(completion);
+    if room == 0 {
+        return Err(Error::Usage(format!(
+            "--max_completion_length {completion} leaves no room for a prompt in the model's context of {context} \
+             tokens: lower it"
+        )));
+    }
+    Ok(given.map_or(room, |given| given.min(room)))
 }
 
 /// Fails when a row's prompt is longer than allowed.
@@ -140,9 +149,9 @@ pub fn check_length(sample: &Sample, tokens: usize, limit: usize) -> Result<()> 
         return Ok(());
     }
     Err(Error::Input(format!(
-        "row {}: the prompt has {tokens} tokens (images included), but only {limit} fit; lower --max_pixels, raise \
-         --max_prompt_length, or skip such rows with --overlong skip (a prompt is never truncated: that would cut \
-         through image tokens)",
+        "row {}: {tokens} tokens (images included), but only {limit} fit; lower --max_pixels, raise \
+         --max_prompt_length (sft: --max_length) within the model's context, or, in training, leave such rows out with \
+         --overlong skip (nothing is truncated: that would cut through image tokens)",
         sample.row
     )))
 }

@@ -107,7 +107,8 @@ def compute(model_dir: Path, inputs: dict, root: Path, wanted, given: dict | Non
             out[key + "_bf16compute"] = logps.gather(-1, e["ids"][e["prompt_len"] :, None])[:, 0]
     out = {k: v.float() if v.dtype == torch.float64 else v for k, v in out.items()}
     out = {k: v.int() if v.dtype == torch.int64 else v for k, v in out.items()}
-    return {k: v.detach().contiguous() for k, v in sorted(out.items()) if wanted(k.removeprefix("noise."))}
+    # Cloned, because `logits` is a view of `logits_all` and a file holds no shared memory.
+    return {k: v.detach().contiguous().clone() for k, v in sorted(out.items()) if wanted(k.removeprefix("noise."))}
 
 
 def finish(inputs: dict, special_ids: dict[str, int]) -> dict:

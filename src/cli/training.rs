@@ -1,0 +1,212 @@
+//! What `grpo` and `sft` share: from options to trainer parts, the rows that fit, the dry run, the report.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::inputs;
+use crate::config::{
+    CheckpointOptions, DtypeChoice, HardwareOptions, LoggingOptions, ModelOptions, OptimiserOptions,
+    Overlong, OwnPixelOptions,
+};
+use crate::data::Sample;
+use crate::error::{Error, Result};
+use crate::model::folder::ModelFolder;
+use crate::optim::schedule::warmup_steps;
+use crate::optim::{AdamWConfig, LrSchedule};
+use crate::processor::Processor;
+use crate::report::html::{self, RunSummary};
+use crate::report::{MemoryPlan, Progress};
+use crate::tensor::DType;
+use crate::train::plan::{RowLength, VISION_PREFIX};
+use crate::train::policy::Policy;
+use crate::train::run::RunOptions;
+
+/// Refuses a storage type that training does not have.
+///
+/// # Errors
+/// [`Error::Usage`] for bf16.
+pub(super) fn require_f32(hardware: &HardwareOptions) -> Result<()> {
+    match hardware.dtype {
+        DtypeChoice::Auto | DtypeChoice::F32 => Ok(()),
+        DtypeChoice::Bf16 => Err(Error::Usage(
+            "--dtype is bf16, but training on the CPU computes in f32: leave --dtype out (a checkpoint stored in bf16 \
+             is trained in f32 and saved in bf16 again); eval, generate and score take bf16"
+                .into(),
+        )),
+    }
+}
+
+/// Loads the checkpoint for training.
+pub(super) fn load(
+    model: &ModelOptions,
+    pixels: OwnPixelOptions,
+    optimiser: &OptimiserOptions,
+    quiet: bool,
+) -> Result<Policy> {
+    let mut policy = inputs::load_policy(model, pixels, DType::F32, quiet)?;
+    if optimiser.freeze_vision_modules {
+        std::sync::Arc::make_mut(&mut policy.params).freeze(VISION_PREFIX);
+    }
+    Ok(policy)
+}
+
+/// AdamW's hyper-parameters.
+pub(super) fn adamw(options: &OptimiserOptions) -> AdamWConfig {
+    AdamWConfig {
+        beta1: options.adam_beta1,
+        beta2: options.adam_beta2,
+        epsilon: options.adam_epsilon,
+        weight_decay: options.weight_decay,
+    }
+}
+
+/// The learning rate over a run of `total_steps`.
+pub(super) fn learning_rate(options: &OptimiserOptions, total_steps: u64) -> Result<LrSchedule> {
+    Ok(LrSchedule {
+        scheduler_type: options.lr_scheduler_type,
+        peak: options.learning_rate,
+        warmup_steps: warmup_steps(options.warmup_steps as u64, options.warmup_ratio, total_steps)?,
+        total_steps,
+    })
+}
+
+/// Where a run of `steps` writes, and how often; completions are not logged.
+pub(super) fn run_options(
+    checkpoint: &CheckpointOptions,
+    logging: &LoggingOptions,
+    steps: u64,
+) -> RunOptions {
+    RunOptions {
+        steps,
+        save_steps: checkpoint.save_steps,
+        save_total_limit: checkpoint.save_total_limit,
+        logging_steps: logging.logging_steps,
+        log_completions: false,
+        print_completions: 0,
+        quiet: logging.quiet.quiet,
+    }
+}
+
+/// How long rows may be, and what becomes of longer ones.
+pub(super) struct Fit {
+    /// Most tokens of a prompt, or, in supervised training, of prompt and answer together.
+    pub limit: usize,
+    /// Whether the assistant's last message is the answer.
+    pub supervised: bool,
+    /// What becomes of a longer row.
+    pub overlong: Overlong,
+}
+
+impl Fit {
+    /// The rows to train on. With `--overlong skip` every row is measured and the long ones are left out, which is
+    /// said; else all stay, and training stops at one that is too long.
+    ///
+    /// Only a row that might be too long has its images decoded.
+    ///
+    /// # Errors
+    /// Those of reading a row; [`Error::Input`] when none is left.
+    pub(super) fn keep(
+        &self,
+        processor: &Processor,
+        samples: Vec<Sample>,
+        quiet: bool,
+    ) -> Result<Vec<Sample>> {
+        if self.overlong == Overlong::Error {
+            return Ok(samples);
+        }
+        let progress = Progress::start("measure rows", samples.len() as u64, quiet);
+        let fits = samples
+            .par_iter()
+            .map(|sample| {
+                let fits = self.fits(processor, sample);
+                progress.advance(1);
+                fits
+            })
+            .collect::<Result<Vec<bool>>>()?;
+        let rows = samples.len();
+        let kept: Vec<Sample> =
+            samples.into_iter().zip(fits).filter(|(_, fits)| *fits).map(|(s, _)| s).collect();
+        progress.line(&format!(
+            "--overlong skip: left out {} of {rows} rows longer than {} tokens",
+            rows - kept.len(),
+            self.limit
+        ));
+        progress.finish();
+        if kept.is_empty() {
+            return Err(Error::Input(format!(
+                "all {rows} rows are longer than {} tokens, so that --overlong skip leaves none; lower --max_pixels or \
+                 allow longer rows",
+                self.limit
+            )));
+        }
+        Ok(kept)
+    }
+
+    fn fits(&self, processor: &Processor, sample: &Sample) -> Result<bool> {
+        if RowLength::of(processor, sample, self.supervised)?.total_tok() <= self.limit {
+            return Ok(true);
+        }
+        let exact = match self.supervised {
+            true => {
+                let (prompt, completion) = processor.encode_with_completion(sample)?;
+                prompt.tokens.len() + completion.len()
+            }
+            false => processor.encode(sample, true)?.tokens.len(),
+        };
+        Ok(exact <= self.limit)
+    }
+}
+
+/// What a dry run knows of a checkpoint and its rows, without weights or pixels.
+pub(super) struct Measured {
+    /// The checkpoint's sizes.
+    pub folder: ModelFolder,
+    /// The longest of each part over all rows.
+    pub longest: RowLength,
+}
+
+/// Opens the checkpoint and measures the rows.
+pub(super) fn measure(
+    model: &ModelOptions,
+    pixels: OwnPixelOptions,
+    samples: &[Sample],
+    supervised: bool,
+    quiet: bool,
+) -> Result<Measured> {
+    let folder = ModelFolder::open(&model.model)?;
+    let processor = Processor::load(&folder.dir, &inputs::processor_options(model, pixels))?;
+    inputs::warn(&processor, quiet);
+    let lengths =
+        samples.par_iter().map(|s| RowLength::of(&processor, s, supervised)).collect::<Result<Vec<_>>>()?;
+    let longest = lengths.into_iter().fold(RowLength::default(), |a, b| RowLength {
+        text_tok: a.text_tok.max(b.text_tok),
+        image_tok: a.image_tok.max(b.image_tok),
+        completion_tok: a.completion_tok.max(b.completion_tok),
+    });
+    Ok(Measured { folder, longest })
+}
+
+/// Prints a dry run: the config as TOML, then facts and memory plan as comments, so that the whole is a config file.
+pub(super) fn print_dry_run(config: &str, facts: &[String], plan: &MemoryPlan) -> Result<()> {
+    let mut text = format!("{config}\n");
+    for line in facts.iter().map(String::as_str).chain(plan.to_string().lines()) {
+        text += &format!("# {line}\n");
+    }
+    super::print(&text)
+}
+
+/// A fact of a run's report.
+pub(super) fn fact(name: &str, value: impl ToString) -> (String, String) {
+    (name.to_string(), value.to_string())
+}
+
+/// Writes the run's report and says where it is and where the last checkpoint is.
+pub(super) fn finish(dir: &Path, saved: &Path, summary: &RunSummary, quiet: bool) -> Result<()> {
+    let report = dir.join("report.html");
+    html::write(&report, summary)?;
+    if quiet {
+        return Ok(());
+    }
+    super::print(&format!("checkpoint: {}\nreport: {}\n", saved.display(), report.display()))
+}
