@@ -271,9 +271,10 @@ fn a_grpo_run_depends_on_its_seed_alone() {
         })
     };
     for estimator in [KlEstimator::K3, KlEstimator::Full] {
-        let recipe = Recipe { estimator, num_iterations: 2, ..Recipe::default() };
+        let recipe = Recipe { estimator, num_iterations: 2, micro_batch: 2, ..Recipe::default() };
         let first = run(1, recipe.clone());
         assert_eq!(run(2, recipe.clone()), first, "the same run on two threads");
+        assert_eq!(run(3, recipe.clone()), first, "the same run on three threads");
         assert_eq!(run(2, Recipe { recompute: true, ..recipe.clone() }), first, "with recomputation");
         assert_ne!(run(2, Recipe { seed: 8, ..recipe }).1, first.1, "another seed is another run");
     }

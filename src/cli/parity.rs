@@ -1,6 +1,7 @@
 //! `othink-train parity`: a table of differences from a reference, one line per tensor.
 
 use std::fmt::Write;
+use std::io::Write as _;
 use std::path::Path;
 
 use crate::checkpoint::{NamedTensor, write_safetensors};
@@ -44,7 +45,8 @@ pub fn run(options: &ParityConfig) -> Result<()> {
     };
     let policy = Policy::load(&options.model.model, &processor, DType::F32)?;
     for warning in policy.processor.warnings() {
-        eprintln!("warning: {}", escape_control(&warning));
+        // A closed standard error is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "warning: {}", escape_control(&warning));
     }
     let progress = Progress::start("parity", bundle.stages(), policy.params.count().0 <= LARGE);
     let outcome = crate::parity::run(&policy, &bundle, dtype, options.dump.is_some(), &progress)?;

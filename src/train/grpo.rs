@@ -3,7 +3,8 @@
 use super::policy::Policy;
 use super::stream::Stream;
 use super::update::{
-    ForwardOptions, TokenScores, check_loss, each_micro_batch, forward, param_groups, score, update,
+    ForwardOptions, TokenScores, check_grad_norm, check_loss, each_micro_batch, forward, param_groups, score,
+    update,
 };
 use crate::advantage::{Advantages, group_advantages};
 use crate::autograd::ParamGrads;
@@ -313,7 +314,7 @@ impl GrpoTrainer {
             learning_rate,
             self.options.max_grad_norm,
         )?;
-        check_loss(done.grad_norm, step)?;
+        check_grad_norm(done.grad_norm, step)?;
         if let Some(kl) = metrics.kl() {
             self.beta.observe(kl, completions.len())?;
         }

@@ -2,7 +2,9 @@
 
 use super::policy::{Policy, check_length};
 use super::stream::Stream;
-use super::update::{ForwardOptions, check_loss, each_micro_batch, forward, param_groups, update};
+use super::update::{
+    ForwardOptions, check_grad_norm, check_loss, each_micro_batch, forward, param_groups, update,
+};
 use crate::autograd::ParamGrads;
 use crate::batch::{Group, MicroBatch, micro_batches};
 use crate::data::Sample;
@@ -96,7 +98,7 @@ impl SftTrainer {
             learning_rate,
             self.options.max_grad_norm,
         )?;
-        check_loss(done.grad_norm, step)?;
+        check_grad_norm(done.grad_norm, step)?;
         Ok(SftReport {
             step: step as usize,
             epoch: (first + size as u64) as f64 / self.stream.rows() as f64,

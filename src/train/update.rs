@@ -176,11 +176,20 @@ pub fn param_groups(params: &Params, decay_all: bool) -> Vec<crate::optim::Param
 
 /// Fails unless a loss is a number.
 pub fn check_loss(loss: f64, step: u64) -> Result<()> {
-    if loss.is_finite() {
+    check_finite("loss", loss, step)
+}
+
+/// Fails unless the norm of a step's gradient is a number.
+pub fn check_grad_norm(grad_norm: f64, step: u64) -> Result<()> {
+    check_finite("gradient norm", grad_norm, step)
+}
+
+fn check_finite(what: &str, value: f64, step: u64) -> Result<()> {
+    if value.is_finite() {
         return Ok(());
     }
     Err(Error::Protect(format!(
-        "the loss of step {step} is {loss}: the run stops before the weights are damaged; lower --learning_rate, \
+        "the {what} of step {step} is {value}: the run stops before the weights are damaged; lower --learning_rate, \
          or look at the last rows of metrics.jsonl and completions.jsonl"
     )))
 }
