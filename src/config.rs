@@ -36,7 +36,7 @@ pub use run::{
     CheckpointOptions, CompletionLogOptions, DryRunOptions, FileOptions, LoggingOptions, QuietOptions,
     SeedOptions,
 };
-pub use tools::{DemoConfig, Difficulty, InspectConfig, MakeTaskConfig, TaskName};
+pub use tools::{DemoConfig, Difficulty, InspectConfig, MakeTaskConfig};
 
 /// All options of one command.
 pub trait Options: Serialize {

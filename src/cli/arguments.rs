@@ -45,7 +45,7 @@ pub enum Command {
     #[command(after_help = "Examples:\n  \
         othink-train demo\n  \
         othink-train demo --output_dir runs/seed7 --seed 7\n  \
-        othink-train demo --task geometry --threads 2")]
+        othink-train demo --output_dir runs/second --threads 2")]
     Demo(Box<DemoConfig>),
 
     /// Train with GRPO and dynamic KL; the defaults are the paper's recipe

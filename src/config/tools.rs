@@ -63,18 +63,6 @@ pub enum Difficulty {
     Hard,
 }
 
-/// A synthetic task.
-#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum TaskName {
-    /// How many shapes of a kind are in the image?
-    #[default]
-    Counting,
-    /// Angle, length or area of a drawn figure.
-    Geometry,
-}
-
 /// `inspect`: what a checkpoint or run folder holds.
 #[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
 #[command(rename_all = "snake_case")]
@@ -109,9 +97,6 @@ pub struct DemoConfig {
           action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Checkpoint")]
     #[serde(skip)]
     pub overwrite_output_dir: bool,
-    /// Which synthetic task
-    #[arg(long, value_enum, default_value = "counting", value_name = "NAME", help_heading = "Data")]
-    pub task: TaskName,
     #[command(flatten)]
     #[serde(flatten)]
     pub quiet: QuietOptions,
