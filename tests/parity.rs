@@ -207,6 +207,26 @@ fn one_value_off_fails_its_row_alone() {
     }
 }
 
+/// The subtlest of wrong models: norms with an epsilon ten times too large.
+#[test]
+fn another_epsilon_fails() {
+    let copy = copy_of("qwen2_vl_a");
+    let config = copy.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace(r#""rms_norm_eps": 1e-06"#, r#""rms_norm_eps": 1e-05"#)).unwrap();
+    let output = parity(copy.path(), &[]);
+    assert_eq!(output.status.code(), Some(70));
+    let failed: Vec<String> = failures(&output).into_iter().map(|(key, _)| key).collect();
+    for prefix in ["ex0.final_hidden", "ex1.logits", "ex2.completion_logps", "grad.model.", "grpo_e2e.logps"]
+    {
+        assert!(failed.iter().any(|key| key.starts_with(prefix)), "no {prefix} in {failed:?}");
+    }
+    assert!(
+        !failed.iter().any(|key| key.contains("vision_")),
+        "the vision tower has its own epsilon: {failed:?}"
+    );
+}
+
 #[test]
 fn what_cannot_be_computed_fails() {
     for (from, to, reason) in [
