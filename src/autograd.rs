@@ -170,11 +170,7 @@ impl Tape {
     ///
     /// A parameter must be used inside at most one block for gradients to be the same bits as without
     /// recomputation (sums of more than two terms would be formed in another order).
-    pub fn recompute(
-        &self,
-        x: &Var,
-        block: impl Fn(&Tape, &Var) -> Result<Var> + 'static,
-    ) -> Result<Var> {
+    pub fn recompute(&self, x: &Var, block: impl Fn(&Tape, &Var) -> Result<Var> + 'static) -> Result<Var> {
         if !self.recording {
             return block(self, x);
         }

@@ -43,7 +43,11 @@ pub fn micro_batches(groups: &[Group<'_>], size: usize, layout: ImageLayout) -> 
             let room = match batches.last() {
                 Some(last) if last.members.len() < size => size - last.members.len(),
                 _ => {
-                    batches.push(MicroBatch { offsets: vec![0], members: seen..seen, ..MicroBatch::default() });
+                    batches.push(MicroBatch {
+                        offsets: vec![0],
+                        members: seen..seen,
+                        ..MicroBatch::default()
+                    });
                     size
                 }
             };
@@ -90,7 +94,8 @@ mod tests {
     fn a_cut_group_repeats_its_prompt() -> Result<()> {
         let (a, b) = (prompt(&[1, 2]), prompt(&[3]));
         let (x, y): (&[u32], &[u32]) = (&[7, 8], &[9]);
-        let groups = [Group { prompt: &a, completions: vec![x, y, x] }, Group { prompt: &b, completions: vec![y, x] }];
+        let groups =
+            [Group { prompt: &a, completions: vec![x, y, x] }, Group { prompt: &b, completions: vec![y, x] }];
         let batches = micro_batches(&groups, 2, LAYOUT)?;
         let members: Vec<_> = batches.iter().map(|b| b.members.clone()).collect();
         assert_eq!(members, [0..2, 2..4, 4..5]);

@@ -2,8 +2,11 @@
 
 pub mod tiny;
 
-use crate::config::{DemoConfig, ImportanceSamplingLevel, KlEstimator, LossType, LrSchedulerType, Options, ScaleRewards, TaskName};
 use crate::checkpoint::SavePlan;
+use crate::config::{
+    DemoConfig, ImportanceSamplingLevel, KlEstimator, LossType, LrSchedulerType, Options, ScaleRewards,
+    TaskName,
+};
 use crate::data::{self, PromptTemplate, ReadOptions, Sample};
 use crate::error::{Error, Result};
 use crate::kl::{BetaController, BetaSchedule, Othink};
@@ -67,15 +70,15 @@ impl Recipe {
             sft_batch: 32,
             sft_micro_batch: 8,
             sft_learning_rate: 2e-3,
-            sft_target: 0.45,
+            sft_target: 0.6,
             sft_max_steps: 800,
             sft_look_steps: 20,
             validation_rows: 100,
-            grpo_steps: 150,
-            prompts_per_step: 16,
+            grpo_steps: 120,
+            prompts_per_step: 32,
             group: 8,
-            grpo_micro_batch: 32,
-            grpo_learning_rate: 5e-4,
+            grpo_micro_batch: 64,
+            grpo_learning_rate: 6e-4,
             beta: Othink { beta_min: 0.0, beta_max: 0.02, exploration_ratio: 0.3 },
             max_completion_tok: 48,
         };
@@ -116,7 +119,15 @@ pub fn run(options: &DemoConfig) -> Result<DemoResult> {
     create_run_folder(dir, options.overwrite_output_dir, &options.to_toml()?)?;
     let data_dir = make_data(&recipe, dir, seed, quiet)?;
     let read = |split: &str| {
-        data::read(&data_dir, &ReadOptions { split: split.into(), template: TEMPLATE, need_solution: true, ..ReadOptions::default() })
+        data::read(
+            &data_dir,
+            &ReadOptions {
+                split: split.into(),
+                template: TEMPLATE,
+                need_solution: true,
+                ..ReadOptions::default()
+            },
+        )
     };
     let (train, test) = (read("train")?, read("test")?);
     let (supervised, validation) = train.split_at(train.len() - recipe.validation_rows);
@@ -147,7 +158,8 @@ pub fn run(options: &DemoConfig) -> Result<DemoResult> {
     };
     write_report(dir, &recipe, &policy, sft_steps, &result, &options.to_toml()?, seed)?;
     let path = dir.join("result.json");
-    let line = serde_json::to_string(&result).map_err(|e| Error::Internal(format!("the result as JSON: {e}")))?;
+    let line =
+        serde_json::to_string(&result).map_err(|e| Error::Internal(format!("the result as JSON: {e}")))?;
     std::fs::write(&path, line + "\n").map_err(|e| Error::io(&path, "write", e))?;
     Ok(result)
 }
@@ -178,10 +190,21 @@ fn load(dir: &Path) -> Result<Policy> {
     Policy::load(path, &ProcessorOptions::default(), DType::F32)
 }
 
-fn accuracy(policy: &Policy, params: &Arc<Params>, samples: &[Sample], recipe: &Recipe, label: &str, quiet: bool) -> Result<f64> {
+fn accuracy(
+    policy: &Policy,
+    params: &Arc<Params>,
+    samples: &[Sample],
+    recipe: &Recipe,
+    label: &str,
+    quiet: bool,
+) -> Result<f64> {
     let rewards = RewardSet::new(&["accuracy".to_string()], &[])?;
     let options = EvaluationOptions {
-        sampling: SamplingParams { greedy: true, max_new_tokens: recipe.max_completion_tok, ..SamplingParams::default() },
+        sampling: SamplingParams {
+            greedy: true,
+            max_new_tokens: recipe.max_completion_tok,
+            ..SamplingParams::default()
+        },
         stop_strings: Vec::new(),
         max_prompt_length: None,
         batch_size: 64,
@@ -242,7 +265,14 @@ fn train_sft(
     Ok((sft_dir, steps))
 }
 
-fn train_grpo(policy: Policy, samples: &[Sample], recipe: &Recipe, dir: &Path, seed: u64, quiet: bool) -> Result<PathBuf> {
+fn train_grpo(
+    policy: Policy,
+    samples: &[Sample],
+    recipe: &Recipe,
+    dir: &Path,
+    seed: u64,
+    quiet: bool,
+) -> Result<PathBuf> {
     let sampling = SamplingParams { max_new_tokens: recipe.max_completion_tok, ..SamplingParams::default() };
     let decoding = policy.decoding(sampling, &[], true)?;
     let rewards = RewardSet::new(&["accuracy".to_string(), "format".to_string()], &[])?;
@@ -277,7 +307,8 @@ fn train_grpo(policy: Policy, samples: &[Sample], recipe: &Recipe, dir: &Path, s
     };
     let stream = Stream::new(samples.len(), seed, true)?;
     let beta = BetaController::new(BetaSchedule::Othink(recipe.beta), recipe.grpo_steps)?;
-    let mut trainer = GrpoTrainer::new(policy, options, decoding, rewards, beta, AdamWConfig::default(), stream)?;
+    let mut trainer =
+        GrpoTrainer::new(policy, options, decoding, rewards, beta, AdamWConfig::default(), stream)?;
     let saved = run_grpo(&mut trainer, samples, dir, &run_options(recipe.grpo_steps, quiet), None)?;
     rename(&saved, &dir.join("checkpoint-grpo"))
 }
@@ -302,19 +333,34 @@ fn rename(from: &Path, to: &Path) -> Result<PathBuf> {
     Ok(to.to_path_buf())
 }
 
-fn write_report(dir: &Path, recipe: &Recipe, policy: &Policy, sft_steps: u64, result: &DemoResult, config: &str, seed: u64) -> Result<()> {
-    let accuracy = |name: &str, accuracy: f64, note: &str| Accuracy { name: name.into(), accuracy, note: note.into() };
+fn write_report(
+    dir: &Path,
+    recipe: &Recipe,
+    policy: &Policy,
+    sft_steps: u64,
+    result: &DemoResult,
+    config: &str,
+    seed: u64,
+) -> Result<()> {
+    let accuracy =
+        |name: &str, accuracy: f64, note: &str| Accuracy { name: name.into(), accuracy, note: note.into() };
     let fact = |name: &str, value: String| (name.to_string(), value);
     let summary = RunSummary {
         title: format!("othink-train demo: {}", result.task),
         facts: vec![
-            fact("task", format!("{} ({}), {} px", recipe.task.name(), recipe.difficulty.name(), recipe.image_side)),
+            fact(
+                "task",
+                format!("{} ({}), {} px", recipe.task.name(), recipe.difficulty.name(), recipe.image_side),
+            ),
             fact("held-out images", recipe.test_rows.to_string()),
             fact("parameters", policy.params.count().0.to_string()),
             fact("SFT", format!("{sft_steps} steps of {} rows", recipe.sft_batch)),
             fact(
                 "GRPO-D",
-                format!("{} steps of {} prompts x {} completions", recipe.grpo_steps, recipe.prompts_per_step, recipe.group),
+                format!(
+                    "{} steps of {} prompts x {} completions",
+                    recipe.grpo_steps, recipe.prompts_per_step, recipe.group
+                ),
             ),
             fact("seed", seed.to_string()),
             fact("seconds", result.seconds.to_string()),

@@ -31,7 +31,8 @@ pub struct Params {
 impl Params {
     /// Wraps a list of parameters, all trainable.
     pub fn new(weights: impl IntoIterator<Item = (String, Tensor)>) -> Params {
-        let list = weights.into_iter().map(|(name, value)| Parameter { name, value, trainable: true }).collect();
+        let list =
+            weights.into_iter().map(|(name, value)| Parameter { name, value, trainable: true }).collect();
         Params { list }
     }
 
@@ -166,11 +167,17 @@ pub struct LayerNorm {
 impl LayerNorm {
     /// The norm `name.weight`, `name.bias`.
     pub fn new(names: &Names, name: &str, eps: f64) -> Result<LayerNorm> {
-        Ok(LayerNorm { weight: names.id(&format!("{name}.weight"))?, bias: names.id(&format!("{name}.bias"))?, eps })
+        Ok(LayerNorm {
+            weight: names.id(&format!("{name}.weight"))?,
+            bias: names.id(&format!("{name}.bias"))?,
+            eps,
+        })
     }
 
     /// `[T, C]` to `[T, C]`.
     pub fn forward(&self, scope: &Scope<'_>, x: &Var) -> Result<Var> {
-        scope.tape.apply(norm::LayerNorm { eps: self.eps }, [x, &scope.param(self.weight), &scope.param(self.bias)])
+        scope
+            .tape
+            .apply(norm::LayerNorm { eps: self.eps }, [x, &scope.param(self.weight), &scope.param(self.bias)])
     }
 }

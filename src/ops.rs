@@ -16,6 +16,19 @@ pub mod patch_embed;
 pub mod rope;
 
 use crate::tensor::Real;
+use rayon::prelude::*;
+
+/// Work below this many multiply-adds (tens of microseconds) costs less than handing it to other threads.
+pub(crate) const SERIAL_LIMIT: usize = 1 << 21;
+
+/// `f(0) .. f(count - 1)`, on all threads when all of it together costs enough multiply-adds.
+pub(crate) fn tasks<T: Send>(count: usize, cost: usize, f: impl Fn(usize) -> T + Send + Sync) -> Vec<T> {
+    if cost < SERIAL_LIMIT {
+        (0..count).map(f).collect()
+    } else {
+        (0..count).into_par_iter().map(f).collect()
+    }
+}
 
 /// Number of partial sums of [`sum`]; one vector register of f32.
 const LANES: usize = 8;

@@ -94,8 +94,10 @@ impl Engine<'_> {
         // As many prompts as fit, but no fewer parts than threads: parts run side by side.
         let threads = rayon::current_num_threads();
         let at_once = (MAX_SEQUENCES / group.max(1)).min(requests.len().div_ceil(threads)).max(1);
-        let parts: Vec<Result<Vec<Vec<Completion>>>> =
-            requests.par_chunks(at_once).map(|part| self.generate_together(part, group, seed, progress)).collect();
+        let parts: Vec<Result<Vec<Vec<Completion>>>> = requests
+            .par_chunks(at_once)
+            .map(|part| self.generate_together(part, group, seed, progress))
+            .collect();
         let mut done = Vec::with_capacity(requests.len());
         for part in parts {
             done.extend(part?);
@@ -138,7 +140,10 @@ impl Engine<'_> {
             let rows = hidden.to_f32();
             self.extend(&rows, &mut growing, seed, progress)?;
         }
-        Ok(groups.into_iter().map(|g| g.members.into_iter().map(|(s, _)| self.completion(s)).collect()).collect())
+        Ok(groups
+            .into_iter()
+            .map(|g| g.members.into_iter().map(|(s, _)| self.completion(s)).collect())
+            .collect())
     }
 
     /// Runs the prompts and samples the first token of every completion.
@@ -158,7 +163,8 @@ impl Engine<'_> {
         let mut rows = Vec::new();
         for ((request, cache), segment) in requests.iter().zip(caches).zip(&input.segments) {
             let last = segment.rows.end - 1;
-            let members = (0..group as u32).map(|g| (Sequence::new(request.place, g), KvCache::new(depth))).collect();
+            let members =
+                (0..group as u32).map(|g| (Sequence::new(request.place, g), KvCache::new(depth))).collect();
             groups.push(Group { prompt: request.prompt, cache, members });
             (0..group).for_each(|_| rows.extend_from_slice(&states[last * width..(last + 1) * width]));
         }
@@ -183,6 +189,7 @@ impl Engine<'_> {
         let drawn: Vec<(u32, f32)> = scores
             .par_chunks_exact_mut(vocab)
             .zip(sequences.par_iter())
+            .with_min_len((1 << 15) / vocab.max(1) + 1)
             .map_init(Sampler::new, |sampler, (row, (prompt, sequence))| {
                 let context = SamplingContext {
                     prompt: &prompt.tokens,
@@ -190,7 +197,8 @@ impl Engine<'_> {
                     eos: &self.decoding.stop.eos,
                     banned: &self.decoding.banned,
                 };
-                let token = sampler.token(row, &context, &self.decoding.sampling, sequence.draw_key(seed)?)?;
+                let token =
+                    sampler.token(row, &context, &self.decoding.sampling, sequence.draw_key(seed)?)?;
                 let normaliser = row_log_normaliser(row, temperature);
                 Ok((token, row[token as usize] - normaliser))
             })

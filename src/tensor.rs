@@ -54,7 +54,11 @@ impl Tensor {
             _ => R::store(data),
         };
         if storage.dtype() != dtype {
-            return Err(Error::Internal(format!("{} results stored as {}", storage.dtype().name(), dtype.name())));
+            return Err(Error::Internal(format!(
+                "{} results stored as {}",
+                storage.dtype().name(),
+                dtype.name()
+            )));
         }
         Tensor::with_storage(shape, storage)
     }
@@ -172,16 +176,21 @@ impl Tensor {
     pub fn make_mut<R: Real>(&mut self) -> Result<&mut [R]> {
         let storage = Arc::make_mut(&mut self.storage);
         let dtype = storage.dtype();
-        R::view_mut(storage).ok_or_else(|| Error::Internal(format!("a {} tensor cannot be written in place", dtype.name())))
+        R::view_mut(storage)
+            .ok_or_else(|| Error::Internal(format!("a {} tensor cannot be written in place", dtype.name())))
     }
 
     /// Adds `other` element by element, in place where this is the sole owner.
     pub fn accumulate(&mut self, other: &Tensor) -> Result<()> {
         if self.shape != other.shape || self.dtype() != other.dtype() {
-            return Err(Error::Internal(format!("cannot add gradients of shapes {:?} and {:?}", self.shape, other.shape)));
+            return Err(Error::Internal(format!(
+                "cannot add gradients of shapes {:?} and {:?}",
+                self.shape, other.shape
+            )));
         }
         if self.dtype() == DType::Bf16 {
-            let sum: Vec<f32> = self.real::<f32>().iter().zip(other.real::<f32>().iter()).map(|(a, b)| a + b).collect();
+            let sum: Vec<f32> =
+                self.real::<f32>().iter().zip(other.real::<f32>().iter()).map(|(a, b)| a + b).collect();
             *self = Tensor::rounded(&self.shape, sum, DType::Bf16)?;
             return Ok(());
         }

@@ -62,7 +62,14 @@ pub struct RunDescription {
 }
 
 /// Files by which a run folder is known.
-const RUN_FILES: [&str; 3] = ["config.toml", "metrics.jsonl", "report.html"];
+const RUN_FILES: [&str; 6] = [
+    "config.toml",
+    "metrics.jsonl",
+    "sft_metrics.jsonl",
+    "eval_metrics.jsonl",
+    "completions.jsonl",
+    "report.html",
+];
 /// How many levels below a run folder model folders are looked for, and how many are listed.
 const SEARCH_DEPTH: usize = 3;
 const MAX_CHECKPOINTS: usize = 200;

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 pub fn run(options: &DemoConfig) -> Result<()> {
     super::prepare(&options.hardware)?;
     let result = demo::run(options)?;
-    let line = serde_json::to_string(&result).map_err(|e| Error::Internal(format!("the result as JSON: {e}")))?;
+    let line =
+        serde_json::to_string(&result).map_err(|e| Error::Internal(format!("the result as JSON: {e}")))?;
     super::print(&(line + "\n"))
 }

@@ -65,7 +65,7 @@ pub fn run(options: &GrpoConfig) -> Result<()> {
         config: options.to_toml()?,
         ..RunSummary::default()
     };
-    training::finish(dir, &saved, &summary, quiet)
+    training::finish(dir, &saved, &summary)
 }
 
 fn rewards(options: &GrpoConfig) -> Result<RewardSet> {

@@ -82,24 +82,24 @@ pub(super) fn numbers_and_bits(logps: &[f32]) -> (Vec<f64>, Vec<String>) {
 /// the images come first and one text after them, else messages.
 pub(super) fn prompt_row(sample: &Sample) -> (Value, Vec<String>) {
     let images = sample.image_files().map(|path| path.display().to_string()).collect();
-    if let [message] = sample.messages.as_slice() {
-        if let (true, Some((Part::Text(text), before))) =
-            (message.role == "user", message.content.split_last())
-        {
-            let in_order = before.iter().enumerate().all(|(i, part)| *part == Part::Image(i));
-            if in_order && before.len() == sample.images.len() && !text.contains("<image>") {
-                return (text.as_str().into(), images);
-            }
-        }
+    let in_order = |parts: &[Part]| {
+        parts.len() == sample.images.len()
+            && parts.iter().enumerate().all(|(i, part)| *part == Part::Image(i))
+    };
+    if let [message] = sample.messages.as_slice()
+        && let Some((Part::Text(text), before)) = message.content.split_last()
+        && message.role == "user"
+        && in_order(before)
+        && !text.contains("<image>")
+    {
+        return (text.as_str().into(), images);
     }
     let part = |part: &Part| match part {
         Part::Text(text) => json!({"type": "text", "text": text}),
         // The next of the row's images; they are numbered in reading order.
         Part::Image(_) => json!({"type": "image"}),
     };
-    let message = |message: &Message| {
-        json!({"role": message.role, "content": message.content.iter().map(part).collect::<Vec<_>>()})
-    };
+    let message = |message: &Message| json!({"role": message.role, "content": message.content.iter().map(part).collect::<Vec<_>>()});
     (sample.messages.iter().map(message).collect::<Vec<_>>().into(), images)
 }
 

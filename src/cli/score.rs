@@ -94,16 +94,16 @@ fn prepare(policy: &Policy, line: &Line, temperature: Option<f64>) -> Result<Sco
     let completion = completion(policy, line)?;
     let sample = if line.sample.ends_with_assistant() { &line.sample.prompt() } else { &line.sample };
     let prompt = policy.processor.encode(sample, true)?;
-    if let Some(recorded) = ids(&line.object, "prompt_ids")? {
-        if recorded != prompt.tokens {
-            let shared = recorded.iter().zip(&prompt.tokens).take_while(|(a, b)| a == b).count();
-            return Err(Error::Input(format!(
-                "`prompt_ids` has {} tokens, but the prompt's are {}, and they differ from index {shared} on: the row \
-                 was made with another tokenizer, chat template or image size (--min_pixels, --max_pixels)",
-                recorded.len(),
-                prompt.tokens.len()
-            )));
-        }
+    if let Some(recorded) = ids(&line.object, "prompt_ids")?
+        && recorded != prompt.tokens
+    {
+        let shared = recorded.iter().zip(&prompt.tokens).take_while(|(a, b)| a == b).count();
+        return Err(Error::Input(format!(
+            "`prompt_ids` has {} tokens, but the prompt's are {}, and they differ from index {shared} on: the row was \
+             made with another tokenizer, chat template or image size (--min_pixels, --max_pixels)",
+            recorded.len(),
+            prompt.tokens.len()
+        )));
     }
     let context = policy.model.config().text.max_position_embeddings;
     if prompt.tokens.len() + completion.len() > context {

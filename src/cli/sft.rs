@@ -63,7 +63,7 @@ pub fn run(options: &SftConfig) -> Result<()> {
         config: options.to_toml()?,
         ..RunSummary::default()
     };
-    training::finish(dir, &saved, &summary, quiet)
+    training::finish(dir, &saved, &summary)
 }
 
 /// Longest row: what the options say, within the model's context.

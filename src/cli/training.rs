@@ -1,5 +1,6 @@
 //! What `grpo` and `sft` share: from options to trainer parts, the rows that fit, the dry run, the report.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -9,7 +10,7 @@ use crate::config::{
     CheckpointOptions, DtypeChoice, HardwareOptions, LoggingOptions, ModelOptions, OptimiserOptions,
     Overlong, OwnPixelOptions,
 };
-use crate::data::Sample;
+use crate::data::{Part, Sample};
 use crate::error::{Error, Result};
 use crate::model::folder::ModelFolder;
 use crate::optim::schedule::warmup_steps;
@@ -18,8 +19,8 @@ use crate::processor::Processor;
 use crate::report::html::{self, RunSummary};
 use crate::report::{MemoryPlan, Progress};
 use crate::tensor::DType;
-use crate::train::plan::{RowLength, VISION_PREFIX};
-use crate::train::policy::Policy;
+use crate::train::plan::{RowLength, VISION_PREFIX, image_tokens_at_most};
+use crate::train::policy::{Policy, check_length};
 use crate::train::run::RunOptions;
 
 /// Refuses a storage type that training does not have.
@@ -99,62 +100,83 @@ pub(super) struct Fit {
 }
 
 impl Fit {
-    /// The rows to train on. With `--overlong skip` every row is measured and the long ones are left out, which is
-    /// said; else all stay, and training stops at one that is too long.
+    /// The rows to train on, before any time is spent on training: one that is too long is an error, or, with
+    /// `--overlong skip`, left out, which is said.
     ///
-    /// Only a row that might be too long has its images decoded.
+    /// Only a row that might be too long is tokenised, and only one that still might has its images decoded.
     ///
     /// # Errors
-    /// Those of reading a row; [`Error::Input`] when none is left.
+    /// Those of reading a row; [`Error::Input`] for one that is too long, or when none is left.
     pub(super) fn keep(
         &self,
         processor: &Processor,
         samples: Vec<Sample>,
         quiet: bool,
     ) -> Result<Vec<Sample>> {
-        if self.overlong == Overlong::Error {
+        let doubtful = self.doubtful(processor, &samples)?;
+        if doubtful.is_empty() {
             return Ok(samples);
         }
-        let progress = Progress::start("measure rows", samples.len() as u64, quiet);
-        let fits = samples
+        let progress = Progress::start("measure rows", doubtful.len() as u64, quiet);
+        let tokens = doubtful
             .par_iter()
-            .map(|sample| {
-                let fits = self.fits(processor, sample);
+            .map(|&(index, sample)| {
+                let tokens = self.tokens(processor, sample)?;
                 progress.advance(1);
-                fits
+                Ok((index, tokens))
             })
-            .collect::<Result<Vec<bool>>>()?;
+            .collect::<Result<Vec<_>>>()?;
+        let long: Vec<(usize, usize)> = tokens.into_iter().filter(|(_, n)| *n > self.limit).collect();
+        if let (Overlong::Error, Some(&(index, tokens))) = (self.overlong, long.first()) {
+            check_length(&samples[index], tokens, self.limit)?;
+        }
         let rows = samples.len();
-        let kept: Vec<Sample> =
-            samples.into_iter().zip(fits).filter(|(_, fits)| *fits).map(|(s, _)| s).collect();
-        progress.line(&format!(
-            "--overlong skip: left out {} of {rows} rows longer than {} tokens",
-            rows - kept.len(),
-            self.limit
-        ));
-        progress.finish();
-        if kept.is_empty() {
+        if long.len() == rows {
             return Err(Error::Input(format!(
                 "all {rows} rows are longer than {} tokens, so that --overlong skip leaves none; lower --max_pixels or \
                  allow longer rows",
                 self.limit
             )));
         }
-        Ok(kept)
+        if !long.is_empty() {
+            let left_out = long.len();
+            progress.line(&format!("left out {left_out} of {rows} rows longer than {} tokens", self.limit));
+        }
+        progress.finish();
+        let long: HashSet<usize> = long.into_iter().map(|(index, _)| index).collect();
+        Ok(samples.into_iter().enumerate().filter(|(i, _)| !long.contains(i)).map(|(_, s)| s).collect())
     }
 
-    fn fits(&self, processor: &Processor, sample: &Sample) -> Result<bool> {
-        if RowLength::of(processor, sample, self.supervised)?.total_tok() <= self.limit {
-            return Ok(true);
+    /// The rows that a glance does not show to fit. A token is at least one byte of normalised text, which has at most
+    /// three times the bytes of the text; around each message stand at most as many tokens as the first row has.
+    fn doubtful<'a>(&self, processor: &Processor, samples: &'a [Sample]) -> Result<Vec<(usize, &'a Sample)>> {
+        let Some(first) = samples.first() else { return Ok(Vec::new()) };
+        let around = RowLength::of(processor, first, self.supervised)?.text_tok;
+        let per_image = image_tokens_at_most(processor.image_config());
+        let bytes = |part: &Part| match part {
+            Part::Text(text) => text.len(),
+            Part::Image(_) => 0,
+        };
+        let at_most = |sample: &Sample| {
+            let text: usize = sample.messages.iter().flat_map(|m| &m.content).map(bytes).sum();
+            3 * text + (1 + sample.messages.len()) * around + sample.images.len() * per_image
+        };
+        Ok(samples.iter().enumerate().filter(|(_, sample)| at_most(sample) > self.limit).collect())
+    }
+
+    /// Tokens of a row: exact, or a bound where that is within the limit.
+    fn tokens(&self, processor: &Processor, sample: &Sample) -> Result<usize> {
+        let at_most = RowLength::of(processor, sample, self.supervised)?.total_tok();
+        if at_most <= self.limit {
+            return Ok(at_most);
         }
-        let exact = match self.supervised {
+        Ok(match self.supervised {
             true => {
                 let (prompt, completion) = processor.encode_with_completion(sample)?;
                 prompt.tokens.len() + completion.len()
             }
             false => processor.encode(sample, true)?.tokens.len(),
-        };
-        Ok(exact <= self.limit)
+        })
     }
 }
 
@@ -202,11 +224,8 @@ pub(super) fn fact(name: &str, value: impl ToString) -> (String, String) {
 }
 
 /// Writes the run's report and says where it is and where the last checkpoint is.
-pub(super) fn finish(dir: &Path, saved: &Path, summary: &RunSummary, quiet: bool) -> Result<()> {
+pub(super) fn finish(dir: &Path, saved: &Path, summary: &RunSummary) -> Result<()> {
     let report = dir.join("report.html");
     html::write(&report, summary)?;
-    if quiet {
-        return Ok(());
-    }
     super::print(&format!("checkpoint: {}\nreport: {}\n", saved.display(), report.display()))
 }

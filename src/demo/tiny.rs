@@ -32,8 +32,7 @@ const CONTROL_TOKENS: [&str; 8] = [
 const TAGS: [&str; 4] = ["<think>", "</think>", "<answer>", "</answer>"];
 
 /// How Qwen2 cuts text before its merges: contractions, words, single digits, punctuation, white space.
-const PRE_TOKENIZER: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const PRE_TOKENIZER: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Bytes and merges, at most; the control tokens come on top.
 const MERGED_VOCABULARY: usize = 384;
@@ -102,8 +101,9 @@ fn train_tokenizer(samples: &[Sample]) -> Result<Trained> {
             Part::Image(_) => None,
         }));
     }
-    let split = Split::new(SplitPattern::Regex(PRE_TOKENIZER.into()), SplitDelimiterBehavior::Isolated, false)
-        .map_err(broken)?;
+    let split =
+        Split::new(SplitPattern::Regex(PRE_TOKENIZER.into()), SplitDelimiterBehavior::Isolated, false)
+            .map_err(broken)?;
     let bytes = ByteLevel::new(false, false, false);
     let mut tokenizer = TokenizerBuilder::new()
         .with_model(BPE::default())
@@ -142,7 +142,8 @@ fn initialise(config: &Qwen2VlConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec
             let data = match shape.len() {
                 1 => vec![if is_norm { 1.0 } else { 0.0 }; n],
                 2 => {
-                    let deviation = if name.contains("embed_tokens") { 0.02 } else { (1.0 / shape[1] as f32).sqrt() };
+                    let deviation =
+                        if name.contains("embed_tokens") { 0.02 } else { (1.0 / shape[1] as f32).sqrt() };
                     (0..n).map(|_| stream.normal() * deviation).collect()
                 }
                 _ => {
@@ -191,7 +192,8 @@ pub fn write(dir: &Path, samples: &[Sample], image_side: usize, seed: u64) -> Re
         "rescale_factor": 1.0 / 255.0,
         "temporal_patch_size": 2,
     });
-    let generation = json!({ "bos_token_id": pad, "eos_token_id": [eos, pad], "pad_token_id": pad, "do_sample": false });
+    let generation =
+        json!({ "bos_token_id": pad, "eos_token_id": [eos, pad], "pad_token_id": pad, "do_sample": false });
     let text = |value: &Value| format!("{value:#}\n").into_bytes();
     let (tokenizer_config, preprocessor, generation) =
         (text(&tokenizer_config), text(&preprocessor), text(&generation));

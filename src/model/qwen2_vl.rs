@@ -71,7 +71,12 @@ impl Qwen2Vl {
     }
 
     /// Image features and the embeddings `[T, C]` they are spliced into.
-    pub fn embed(&self, scope: &Scope<'_>, input: &Packed, recompute: bool) -> Result<(Option<Features>, Var)> {
+    pub fn embed(
+        &self,
+        scope: &Scope<'_>,
+        input: &Packed,
+        recompute: bool,
+    ) -> Result<(Option<Features>, Var)> {
         let table = scope.param(self.embedding);
         let images: Vec<_> = input.images.iter().map(|i| &i.patches).collect();
         let features = match images.is_empty() {
@@ -81,7 +86,8 @@ impl Qwen2Vl {
         let none = || Var::constant(Tensor::zeros(&[0, self.config.text.hidden_size], table.value().dtype()));
         let merged = features.as_ref().map_or_else(none, |f| f.merged.clone());
         let image_rows = input.images.iter().flat_map(|i| i.rows.clone()).collect();
-        let x = scope.tape.apply(Embedding { tokens: input.tokens.clone(), image_rows }, [&table, &merged])?;
+        let x =
+            scope.tape.apply(Embedding { tokens: input.tokens.clone(), image_rows }, [&table, &merged])?;
         Ok((features, x))
     }
 

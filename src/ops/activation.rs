@@ -15,15 +15,21 @@ use crate::tensor::{DType, Real, Tensor};
 use rayon::prelude::*;
 
 /// Elements per parallel task.
-const CHUNK: usize = 1 << 14;
+const CHUNK: usize = 1 << 16;
 
 fn map<R: Real>(x: &[R], f: impl Fn(R) -> R + Sync) -> Vec<R> {
+    if x.len() <= CHUNK {
+        return x.iter().map(|&x| f(x)).collect();
+    }
     let mut y = x.to_vec();
     y.par_chunks_mut(CHUNK).for_each(|c| c.iter_mut().for_each(|x| *x = f(*x)));
     y
 }
 
 fn zip<R: Real>(a: &[R], b: &[R], f: impl Fn(R, R) -> R + Sync) -> Vec<R> {
+    if a.len() <= CHUNK {
+        return a.iter().zip(b).map(|(&a, &b)| f(a, b)).collect();
+    }
     let mut y = a.to_vec();
     y.par_chunks_mut(CHUNK)
         .zip(b.par_chunks(CHUNK))

@@ -15,12 +15,11 @@
 //! no sum. So prefill, decode from a cache ([`decode`]) and training give the same bits.
 
 use super::gemm::{Into, View, gemm};
-use super::{dot, max, sum};
+use super::{dot, max, sum, tasks};
 use crate::autograd::Op;
 use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{Real, Tensor};
-use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -156,7 +155,16 @@ impl<R: Real> Task<'_, R> {
 
     /// Adds this head's part to `dq [rows, D]`, and to `dk`, `dv` of one key head, `[span, D]`, whose first
     /// row is row `base` of the batch.
-    fn backward(&self, lse: &[R], o: &[R], d_out: &[R], base: usize, dq: &mut [R], dk: &mut [R], dv: &mut [R]) {
+    fn backward(
+        &self,
+        lse: &[R],
+        o: &[R],
+        d_out: &[R],
+        base: usize,
+        dq: &mut [R],
+        dk: &mut [R],
+        dv: &mut [R],
+    ) {
         let (m, d) = (self.segment.rows.len(), self.heads.dim);
         let (qs, ks) = (self.heads.query * d, self.heads.key * d);
         let scale = self.heads.scale::<R>();
@@ -196,7 +204,8 @@ impl Attention {
     fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<usize> {
         let Heads { query, key, dim } = self.heads;
         let rows = q.rows_of(Self::NAME, query * dim)?;
-        let ok = key > 0 && query.is_multiple_of(key) && k.shape() == [rows, key * dim] && v.shape() == k.shape();
+        let ok =
+            key > 0 && query.is_multiple_of(key) && k.shape() == [rows, key * dim] && v.shape() == k.shape();
         let mut next = 0;
         let covered = self.segments.iter().all(|s| {
             let in_order = s.rows.start == next && s.prefix_rows().end <= s.rows.start && !s.rows.is_empty();
@@ -214,6 +223,13 @@ impl Attention {
             )));
         }
         Ok(rows)
+    }
+
+    /// Multiply-adds of the forward pass.
+    fn cost(&self) -> usize {
+        let pairs: usize =
+            self.segments.iter().map(|s| s.rows.len() * (s.prefix_rows().len() + s.rows.len())).sum();
+        2 * pairs * self.heads.query * self.heads.dim
     }
 
     /// Segments that share keys, as ranges of indices: a segment without a prefix starts a new cluster.
@@ -257,13 +273,11 @@ impl Op<3> for Attention {
             let (qs, ks, vs) = (q.real::<R>(), k.real::<R>(), v.real::<R>());
             let work: Vec<(usize, usize)> =
                 (0..self.segments.len()).flat_map(|s| (0..heads.query).map(move |h| (s, h))).collect();
-            let parts: Vec<(Vec<R>, Vec<R>)> = work
-                .par_iter()
-                .map(|&(s, head)| {
-                    let segment = &self.segments[s];
-                    Task { q: &qs, k: &ks, v: &vs, heads, segment, head, causal: self.causal }.forward()
-                })
-                .collect();
+            let parts: Vec<(Vec<R>, Vec<R>)> = tasks(work.len(), self.cost(), |i| {
+                let (s, head) = work[i];
+                let segment = &self.segments[s];
+                Task { q: &qs, k: &ks, v: &vs, heads, segment, head, causal: self.causal }.forward()
+            });
             let width = heads.query * heads.dim;
             let mut o = vec![R::ZERO; rows * width];
             let mut lse = vec![R::ZERO; rows * heads.query];
@@ -289,9 +303,8 @@ impl Op<3> for Attention {
             let work: Vec<(usize, usize)> =
                 (0..clusters.len()).flat_map(|c| (0..heads.key).map(move |h| (c, h))).collect();
             type Part<R> = (Vec<(usize, usize, Vec<R>)>, Vec<R>, Vec<R>);
-            let parts: Vec<Part<R>> = work
-                .par_iter()
-                .map(|&(c, key)| {
+            let parts: Vec<Part<R>> = tasks(work.len(), 2 * self.cost(), |i| {
+                let (c, key) = work[i];
                     let segments = &self.segments[clusters[c].clone()];
                     let base = segments[0].rows.start;
                     let span = segments[segments.len() - 1].rows.end - base;
@@ -306,8 +319,7 @@ impl Op<3> for Attention {
                         }
                     }
                     (dqs, dk, dv)
-                })
-                .collect();
+                });
             let mut dq = vec![R::ZERO; q.len()];
             let (mut dk, mut dv) = (vec![R::ZERO; k.len()], vec![R::ZERO; v.len()]);
             for (&(c, key), (dqs, k_part, v_part)) in work.iter().zip(&parts) {
@@ -343,47 +355,45 @@ pub fn decode(heads: Heads, q: &[f32], prefix: Cached<'_>, own: &[Cached<'_>]) -
     let (d, per_key) = (heads.dim, heads.per_key());
     let (q_stride, k_stride) = (heads.query * d, heads.key * d);
     let prefix_rows = prefix.keys.len() / k_stride;
-    let parts: Vec<Vec<f32>> = (0..heads.key)
-        .into_par_iter()
-        .map(|key| {
-            let m = own.len() * per_key;
-            let mut rows = Vec::with_capacity(m * d);
-            for q in q.chunks_exact(q_stride) {
-                rows.extend_from_slice(&q[key * per_key * d..(key + 1) * per_key * d]);
+    let keys: usize = own.iter().map(|c| prefix_rows + c.keys.len() / k_stride).sum();
+    let parts: Vec<Vec<f32>> = tasks(heads.key, 2 * keys * heads.query * d, |key| {
+        let m = own.len() * per_key;
+        let mut rows = Vec::with_capacity(m * d);
+        for q in q.chunks_exact(q_stride) {
+            rows.extend_from_slice(&q[key * per_key * d..(key + 1) * per_key * d]);
+        }
+        let longest = own.iter().map(|c| c.keys.len() / k_stride).max().unwrap_or(0);
+        let stride = prefix_rows + longest;
+        let mut p = vec![0.0_f32; m * stride];
+        let queries = View::rows(&rows, d);
+        if prefix_rows > 0 {
+            let k = View::transposed(&prefix.keys[key * d..], k_stride);
+            gemm((m, prefix_rows, d), queries, k, &mut p, stride, Into::Overwrite);
+        }
+        for (b, cached) in own.iter().enumerate() {
+            let n = cached.keys.len() / k_stride;
+            let at = b * per_key;
+            let k = View::transposed(&cached.keys[key * d..], k_stride);
+            let q = View::rows(&rows[at * d..], d);
+            gemm((per_key, n, d), q, k, &mut p[at * stride + prefix_rows..], stride, Into::Overwrite);
+            for row in p[at * stride..(at + per_key) * stride].chunks_exact_mut(stride) {
+                softmax_row(row, prefix_rows + n, heads.scale());
             }
-            let longest = own.iter().map(|c| c.keys.len() / k_stride).max().unwrap_or(0);
-            let stride = prefix_rows + longest;
-            let mut p = vec![0.0_f32; m * stride];
-            let queries = View::rows(&rows, d);
-            if prefix_rows > 0 {
-                let k = View::transposed(&prefix.keys[key * d..], k_stride);
-                gemm((m, prefix_rows, d), queries, k, &mut p, stride, Into::Overwrite);
-            }
-            for (b, cached) in own.iter().enumerate() {
-                let n = cached.keys.len() / k_stride;
-                let at = b * per_key;
-                let k = View::transposed(&cached.keys[key * d..], k_stride);
-                let q = View::rows(&rows[at * d..], d);
-                gemm((per_key, n, d), q, k, &mut p[at * stride + prefix_rows..], stride, Into::Overwrite);
-                for row in p[at * stride..(at + per_key) * stride].chunks_exact_mut(stride) {
-                    softmax_row(row, prefix_rows + n, heads.scale());
-                }
-            }
-            let mut out = vec![0.0_f32; m * d];
-            if prefix_rows > 0 {
-                let v = View::rows(&prefix.values[key * d..], k_stride);
-                gemm((m, d, prefix_rows), View::rows(&p, stride), v, &mut out, d, Into::Overwrite);
-            }
-            for (b, cached) in own.iter().enumerate() {
-                let n = cached.keys.len() / k_stride;
-                let at = b * per_key;
-                let weights = View::rows(&p[at * stride + prefix_rows..], stride);
-                let v = View::rows(&cached.values[key * d..], k_stride);
-                gemm((per_key, d, n), weights, v, &mut out[at * d..], d, Into::Accumulate);
-            }
-            out
-        })
-        .collect();
+        }
+        let mut out = vec![0.0_f32; m * d];
+        if prefix_rows > 0 {
+            let v = View::rows(&prefix.values[key * d..], k_stride);
+            gemm((m, d, prefix_rows), View::rows(&p, stride), v, &mut out, d, Into::Overwrite);
+        }
+        for (b, cached) in own.iter().enumerate() {
+            let n = cached.keys.len() / k_stride;
+            let at = b * per_key;
+            let weights = View::rows(&p[at * stride + prefix_rows..], stride);
+            let v = View::rows(&cached.values[key * d..], k_stride);
+            gemm((per_key, d, n), weights, v, &mut out[at * d..], d, Into::Accumulate);
+        }
+        out
+    });
     let mut o = vec![0.0; q.len()];
     for (key, part) in parts.iter().enumerate() {
         scatter(part, per_key * d, &mut o, q_stride, 0, key * per_key * d);
@@ -410,7 +420,14 @@ mod tests {
     }
 
     /// The definition, one row at a time in f64.
-    fn reference(heads: Heads, segments: &[Segment], causal: bool, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
+    fn reference(
+        heads: Heads,
+        segments: &[Segment],
+        causal: bool,
+        q: &[f64],
+        k: &[f64],
+        v: &[f64],
+    ) -> Vec<f64> {
         let d = heads.dim;
         let mut o = vec![0.0; q.len()];
         for segment in segments {
@@ -439,7 +456,9 @@ mod tests {
 
     #[test]
     fn equals_the_definition() -> Result<()> {
-        for (causal, segments) in [(true, group(5, &[3, 1, 4])), (false, group(7, &[])), (true, group(1, &[1]))] {
+        for (causal, segments) in
+            [(true, group(5, &[3, 1, 4])), (false, group(7, &[])), (true, group(1, &[1]))]
+        {
             let t = segments[segments.len() - 1].rows.end;
             let (q, k, v) = (random(&[t, 24], 1)?, random(&[t, 12], 2)?, random(&[t, 12], 3)?);
             let want = reference(HEADS, &segments, causal, &q.real(), &k.real(), &v.real());
@@ -477,13 +496,20 @@ mod tests {
         let t = prompt + 27;
         let f32s = |width, id| Ok::<_, Error>(random(&[t, width], id)?.to_dtype(DType::F32));
         let (q, k, v) = (f32s(24, 1)?, f32s(12, 2)?, f32s(12, 3)?);
-        let packed = Attention { heads: HEADS, segments: segments.clone(), causal: true }.forward([&q, &k, &v])?.0;
+        let packed =
+            Attention { heads: HEADS, segments: segments.clone(), causal: true }.forward([&q, &k, &v])?.0;
         for s in &segments[1..] {
             let join = |x: &Tensor| concat(&rows(x, 0..prompt)?, &rows(x, s.rows.clone())?);
             let alone = Arc::from([Segment { rows: 0..prompt + s.rows.len(), prefix: None }]);
-            let (o, _) = Attention { heads: HEADS, segments: alone, causal: true }
-                .forward([&join(&q)?, &join(&k)?, &join(&v)?])?;
-            assert_eq!(rows(&o, prompt..prompt + s.rows.len())?.real::<f32>(), rows(&packed, s.rows.clone())?.real::<f32>());
+            let (o, _) = Attention { heads: HEADS, segments: alone, causal: true }.forward([
+                &join(&q)?,
+                &join(&k)?,
+                &join(&v)?,
+            ])?;
+            assert_eq!(
+                rows(&o, prompt..prompt + s.rows.len())?.real::<f32>(),
+                rows(&packed, s.rows.clone())?.real::<f32>()
+            );
         }
         Ok(())
     }
@@ -495,16 +521,22 @@ mod tests {
         let t = prompt + 15;
         let f32s = |width, id| Ok::<_, Error>(random(&[t, width], id)?.to_dtype(DType::F32));
         let (q, k, v) = (f32s(24, 4)?, f32s(12, 5)?, f32s(12, 6)?);
-        let full = Attention { heads: HEADS, segments: segments.clone(), causal: true }.forward([&q, &k, &v])?.0;
+        let full =
+            Attention { heads: HEADS, segments: segments.clone(), causal: true }.forward([&q, &k, &v])?.0;
         let (qs, ks, vs) = (q.real::<f32>(), k.real::<f32>(), v.real::<f32>());
-        let cached = |r: Range<usize>| Cached { keys: &ks[r.start * 12..r.end * 12], values: &vs[r.start * 12..r.end * 12] };
+        let cached = |r: Range<usize>| Cached {
+            keys: &ks[r.start * 12..r.end * 12],
+            values: &vs[r.start * 12..r.end * 12],
+        };
         for step in 0..8 {
             let alive: Vec<&Segment> = segments[1..].iter().filter(|s| s.rows.len() > step).collect();
-            let own: Vec<Cached<'_>> = alive.iter().map(|s| cached(s.rows.start..s.rows.start + step + 1)).collect();
+            let own: Vec<Cached<'_>> =
+                alive.iter().map(|s| cached(s.rows.start..s.rows.start + step + 1)).collect();
             let rows: Vec<usize> = alive.iter().map(|s| s.rows.start + step).collect();
             let q: Vec<f32> = rows.iter().flat_map(|r| qs[r * 24..(r + 1) * 24].to_vec()).collect();
             let o = decode(HEADS, &q, cached(0..prompt), &own);
-            let want: Vec<f32> = rows.iter().flat_map(|r| full.real::<f32>()[r * 24..(r + 1) * 24].to_vec()).collect();
+            let want: Vec<f32> =
+                rows.iter().flat_map(|r| full.real::<f32>()[r * 24..(r + 1) * 24].to_vec()).collect();
             assert_eq!(o, want, "step {step}");
         }
         Ok(())
@@ -513,7 +545,11 @@ mod tests {
     #[test]
     fn wrong_segments_are_refused() -> Result<()> {
         let (q, kv) = (random(&[4, 24], 1)?, random(&[4, 12], 2)?);
-        for segments in [vec![], vec![Segment { rows: 0..3, prefix: None }], vec![Segment { rows: 0..4, prefix: Some(0..2) }]] {
+        for segments in [
+            vec![],
+            vec![Segment { rows: 0..3, prefix: None }],
+            vec![Segment { rows: 0..4, prefix: Some(0..2) }],
+        ] {
             let op = Attention { heads: HEADS, segments: segments.into(), causal: true };
             assert!(op.forward([&q, &kv, &kv]).is_err());
         }

@@ -50,7 +50,12 @@ impl Op<2> for Embedding {
         })
     }
 
-    fn backward(&self, (table, image): Self::Saved, dy: &Tensor, needs: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+    fn backward(
+        &self,
+        (table, image): Self::Saved,
+        dy: &Tensor,
+        needs: [bool; 2],
+    ) -> Result<[Option<Tensor>; 2]> {
         let (_, width) = dy.matrix();
         dispatch!(dy.dtype(), R => {
             let d = dy.real::<R>();

@@ -5,6 +5,7 @@
 //! nothing of it: partial sums wait in `c` between blocks of k, which is exact. So a row's result never
 //! depends on the other rows, and the same bits come from any machine.
 
+use super::SERIAL_LIMIT;
 use crate::tensor::dtype::Real;
 use rayon::prelude::*;
 
@@ -45,8 +46,6 @@ const KC: usize = 384;
 const MC: usize = 48;
 /// Columns of one task.
 const NC: usize = 256;
-/// Products smaller than this many multiply-adds run on the calling thread.
-const SERIAL_LIMIT: usize = 1 << 20;
 
 /// `c[m, n] (+)= a[m, k] b[k, n]`, c row-major with rows `ldc` elements apart.
 ///
@@ -257,7 +256,9 @@ mod tests {
 
     #[test]
     fn every_layout_and_size_is_the_same_chain() {
-        for (m, n, k) in [(1, 1, 1), (1, 17, 3), (3, 5, 400), (7, 33, 769), (49, 16, 5), (97, 300, 64), (2, 600, 900)] {
+        for (m, n, k) in
+            [(1, 1, 1), (1, 17, 3), (3, 5, 400), (7, 33, 769), (49, 16, 5), (97, 300, 64), (2, 600, 900)]
+        {
             let (a, b) = (random(m * k, 1), random(k * n, 2));
             let mut want = vec![0.0; m * n];
             chain(m, n, k, &a, &b, &mut want);

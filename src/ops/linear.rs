@@ -119,7 +119,10 @@ mod tests {
         let x = Tensor::new(&[2, 2], vec![1.0_f32, 2.0, 3.0, 4.0])?;
         let w = Tensor::new(&[3, 2], vec![1.0_f32, 0.0, 0.0, 1.0, 1.0, -1.0])?;
         let b = Tensor::new(&[3], vec![10.0_f32, 20.0, 30.0])?;
-        assert_eq!(LinearBias.forward([&x, &w, &b])?.0.real::<f32>().as_ref(), [11., 22., 29., 13., 24., 29.]);
+        assert_eq!(
+            LinearBias.forward([&x, &w, &b])?.0.real::<f32>().as_ref(),
+            [11., 22., 29., 13., 24., 29.]
+        );
         Ok(())
     }
 

@@ -23,6 +23,11 @@ use rayon::prelude::*;
 /// Rows whose logits exist at a time.
 const CHUNK: usize = 128;
 
+/// Rows of logits that are worth a task of their own.
+fn rows_per_task(vocab: usize) -> usize {
+    (1 << 16) / vocab.max(1) + 1
+}
+
 /// A token whose log-probability is asked for, and the hidden row that predicts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -47,7 +52,14 @@ pub fn logits(hidden: &[f32], head: &Tensor) -> Vec<f32> {
     let rows = hidden.len() / width;
     let mut out = vec![0.0; rows * vocab];
     let w = head.to_f32();
-    gemm((rows, vocab, width), View::rows(hidden, width), View::transposed(&w, width), &mut out, vocab, Into::Overwrite);
+    gemm(
+        (rows, vocab, width),
+        View::rows(hidden, width),
+        View::transposed(&w, width),
+        &mut out,
+        vocab,
+        Into::Overwrite,
+    );
     out
 }
 
@@ -106,9 +118,10 @@ impl LogSoftmaxKl {
         let (rows, width) = hidden.matrix();
         let (vocab, head_width) = head.matrix();
         let inside = self.targets.iter().all(|t| t.row < rows && (t.token as usize) < vocab);
-        let reference = self.reference.as_ref().is_none_or(|r| {
-            r.hidden.matrix().0 == rows && r.head.matrix() == (vocab, r.hidden.matrix().1)
-        });
+        let reference = self
+            .reference
+            .as_ref()
+            .is_none_or(|r| r.hidden.matrix().0 == rows && r.head.matrix() == (vocab, r.hidden.matrix().1));
         if width != head_width || !inside || !reference || hidden.dtype() != head.dtype() {
             return Err(Error::Internal(format!(
                 "log_softmax_kl: hidden {:?}, head {:?}, {} targets",
@@ -121,13 +134,30 @@ impl LogSoftmaxKl {
     }
 
     /// Logits of the chunk's rows divided by the temperature, and the log-normaliser of each row.
-    fn log_softmax<R: Real>(&self, rows: &[usize], hidden: &[R], head: &[R], width: usize) -> (Vec<R>, Vec<R>) {
+    fn log_softmax<R: Real>(
+        &self,
+        rows: &[usize],
+        hidden: &[R],
+        head: &[R],
+        width: usize,
+    ) -> (Vec<R>, Vec<R>) {
         let vocab = head.len() / width;
         let h = gather(rows, hidden, width);
         let mut z = vec![R::ZERO; rows.len() * vocab];
-        gemm((rows.len(), vocab, width), View::rows(&h, width), View::transposed(head, width), &mut z, vocab, Into::Overwrite);
+        gemm(
+            (rows.len(), vocab, width),
+            View::rows(&h, width),
+            View::transposed(head, width),
+            &mut z,
+            vocab,
+            Into::Overwrite,
+        );
         let temperature = R::of(self.temperature);
-        let lse = z.par_chunks_exact_mut(vocab).map(|row| row_log_normaliser(row, temperature)).collect();
+        let lse = z
+            .par_chunks_exact_mut(vocab)
+            .with_min_len(rows_per_task(vocab))
+            .map(|row| row_log_normaliser(row, temperature))
+            .collect();
         (z, lse)
     }
 }
@@ -164,6 +194,7 @@ impl Op<2> for LogSoftmaxKl {
                 let q = refs.as_ref().map(|(h, w, width)| self.log_softmax(&chunk.rows, h, w, *width));
                 let stats: Vec<(R, R)> = (0..chunk.rows.len())
                     .into_par_iter()
+                    .with_min_len(rows_per_task(vocab))
                     .map(|r| {
                         let range = r * vocab..(r + 1) * vocab;
                         row_statistics(&z[range.clone()], lse[r], q.as_ref().map(|(q, l)| (&q[range], l[r])))
@@ -178,7 +209,12 @@ impl Op<2> for LogSoftmaxKl {
         })
     }
 
-    fn backward(&self, (hidden, head): Self::Saved, dy: &Tensor, needs: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+    fn backward(
+        &self,
+        (hidden, head): Self::Saved,
+        dy: &Tensor,
+        needs: [bool; 2],
+    ) -> Result<[Option<Tensor>; 2]> {
         let (vocab, width) = head.matrix();
         dispatch!(hidden.dtype(), R => {
             let (hs, ws, dys) = (hidden.real::<R>(), head.real::<R>(), dy.real::<R>());
@@ -193,7 +229,7 @@ impl Op<2> for LogSoftmaxKl {
                 for &(i, slot) in &chunk.targets {
                     incoming[slot].iter_mut().zip(&dys[3 * i..3 * i + 3]).for_each(|(s, &d)| *s += d);
                 }
-                z.par_chunks_exact_mut(vocab).enumerate().for_each(|(r, z)| {
+                z.par_chunks_exact_mut(vocab).enumerate().with_min_len(rows_per_task(vocab)).for_each(|(r, z)| {
                     let [a, b, c] = incoming[r];
                     let q = q.as_ref().map(|(q, l)| (&q[r * vocab..(r + 1) * vocab], l[r]));
                     let plain = b == R::ZERO && c == R::ZERO;
@@ -251,7 +287,11 @@ mod tests {
         let head = Tensor::new(&[2, 1], vec![0.0_f64, 3.0_f64.ln()])?;
         // A reference with p = (1/2, 1/2).
         let reference = Reference { hidden: hidden.clone(), head: Tensor::new(&[2, 1], vec![0.0_f64, 0.0])? };
-        let op = LogSoftmaxKl { targets: targets(&[(0, 0), (0, 1)]), temperature: 1.0, reference: Some(reference) };
+        let op = LogSoftmaxKl {
+            targets: targets(&[(0, 0), (0, 1)]),
+            temperature: 1.0,
+            reference: Some(reference),
+        };
         let (y, _) = op.forward([&hidden, &head])?;
         let entropy = -(0.25_f64 * 0.25_f64.ln() + 0.75 * 0.75_f64.ln());
         let kl = 0.25 * 0.5_f64.ln() + 0.75 * 1.5_f64.ln();
@@ -286,7 +326,11 @@ mod tests {
             let op = LogSoftmaxKl { targets: vec![*t], temperature: 0.9, reference: None };
             assert_eq!(op.forward([&h, &w])?.0.real::<f64>()[..], y.real::<f64>()[3 * i..3 * i + 3]);
         }
-        assert!(LogSoftmaxKl { targets: targets(&[(0, 5)]), temperature: 1.0, reference: None }.forward([&h, &w]).is_err());
+        assert!(
+            LogSoftmaxKl { targets: targets(&[(0, 5)]), temperature: 1.0, reference: None }
+                .forward([&h, &w])
+                .is_err()
+        );
         Ok(())
     }
 }

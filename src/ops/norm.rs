@@ -69,7 +69,13 @@ fn forward<R: Real>(x: &Tensor, w: &Tensor, b: Option<&Tensor>, eps: f64) -> Res
 }
 
 /// `(dx, dw, db)`; db is empty for RMSNorm.
-fn backward<R: Real>(x: &Tensor, w: &Tensor, dy: &Tensor, eps: f64, centred: bool) -> (Vec<R>, Vec<R>, Vec<R>) {
+fn backward<R: Real>(
+    x: &Tensor,
+    w: &Tensor,
+    dy: &Tensor,
+    eps: f64,
+    centred: bool,
+) -> (Vec<R>, Vec<R>, Vec<R>) {
     let (_, width) = x.matrix();
     let n = R::of(width as f64);
     let (xs, ws, dys) = (x.real::<R>(), w.real::<R>(), dy.real::<R>());

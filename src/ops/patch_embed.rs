@@ -54,7 +54,12 @@ impl Op<1> for PatchEmbed {
         })
     }
 
-    fn backward(&self, (pixels, shape): Self::Saved, dy: &Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+    fn backward(
+        &self,
+        (pixels, shape): Self::Saved,
+        dy: &Tensor,
+        _: [bool; 1],
+    ) -> Result<[Option<Tensor>; 1]> {
         let (rows, width) = pixels.matrix();
         let (_, out) = dy.matrix();
         dispatch!(dy.dtype(), R => {

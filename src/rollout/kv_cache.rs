@@ -1,9 +1,9 @@
 //! Keys and values of prompts and of growing completions.
 
+use crate::autograd::{Op, Tape};
 use crate::error::Result;
 use crate::model::qwen2_vl::{Qwen2Vl, attention_segments};
 use crate::nn::{Params, Scope};
-use crate::autograd::{Op, Tape};
 use crate::ops::attention::{Attention, Cached, decode};
 use crate::packed::Packed;
 use crate::tensor::Tensor;
@@ -41,14 +41,19 @@ pub fn prefill(model: &Qwen2Vl, params: &Arc<Params>, input: &Packed) -> Result<
     let mut caches = vec![KvCache::new(model.text().depth()); input.segments.len()];
     let attention = Attention { heads: text.heads(), segments: attention_segments(input), causal: true };
     let width = text.num_key_value_heads * text.head_dim;
-    let hidden = model.text().infer(params, x.value().clone(), &text.rope(&input.positions_3t), |layer, q, k, v| {
-        let (keys, values) = (k.to_f32(), v.to_f32());
-        for (cache, segment) in caches.iter_mut().zip(&input.segments) {
-            let range = segment.rows.start * width..segment.rows.end * width;
-            cache.push(layer, &keys[range.clone()], &values[range]);
-        }
-        Ok(attention.forward([q, k, v])?.0)
-    })?;
+    let hidden = model.text().infer(
+        params,
+        x.value().clone(),
+        &text.rope(&input.positions_3t),
+        |layer, q, k, v| {
+            let (keys, values) = (k.to_f32(), v.to_f32());
+            for (cache, segment) in caches.iter_mut().zip(&input.segments) {
+                let range = segment.rows.start * width..segment.rows.end * width;
+                cache.push(layer, &keys[range.clone()], &values[range]);
+            }
+            Ok(attention.forward([q, k, v])?.0)
+        },
+    )?;
     Ok((hidden, caches))
 }
 
@@ -89,7 +94,12 @@ pub fn step(
                 row += 1;
             }
             let own: Vec<Cached<'_>> = group.own.iter().map(|c| c.layer(layer)).collect();
-            out.extend(decode(heads, &queries[first * q_width..row * q_width], group.prefix.layer(layer), &own));
+            out.extend(decode(
+                heads,
+                &queries[first * q_width..row * q_width],
+                group.prefix.layer(layer),
+                &own,
+            ));
         }
         Tensor::rounded(q.shape(), out, q.dtype())
     })

@@ -55,7 +55,8 @@ pub fn evaluate(
         let requests: Vec<_> =
             prompts.iter().zip(first..).map(|(prompt, place)| Request { place, prompt }).collect();
         let completions = engine.generate(&requests, 1, options.seed, progress)?;
-        for ((sample, prompt), completion) in chunk.iter().zip(prompts).zip(completions.into_iter().flatten()) {
+        for ((sample, prompt), completion) in chunk.iter().zip(prompts).zip(completions.into_iter().flatten())
+        {
             let scores = rewards.score(sample, &completion.text);
             results.push(Evaluated { completion, prompt: prompt.text, scores });
         }

@@ -2,7 +2,10 @@
 
 use super::policy::Policy;
 use super::stream::Stream;
-use super::update::{ForwardOptions, TokenScores, check_grad_norm, check_loss, each_micro_batch, forward, param_groups, score, update};
+use super::update::{
+    ForwardOptions, TokenScores, check_grad_norm, check_loss, each_micro_batch, forward, param_groups, score,
+    update,
+};
 use crate::advantage::{Advantages, group_advantages};
 use crate::autograd::ParamGrads;
 use crate::batch::{Group, MicroBatch, micro_batches};
@@ -106,7 +109,18 @@ impl GrpoTrainer {
     ) -> Result<GrpoTrainer> {
         let optimiser = AdamW::new(adamw, param_groups(&policy.params, false))?;
         let reference = beta.needs_reference().then(|| policy.params.clone());
-        Ok(GrpoTrainer { policy, reference, options, decoding, rewards, beta, optimiser, stream, tokens: 0, rollout: None })
+        Ok(GrpoTrainer {
+            policy,
+            reference,
+            options,
+            decoding,
+            rewards,
+            beta,
+            optimiser,
+            stream,
+            tokens: 0,
+            rollout: None,
+        })
     }
 
     fn prompts_per_rollout(&self) -> usize {
@@ -116,7 +130,12 @@ impl GrpoTrainer {
     /// One optimiser step: rollout, rewards, advantages (on the first of `num_iterations`), loss, gradient, update.
     ///
     /// `progress(n)` is told of every n finished completions.
-    pub fn step(&mut self, step: u64, samples: &[Sample], progress: &(dyn Fn(u64) + Sync)) -> Result<StepOutcome> {
+    pub fn step(
+        &mut self,
+        step: u64,
+        samples: &[Sample],
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<StepOutcome> {
         let start = Instant::now();
         let iteration = step % self.options.num_iterations as u64;
         let rollout_step = step / self.options.num_iterations as u64;
@@ -135,14 +154,20 @@ impl GrpoTrainer {
             return Err(crate::error::Error::Internal("a GRPO step without a rollout".into()));
         };
         let mut report = self.learn(step, beta, &rollout)?;
-        report.epoch = ((rollout_step + 1) * self.prompts_per_rollout() as u64) as f64 / self.stream.rows() as f64;
+        report.epoch =
+            ((rollout_step + 1) * self.prompts_per_rollout() as u64) as f64 / self.stream.rows() as f64;
         self.rollout = Some(rollout);
         report.step_time = start.elapsed().as_secs_f64();
         Ok(StepOutcome { report, completions: records })
     }
 
     /// Samples G completions for each prompt, scores them, and computes what the iterations share.
-    fn roll_out(&mut self, chosen: &[(u64, &Sample)], beta: f64, progress: &(dyn Fn(u64) + Sync)) -> Result<Scored> {
+    fn roll_out(
+        &mut self,
+        chosen: &[(u64, &Sample)],
+        beta: f64,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Scored> {
         let group = self.options.num_generations;
         let rows: Vec<&Sample> = chosen.iter().map(|(_, s)| *s).collect();
         let prompts = self.policy.encode(&rows, self.options.prompt_limit)?;
@@ -152,14 +177,19 @@ impl GrpoTrainer {
             .map(|((place, _), prompt)| Request { place: *place as u32, prompt })
             .collect();
         let detokenize = |ids: &[u32]| self.policy.detokenize(ids);
-        let completions = self
-            .policy
-            .engine(&self.policy.params, &self.decoding, &detokenize)
-            .generate(&requests, group, self.options.seed, progress)?;
+        let completions = self.policy.engine(&self.policy.params, &self.decoding, &detokenize).generate(
+            &requests,
+            group,
+            self.options.seed,
+            progress,
+        )?;
         let groups: Vec<Group<'_>> = prompts
             .iter()
             .zip(&completions)
-            .map(|(prompt, cs)| Group { prompt, completions: cs.iter().map(|c| c.tokens.as_slice()).collect() })
+            .map(|(prompt, cs)| Group {
+                prompt,
+                completions: cs.iter().map(|c| c.tokens.as_slice()).collect(),
+            })
             .collect();
         let batches = micro_batches(&groups, self.options.micro_batch, self.policy.layout())?;
         self.tokens += batches.iter().map(|b| b.packed.len() as u64).sum::<u64>();
@@ -167,7 +197,12 @@ impl GrpoTrainer {
             Some(params) => {
                 let temperature = f64::from(self.decoding.sampling.score_temperature());
                 let model = &self.policy.model;
-                Some(batches.par_iter().map(|b| score(model, params, b, temperature)).collect::<Result<Vec<_>>>()?)
+                Some(
+                    batches
+                        .par_iter()
+                        .map(|b| score(model, params, b, temperature))
+                        .collect::<Result<Vec<_>>>()?,
+                )
             }
             None => None,
         };
@@ -176,7 +211,8 @@ impl GrpoTrainer {
             .zip(&completions)
             .flat_map(|(sample, cs)| cs.iter().map(|c| self.rewards.score(sample, &c.text)))
             .collect();
-        let mut rewards: Vec<f64> = scores.iter().map(|s| self.rewards.total(s).unwrap_or(f64::NAN)).collect();
+        let mut rewards: Vec<f64> =
+            scores.iter().map(|s| self.rewards.total(s).unwrap_or(f64::NAN)).collect();
         let statistics = self
             .rewards
             .names()
@@ -190,7 +226,8 @@ impl GrpoTrainer {
         if let (KlEstimator::K1, Some(reference)) = (self.options.loss.kl_estimator, &reference) {
             let flat: Vec<&Completion> = completions.iter().flatten().collect();
             for (batch, scores) in batches.iter().zip(reference) {
-                let sampled: Vec<f32> = flat[batch.members.clone()].iter().flat_map(|c| c.logps.clone()).collect();
+                let sampled: Vec<f32> =
+                    flat[batch.members.clone()].iter().flat_map(|c| c.logps.clone()).collect();
                 let penalty = k1_penalty(&batch.offsets, &sampled, &scores.logp_t, None)?;
                 for (reward, penalty) in rewards[batch.members.clone()].iter_mut().zip(penalty) {
                     *reward -= beta * penalty;
@@ -210,7 +247,8 @@ impl GrpoTrainer {
         let completions = rollout.flat();
         let loss_config = LossConfig { beta, ..self.options.loss };
         let active = |c: &Completion| !(self.options.mask_truncated && c.finish == FinishReason::Length);
-        let counted = |range: &[&Completion]| range.iter().filter(|c| active(c)).map(|c| c.tokens.len()).sum::<usize>();
+        let counted =
+            |range: &[&Completion]| range.iter().filter(|c| active(c)).map(|c| c.tokens.len()).sum::<usize>();
         let window_tokens = counted(&completions) as f64;
         let on_policy = self.options.num_iterations == 1;
         let first_iteration = step.is_multiple_of(self.options.num_iterations as u64);
@@ -228,7 +266,8 @@ impl GrpoTrainer {
         let work = |i: usize, batch: &MicroBatch| {
             let members = &completions[batch.members.clone()];
             let sampled: Vec<f32> = members.iter().flat_map(|c| c.logps.iter().copied()).collect();
-            let mask: Vec<bool> = members.iter().flat_map(|c| std::iter::repeat_n(active(c), c.tokens.len())).collect();
+            let mask: Vec<bool> =
+                members.iter().flat_map(|c| std::iter::repeat_n(active(c), c.tokens.len())).collect();
             let (scores, pass) = forward(model, params, batch, options, reference)?;
             let output = grpo_loss(
                 &loss_config,
@@ -257,7 +296,8 @@ impl GrpoTrainer {
                 for (a, b) in scores.logp_t.iter().zip(&sampled) {
                     let difference = f64::from((a - b).abs());
                     difference_sum += difference;
-                    difference_max = if difference.is_nan() { f64::NAN } else { difference_max.max(difference) };
+                    difference_max =
+                        if difference.is_nan() { f64::NAN } else { difference_max.max(difference) };
                 }
             }
             entropy += scores.entropy_t.iter().map(|&e| f64::from(e)).sum::<f64>();
@@ -267,7 +307,13 @@ impl GrpoTrainer {
             grads.merge(part)
         })?;
         let learning_rate = self.options.schedule.learning_rate(step);
-        let done = update(&mut self.policy.params, &mut self.optimiser, &grads, learning_rate, self.options.max_grad_norm)?;
+        let done = update(
+            &mut self.policy.params,
+            &mut self.optimiser,
+            &grads,
+            learning_rate,
+            self.options.max_grad_norm,
+        )?;
         check_grad_norm(done.grad_norm, step)?;
         if let Some(kl) = metrics.kl() {
             self.beta.observe(kl, completions.len())?;

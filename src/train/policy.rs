@@ -80,7 +80,11 @@ impl Policy {
     /// Ids that end a completion: those of `generation_config.json`, else `<|im_end|>`.
     pub fn eos(&self) -> Vec<u32> {
         let listed = &self.folder.generation.eos_token_ids;
-        if listed.is_empty() { self.processor.tokenizer().token_id("<|im_end|>").into_iter().collect() } else { listed.clone() }
+        if listed.is_empty() {
+            self.processor.tokenizer().token_id("<|im_end|>").into_iter().collect()
+        } else {
+            listed.clone()
+        }
     }
 
     /// Text of some ids, special tokens left out; ids that the tokenizer lacks give nothing.
@@ -89,7 +93,12 @@ impl Policy {
     }
 
     /// Sampling rules over this checkpoint's stop tokens; `training` bans the vision tokens.
-    pub fn decoding(&self, sampling: SamplingParams, stop_strings: &[String], training: bool) -> Result<Decoding> {
+    pub fn decoding(
+        &self,
+        sampling: SamplingParams,
+        stop_strings: &[String],
+        training: bool,
+    ) -> Result<Decoding> {
         sampling.validate()?;
         let stop = StopRules {
             eos: self.eos(),

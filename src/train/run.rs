@@ -11,9 +11,10 @@ use crate::nn::Params;
 use crate::report::{CompletionLengths, JsonLines, Progress, Row};
 use crate::reward::RewardSet;
 use crate::rollout::sequence::FinishReason;
-use std::cell::Cell;
+use serde_json::Value;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Where a run writes, and how often.
@@ -221,10 +222,10 @@ pub fn run_grpo(
     let progress = Progress::start("GRPO", options.steps, options.quiet);
     let mut saved = None;
     for step in 0..options.steps {
-        let finished = Cell::new(0);
+        let finished = AtomicU64::new(0);
         let outcome = trainer.step(step, samples, &|n| {
-            finished.set(finished.get() + n);
-            progress.note(&format!("step {}: {} completions", step + 1, finished.get()));
+            let finished = finished.fetch_add(n, Ordering::Relaxed) + n;
+            progress.note(&format!("step {}: {finished} completions", step + 1));
         })?;
         rows.append(&outcome.report.row())?;
         if is_logged(step, options) {
@@ -239,16 +240,12 @@ pub fn run_grpo(
         progress.note(&format!("reward {:.3}", outcome.report.reward));
         progress.advance(1);
         saved = checkpoints.due(&trainer.policy, step + 1, options)?.or(saved);
-        if let (Some(evaluation), Some(file)) = (evaluation, &mut evaluations) {
-            if (step + 1).is_multiple_of(evaluation.every as u64) {
-                let row = evaluation.row(&trainer.policy, step)?;
-                progress.line(&format!(
-                    "evaluation after step {}: {}",
-                    step + 1,
-                    serde_json::Value::from(row.clone())
-                ));
-                file.append(&row)?;
-            }
+        if let (Some(evaluation), Some(file)) = (evaluation, &mut evaluations)
+            && (step + 1).is_multiple_of(evaluation.every as u64)
+        {
+            let row = evaluation.row(&trainer.policy, step)?;
+            progress.line(&format!("evaluation after step {}: {}", step + 1, Value::from(row.clone())));
+            file.append(&row)?;
         }
     }
     progress.finish();

@@ -2,7 +2,9 @@
 
 use super::policy::{Policy, check_length};
 use super::stream::Stream;
-use super::update::{ForwardOptions, check_grad_norm, check_loss, each_micro_batch, forward, param_groups, update};
+use super::update::{
+    ForwardOptions, check_grad_norm, check_loss, each_micro_batch, forward, param_groups, update,
+};
 use crate::autograd::ParamGrads;
 use crate::batch::{Group, MicroBatch, micro_batches};
 use crate::data::Sample;
@@ -41,7 +43,12 @@ pub struct SftTrainer {
 
 impl SftTrainer {
     /// A run over `rows` rows in the order of `stream`.
-    pub fn new(policy: Policy, options: SftOptions, adamw: AdamWConfig, stream: Stream) -> Result<SftTrainer> {
+    pub fn new(
+        policy: Policy,
+        options: SftOptions,
+        adamw: AdamWConfig,
+        stream: Stream,
+    ) -> Result<SftTrainer> {
         let optimiser = AdamW::new(adamw, param_groups(&policy.params, false))?;
         Ok(SftTrainer { policy, options, optimiser, stream, tokens: 0 })
     }
@@ -84,7 +91,13 @@ impl SftTrainer {
         })?;
         check_loss(loss, step)?;
         let learning_rate = self.options.schedule.learning_rate(step);
-        let done = update(&mut self.policy.params, &mut self.optimiser, &grads, learning_rate, self.options.max_grad_norm)?;
+        let done = update(
+            &mut self.policy.params,
+            &mut self.optimiser,
+            &grads,
+            learning_rate,
+            self.options.max_grad_norm,
+        )?;
         check_grad_norm(done.grad_norm, step)?;
         Ok(SftReport {
             step: step as usize,

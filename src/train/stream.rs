@@ -46,7 +46,13 @@ impl Stream {
 /// Optimiser steps of a run: `max_steps` if given, else what `epochs` over `rows` rows make, at least one.
 ///
 /// A step takes `prompts_per_step` new prompts and makes `updates` optimiser steps with them.
-pub fn total_steps(max_steps: Option<usize>, epochs: f64, rows: usize, prompts_per_step: usize, updates: usize) -> u64 {
+pub fn total_steps(
+    max_steps: Option<usize>,
+    epochs: f64,
+    rows: usize,
+    prompts_per_step: usize,
+    updates: usize,
+) -> u64 {
     max_steps.map_or_else(
         || ((epochs * rows as f64 / prompts_per_step.max(1) as f64).floor() as u64).max(1) * updates as u64,
         |steps| steps as u64,
@@ -67,7 +73,11 @@ mod tests {
             assert_eq!(sorted, (0..7).collect::<Vec<_>>());
         }
         assert_ne!(places[..7], places[7..]);
-        assert_eq!(Stream::new(7, 3, true)?.row(9), places[9], "a place does not depend on what was read before");
+        assert_eq!(
+            Stream::new(7, 3, true)?.row(9),
+            places[9],
+            "a place does not depend on what was read before"
+        );
         assert_eq!(Stream::new(7, 3, false)?.row(9), 2);
         assert!(Stream::new(0, 3, true).is_err());
         Ok(())

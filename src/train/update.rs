@@ -66,7 +66,12 @@ pub fn forward(
 }
 
 /// The same numbers without a tape.
-pub fn score(model: &Qwen2Vl, params: &Arc<Params>, batch: &MicroBatch, temperature: f64) -> Result<TokenScores> {
+pub fn score(
+    model: &Qwen2Vl,
+    params: &Arc<Params>,
+    batch: &MicroBatch,
+    temperature: f64,
+) -> Result<TokenScores> {
     let tape = Tape::off();
     let options = ForwardOptions { temperature, recompute: false };
     let scores = run(model, &Scope { tape: &tape, params }, batch, options, None)?;
@@ -112,7 +117,8 @@ pub fn each_micro_batch<T: Send>(
     let (_, trainable) = params.count();
     let at_once = rayon::current_num_threads().min(IN_FLIGHT_BYTES / (4 * trainable.max(1))).max(1);
     for (part, chunk) in batches.chunks(at_once).enumerate() {
-        let done: Vec<Result<T>> = chunk.par_iter().enumerate().map(|(i, b)| work(part * at_once + i, b)).collect();
+        let done: Vec<Result<T>> =
+            chunk.par_iter().enumerate().map(|(i, b)| work(part * at_once + i, b)).collect();
         done.into_iter().try_for_each(|result| take(result?))?;
     }
     Ok(())

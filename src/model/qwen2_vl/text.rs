@@ -47,7 +47,11 @@ impl Layer {
     fn qkv(&self, scope: &Scope<'_>, x: &Var, table: &Table) -> Result<[Var; 3]> {
         let h = self.input_norm.forward(scope, x)?;
         let rotate = |x: Var| scope.tape.apply(Rope { table: table.clone() }, [&x]);
-        Ok([rotate(self.q.forward(scope, &h)?)?, rotate(self.k.forward(scope, &h)?)?, self.v.forward(scope, &h)?])
+        Ok([
+            rotate(self.q.forward(scope, &h)?)?,
+            rotate(self.k.forward(scope, &h)?)?,
+            self.v.forward(scope, &h)?,
+        ])
     }
 
     /// From the attention's output to the layer's.
@@ -92,7 +96,9 @@ impl Text {
     /// Finds the decoder's parameters.
     pub fn new(names: &Names, config: &TextConfig) -> Result<Text> {
         Ok(Text {
-            layers: (0..config.num_hidden_layers).map(|n| Layer::new(names, n, config)).collect::<Result<_>>()?,
+            layers: (0..config.num_hidden_layers)
+                .map(|n| Layer::new(names, n, config))
+                .collect::<Result<_>>()?,
             norm: RmsNorm::new(names, "model.norm", config.rms_norm_eps)?,
         })
     }

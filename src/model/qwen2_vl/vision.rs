@@ -112,9 +112,14 @@ impl Vision {
         let table = Table::axial(THETA, self.head_dim, &places(images, self.merge));
         let segments = frames(images);
         for block in &self.blocks {
-            x = run(scope, &x, recompute, block, (&table, &segments), |block, scope, x, (table, segments)| {
-                block.forward(scope, x, table, segments)
-            })?;
+            x = run(
+                scope,
+                &x,
+                recompute,
+                block,
+                (&table, &segments),
+                |block, scope, x, (table, segments)| block.forward(scope, x, table, segments),
+            )?;
         }
         let h = self.ln_q.forward(scope, &x)?;
         let rows = h.value().len() / self.merged_width;
@@ -139,7 +144,9 @@ pub(super) fn run<L: Clone + 'static, A: Clone + 'static, B: Clone + 'static>(
     }
     let (layer, a, b) = (layer.clone(), context.0.clone(), context.1.clone());
     let params: Arc<Params> = scope.params.clone();
-    scope.tape.recompute(x, move |tape: &Tape, x: &Var| forward(&layer, &Scope { tape, params: &params }, x, (&a, &b)))
+    scope.tape.recompute(x, move |tape: &Tape, x: &Var| {
+        forward(&layer, &Scope { tape, params: &params }, x, (&a, &b))
+    })
 }
 
 /// Row and column of every patch, in the processor's order: merge blocks row by row, inside a block row by row.
@@ -148,7 +155,9 @@ fn places(images: &[&Patches], merge: usize) -> Vec<(usize, usize)> {
     for image in images {
         let [frames, height, width] = image.grid_thw;
         for _ in 0..frames {
-            for (y, x) in (0..height).step_by(merge).flat_map(|y| (0..width).step_by(merge).map(move |x| (y, x))) {
+            for (y, x) in
+                (0..height).step_by(merge).flat_map(|y| (0..width).step_by(merge).map(move |x| (y, x)))
+            {
                 places.extend((0..merge).flat_map(|dy| (0..merge).map(move |dx| (y + dy, x + dx))));
             }
         }
