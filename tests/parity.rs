@@ -327,7 +327,8 @@ fn bf16_has_its_own_limits_and_skips_what_it_cannot_decide() {
 #[test]
 fn damaged_bundles_are_refused() {
     let image = r#""images/a.png""#;
-    let edits: [(&str, &dyn Fn(&str) -> String, i32, &str); 8] = [
+    type Edit<'a> = &'a dyn Fn(&str) -> String;
+    let edits: [(&str, Edit, i32, &str); 8] = [
         ("inputs.json", &|text| text[..text.len() / 2].to_owned(), 65, "inputs.json: EOF while parsing"),
         ("inputs.json", &|_| "[]".to_owned(), 65, "inputs.json: "),
         ("inputs.json", &|_| r#"{"examples": []}"#.to_owned(), 65, "has 0 examples"),

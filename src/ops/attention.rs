@@ -155,16 +155,7 @@ impl<R: Real> Task<'_, R> {
 
     /// Adds this head's part to `dq [rows, D]`, and to `dk`, `dv` of one key head, `[span, D]`, whose first
     /// row is row `base` of the batch.
-    fn backward(
-        &self,
-        lse: &[R],
-        o: &[R],
-        d_out: &[R],
-        base: usize,
-        dq: &mut [R],
-        dk: &mut [R],
-        dv: &mut [R],
-    ) {
+    fn backward(&self, lse: &[R], o: &[R], d_out: &[R], base: usize, [dq, dk, dv]: [&mut [R]; 3]) {
         let (m, d) = (self.segment.rows.len(), self.heads.dim);
         let (qs, ks) = (self.heads.query * d, self.heads.key * d);
         let scale = self.heads.scale::<R>();
@@ -314,7 +305,7 @@ impl Op<3> for Attention {
                         for head in key * heads.per_key()..(key + 1) * heads.per_key() {
                             let task = Task { q: &qs, k: &ks, v: &vs, heads, segment, head, causal: self.causal };
                             let mut dq = vec![R::ZERO; segment.rows.len() * d];
-                            task.backward(&ls, &os, &ds, base, &mut dq, &mut dk, &mut dv);
+                            task.backward(&ls, &os, &ds, base, [&mut dq, &mut dk, &mut dv]);
                             dqs.push((segment.rows.start, head, dq));
                         }
                     }

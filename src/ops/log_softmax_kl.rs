@@ -9,7 +9,7 @@
 //! `dz_v = a (1[v = token] - p_v) - b p_v (logp_v + H) + c p_v (logp_v - logq_v - KL)`.
 //! `dh = dl W`, `dW = dl^T h`. The reference has no gradient.
 //!
-//! Logits exist for [`CHUNK`] rows at a time and are computed again in the backward pass, so `[T, V]` is never
+//! Logits exist for `CHUNK` rows at a time and are computed again in the backward pass, so `[T, V]` is never
 //! stored. [`row_log_normaliser`] is what the sampler uses too: a sampled token's log-probability has the same bits.
 
 use super::gemm::{Into, View, gemm};
@@ -250,7 +250,7 @@ impl Op<2> for LogSoftmaxKl {
                 }
                 let temperature = R::of(self.temperature);
                 if temperature != R::ONE {
-                    z.iter_mut().for_each(|z| *z = *z / temperature);
+                    z.iter_mut().for_each(|z| *z /= temperature);
                 }
                 let n = chunk.rows.len();
                 let mut part = vec![R::ZERO; n * width];
