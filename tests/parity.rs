@@ -327,30 +327,24 @@ fn bf16_has_its_own_limits_and_skips_what_it_cannot_decide() {
 #[test]
 fn damaged_bundles_are_refused() {
     let image = r#""images/a.png""#;
-    type Edit<'a> = &'a dyn Fn(&str) -> String;
-    let edits: [(&str, Edit, i32, &str); 8] = [
-        ("inputs.json", &|text| text[..text.len() / 2].to_owned(), 65, "inputs.json: EOF while parsing"),
-        ("inputs.json", &|_| "[]".to_owned(), 65, "inputs.json: "),
-        ("inputs.json", &|_| r#"{"examples": []}"#.to_owned(), 65, "has 0 examples"),
+    type Edit<'a> = (&'a dyn Fn(&str) -> String, i32, &'a str);
+    let edits: [Edit<'_>; 8] = [
+        (&|text| text[..text.len() / 2].to_owned(), 65, "inputs.json: EOF while parsing"),
+        (&|_| "[]".to_owned(), 65, "inputs.json: "),
+        (&|_| r#"{"examples": []}"#.to_owned(), 65, "has 0 examples"),
         (
-            "inputs.json",
             &|_| r#"{"examples": [{"messages": [{"role": "user", "content": 5}], "completion": ""}]}"#.into(),
             65,
             "`content` has to be",
         ),
-        ("inputs.json", &|text| text.replace(image, r#""../secret.png""#), 65, "secret.png"),
-        ("inputs.json", &|text| text.replace(image, r#""images/none.png""#), 66, "none.png"),
-        (
-            "inputs.json",
-            &|text| text.replace(r#""max_pixels": 4704"#, r#""max_pixels": 0"#),
-            2,
-            "max_pixels (0)",
-        ),
-        ("inputs.json", &|text| text.replace("<|endoftext|>\",", "<|nothing|>\","), 65, "<|nothing|>"),
+        (&|text| text.replace(image, r#""../secret.png""#), 65, "secret.png"),
+        (&|text| text.replace(image, r#""images/none.png""#), 66, "none.png"),
+        (&|text| text.replace(r#""max_pixels": 4704"#, r#""max_pixels": 0"#), 2, "max_pixels (0)"),
+        (&|text| text.replace("<|endoftext|>\",", "<|nothing|>\","), 65, "<|nothing|>"),
     ];
-    for (file, edit, code, message) in edits {
+    for (edit, code, message) in edits {
         let copy = copy_of("dialect_v5");
-        let path = copy.path().join(file);
+        let path = copy.path().join("inputs.json");
         fs::write(&path, edit(&fs::read_to_string(&path).unwrap())).unwrap();
         let (got, text) = refusal(&parity(copy.path(), &[]));
         assert!(
