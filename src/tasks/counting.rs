@@ -191,9 +191,14 @@ pub(super) fn draw(question: &Question, answer: u32, options: &TaskOptions, stre
         image,
         question: question.text.clone(),
         answer: answer.to_string(),
-        thinking: format!("<think> {among} count {answer}. </think>"),
+        thinking: format!("<think> {among} count{}. </think>", counted(answer)),
         kind: question.kind,
     }
+}
+
+/// Counting aloud, ` 1 2 3`: every step is a decision that the image answers.
+fn counted(answer: u32) -> String {
+    if answer == 0 { " none".into() } else { (1..=answer).map(|n| format!(" {n}")).collect() }
 }
 
 /// A random look that matches `target`, or does not.
