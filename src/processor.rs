@@ -13,6 +13,7 @@ pub mod chat;
 mod control_tokens;
 pub mod decode;
 pub mod image_config;
+mod jpeg;
 pub mod patches;
 mod positions;
 pub mod resize;

@@ -140,6 +140,71 @@ fn decodes_every_layout_as_load_image_does() {
     }
 }
 
+/// One JPEG of `tools/reference/make_jpeg_golden.py` and its pixels by Pillow.
+struct Jpeg {
+    name: String,
+    width: usize,
+    height: usize,
+    file: Vec<u8>,
+    rgb: Vec<u8>,
+}
+
+fn jpegs() -> Vec<Jpeg> {
+    let mut rest: &[u8] = include_bytes!("../../tests/golden/jpeg.bin");
+    let mut take = |n: usize| {
+        let (head, tail) = rest.split_at(n);
+        rest = tail;
+        head.to_vec()
+    };
+    let count = u32::from_le_bytes(take(4).try_into().unwrap());
+    (0..count)
+        .map(|_| {
+            let [name, width, height, file] =
+                [(); 4].map(|()| u32::from_le_bytes(take(4).try_into().unwrap()) as usize);
+            let name = String::from_utf8(take(name)).unwrap();
+            Jpeg { name, width, height, file: take(file), rgb: take(width * height * 3) }
+        })
+        .collect()
+}
+
+/// At most 0.5 % of the bytes more than 2 levels from libjpeg-turbo's, none more than 16: with noise for chroma, sides
+/// that end inside a block, every subsampling, and the colour models that only the markers tell.
+#[test]
+fn jpegs_decode_within_rounding_of_pillow() {
+    let jpegs = jpegs();
+    assert!(jpegs.len() >= 15);
+    for Jpeg { name, width, height, file, rgb } in jpegs {
+        let image = decode_image(&file, Path::new(&name)).unwrap();
+        assert_eq!((image.width, image.height, image.pixels.len()), (width, height, rgb.len()), "{name}");
+        let apart: Vec<u8> = image.pixels.iter().zip(&rgb).map(|(a, b)| a.abs_diff(*b)).collect();
+        let over_two = apart.iter().filter(|&&d| d > 2).count();
+        let worst = apart.iter().max().unwrap();
+        assert!(over_two * 200 <= apart.len() && *worst <= 16, "{name}: {over_two} over 2, worst {worst}");
+    }
+}
+
+#[test]
+fn damaged_jpegs_are_content_errors_or_pictures() {
+    for Jpeg { name, width, height, mut file, .. } in jpegs() {
+        for length in (2..file.len()).step_by(23).chain([file.len() - 2]) {
+            let error = decode_image(&file[..length], Path::new("cut.jpg")).unwrap_err();
+            assert!(
+                error.exit_code() == 65 && error.to_string().contains("cut.jpg"),
+                "{name} cut at {length}: {error}"
+            );
+        }
+        // Scan data only: a changed frame header would be another picture's.
+        let scan = file.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
+        for position in (scan..file.len()).step_by(11) {
+            file[position] ^= 1 << (position % 8);
+            match decode_image(&file, Path::new("bent.jpg")) {
+                Ok(image) => assert_eq!((image.width, image.height), (width, height), "{name}"),
+                Err(error) => assert_eq!(error.exit_code(), 65, "{name}: {error}"),
+            }
+        }
+    }
+}
+
 #[test]
 fn chats_have_the_ids_of_transformers_with_control_tokens_as_text() {
     let processor = processor();
