@@ -70,15 +70,15 @@ impl Recipe {
             sft_batch: 32,
             sft_micro_batch: 8,
             sft_learning_rate: 1.5e-3,
-            sft_target: 0.55,
+            sft_target: 0.5,
             sft_max_steps: 800,
-            sft_look_steps: 20,
-            validation_rows: 100,
-            grpo_steps: 120,
+            sft_look_steps: 10,
+            validation_rows: 200,
+            grpo_steps: 160,
             prompts_per_step: 32,
             group: 8,
             grpo_micro_batch: 64,
-            grpo_learning_rate: 6e-4,
+            grpo_learning_rate: 8e-4,
             beta: Othink { beta_min: 0.0, beta_max: 0.02, exploration_ratio: 0.3 },
             max_completion_tok: 48,
         }
@@ -161,8 +161,9 @@ pub fn run(options: &DemoConfig) -> Result<DemoResult> {
 }
 
 /// AdamW for runs of a few hundred steps: with the usual beta2 of 0.999 the large gradients of the first steps, spent on
-/// the form of the answers, would slow the rest.
-const SHORT_RUN: AdamWConfig = AdamWConfig { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.0 };
+/// the form of the answers, would slow the rest. Reinforcement has noisier gradients and averages longer.
+const SFT_ADAMW: AdamWConfig = AdamWConfig { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.0 };
+const GRPO_ADAMW: AdamWConfig = AdamWConfig { beta2: 0.99, ..SFT_ADAMW };
 
 /// Said around the questions, in training and evaluation.
 const TEMPLATE: PromptTemplate = PromptTemplate::R1v;
@@ -241,7 +242,7 @@ fn train_sft(
     };
     let plan = SavePlan::like(&policy.folder)?;
     let stream = Stream::new(samples.len(), seed, true)?;
-    let mut trainer = SftTrainer::new(policy, options, SHORT_RUN, stream)?;
+    let mut trainer = SftTrainer::new(policy, options, SFT_ADAMW, stream)?;
     let mut rows = JsonLines::create(dir.join("sft_metrics.jsonl"))?;
     let progress = Progress::start("SFT", recipe.sft_max_steps, quiet);
     let mut steps = 0;
