@@ -308,8 +308,7 @@ fn train_grpo(
     };
     let stream = Stream::new(samples.len(), seed, true)?;
     let beta = BetaController::new(BetaSchedule::Othink(recipe.beta), recipe.grpo_steps)?;
-    let mut trainer =
-        GrpoTrainer::new(policy, options, decoding, rewards, beta, AdamWConfig::default(), stream)?;
+    let mut trainer = GrpoTrainer::new(policy, options, decoding, rewards, beta, GRPO_ADAMW, stream)?;
     let saved = run_grpo(&mut trainer, samples, dir, &run_options(recipe.grpo_steps, quiet), None)?;
     rename(&saved, &dir.join("checkpoint-grpo"))
 }
