@@ -32,35 +32,52 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Every number of the demo's runs.
-struct Recipe {
-    task: Task,
-    difficulty: Difficulty,
-    image_side: u32,
-    train_rows: usize,
-    test_rows: usize,
-    sft_batch: usize,
-    sft_micro_batch: usize,
-    sft_learning_rate: f64,
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    /// What is to be learned.
+    pub task: Task,
+    /// How hard it is.
+    pub difficulty: Difficulty,
+    /// Width and height of the images, pixels.
+    pub image_side: u32,
+    /// Rows of the training split, validation included.
+    pub train_rows: usize,
+    /// Held-out rows.
+    pub test_rows: usize,
+    /// Rows per SFT step.
+    pub sft_batch: usize,
+    /// Rows per forward and backward pass.
+    pub sft_micro_batch: usize,
+    /// Peak of SFT.
+    pub sft_learning_rate: f64,
     /// The warm-up stops once this share of the validation rows is right: a policy that knows the form and some of
     /// the task, with something left to learn by reinforcement.
-    sft_target: f64,
-    sft_max_steps: u64,
+    pub sft_target: f64,
+    /// SFT ends here at the latest.
+    pub sft_max_steps: u64,
     /// Steps between looks at the validation rows.
-    sft_look_steps: u64,
+    pub sft_look_steps: u64,
     /// The last rows of the training split, which SFT does not see.
-    validation_rows: usize,
-    grpo_steps: u64,
-    prompts_per_step: usize,
-    group: usize,
-    grpo_micro_batch: usize,
-    grpo_learning_rate: f64,
-    beta: Othink,
-    max_completion_tok: usize,
+    pub validation_rows: usize,
+    /// Optimiser steps of GRPO-D.
+    pub grpo_steps: u64,
+    /// Prompts per GRPO step.
+    pub prompts_per_step: usize,
+    /// Completions per prompt.
+    pub group: usize,
+    /// Completions per forward and backward pass.
+    pub grpo_micro_batch: usize,
+    /// Peak of GRPO-D, falling linearly to 0.
+    pub grpo_learning_rate: f64,
+    /// The KL weight over the run (Eq. 3).
+    pub beta: Othink,
+    /// Longest completion, tokens.
+    pub max_completion_tok: usize,
 }
 
 impl Recipe {
     /// Counting shapes: what a model this small learns to see within minutes.
-    fn counting() -> Recipe {
+    pub fn counting() -> Recipe {
         Recipe {
             task: Task::Counting,
             difficulty: Difficulty::Easy,
@@ -74,11 +91,11 @@ impl Recipe {
             sft_max_steps: 800,
             sft_look_steps: 10,
             validation_rows: 200,
-            grpo_steps: 160,
+            grpo_steps: 240,
             prompts_per_step: 32,
             group: 8,
             grpo_micro_batch: 64,
-            grpo_learning_rate: 8e-4,
+            grpo_learning_rate: 5e-4,
             beta: Othink { beta_min: 0.0, beta_max: 0.02, exploration_ratio: 0.3 },
             max_completion_tok: 48,
         }
@@ -107,13 +124,12 @@ pub struct DemoResult {
 }
 
 /// Runs the demo and gives its result; files go to `options.output_dir`.
-pub fn run(options: &DemoConfig) -> Result<DemoResult> {
+pub fn run(options: &DemoConfig, recipe: &Recipe) -> Result<DemoResult> {
     let start = Instant::now();
-    let recipe = Recipe::counting();
     let dir = &options.output_dir;
     let (quiet, seed) = (options.quiet.quiet, options.seed.seed);
     create_run_folder(dir, options.overwrite_output_dir, &options.to_toml()?)?;
-    let data_dir = make_data(&recipe, dir, seed, quiet)?;
+    let data_dir = make_data(recipe, dir, seed, quiet)?;
     let read = |split: &str| {
         data::read(
             &data_dir,
@@ -132,15 +148,15 @@ pub fn run(options: &DemoConfig) -> Result<DemoResult> {
     tiny::write(&start_dir, &supervised, recipe.image_side as usize, seed)?;
 
     let policy = load(&start_dir)?;
-    let accuracy_start = accuracy(&policy, &policy.params, &test, &recipe, "evaluate start", quiet)?;
-    let (sft_dir, sft_steps) = train_sft(policy, &supervised, validation, &recipe, dir, seed, quiet)?;
+    let accuracy_start = accuracy(&policy, &policy.params, &test, recipe, "evaluate start", quiet)?;
+    let (sft_dir, sft_steps) = train_sft(policy, &supervised, validation, recipe, dir, seed, quiet)?;
     let policy = load(&sft_dir)?;
-    let accuracy_sft = accuracy(&policy, &policy.params, &test, &recipe, "evaluate SFT", quiet)?;
-    let grpo_dir = train_grpo(policy, &train, &recipe, dir, seed, quiet)?;
+    let accuracy_sft = accuracy(&policy, &policy.params, &test, recipe, "evaluate SFT", quiet)?;
+    let grpo_dir = train_grpo(policy, &train, recipe, dir, seed, quiet)?;
     let policy = load(&grpo_dir)?;
-    let accuracy_grpo = accuracy(&policy, &policy.params, &test, &recipe, "evaluate GRPO-D", quiet)?;
+    let accuracy_grpo = accuracy(&policy, &policy.params, &test, recipe, "evaluate GRPO-D", quiet)?;
     let blanked = test.par_iter().map(blank_sample).collect::<Result<Vec<_>>>()?;
-    let accuracy_blind = accuracy(&policy, &policy.params, &blanked, &recipe, "evaluate blind", quiet)?;
+    let accuracy_blind = accuracy(&policy, &policy.params, &blanked, recipe, "evaluate blind", quiet)?;
     let answers: Vec<&str> = test.iter().filter_map(|s| s.solution.as_deref()).collect();
     let result = DemoResult {
         task: recipe.task.name().into(),
@@ -152,7 +168,7 @@ pub fn run(options: &DemoConfig) -> Result<DemoResult> {
         steps: recipe.grpo_steps,
         seconds: (start.elapsed().as_secs_f64() * 10.0).round() / 10.0,
     };
-    write_report(dir, &recipe, &policy, sft_steps, &result, &options.to_toml()?, seed)?;
+    write_report(dir, recipe, &policy, sft_steps, &result, &options.to_toml()?, seed)?;
     let path = dir.join("result.json");
     let line =
         serde_json::to_string(&result).map_err(|e| Error::Internal(format!("the result as JSON: {e}")))?;

@@ -215,8 +215,8 @@ mod tests {
         let steep = Othink { beta_min: 0.0, beta_max: 0.1, exploration_ratio: 1.5 };
         assert!(message(BetaSchedule::Othink(steep)).contains("beta_exploration_ratio"));
         let adaptive = |target, horizon| BetaSchedule::Adaptive(Adaptive { initial: 0.1, target, horizon });
-        assert!(message(adaptive(0.0, 1.0)).contains("beta_target"));
-        assert!(message(adaptive(0.1, 0.0)).contains("beta_horizon"));
+        assert!(message(adaptive(0.0, 1.0)).contains("kl_target"));
+        assert!(message(adaptive(0.1, 0.0)).contains("kl_horizon"));
         assert!(BetaController::new(othink(0.0, 0.1), 0).unwrap_err().to_string().contains("max_steps"));
     }
 

@@ -72,6 +72,11 @@ impl Params {
         self.list.iter_mut().filter(|p| p.name.starts_with(prefix)).for_each(|p| p.trainable = false);
     }
 
+    /// Whether some parameter whose name starts with `prefix` is trained.
+    pub fn trains(&self, prefix: &str) -> bool {
+        self.list.iter().any(|p| p.trainable && p.name.starts_with(prefix))
+    }
+
     /// Elements of all parameters, and of the trainable ones.
     pub fn count(&self) -> (usize, usize) {
         let count = |trainable_only: bool| {

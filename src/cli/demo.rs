@@ -1,13 +1,13 @@
 //! `othink-train demo`.
 
 use crate::config::DemoConfig;
-use crate::demo;
+use crate::demo::{self, Recipe};
 use crate::error::{Error, Result};
 
 /// Runs the demo; its last line on standard output is the result as JSON.
 pub fn run(options: &DemoConfig) -> Result<()> {
     super::prepare(&options.hardware)?;
-    let result = demo::run(options)?;
+    let result = demo::run(options, &Recipe::counting())?;
     let line =
         serde_json::to_string(&result).map_err(|e| Error::Internal(format!("the result as JSON: {e}")))?;
     super::print(&(line + "\n"))

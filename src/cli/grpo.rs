@@ -38,13 +38,17 @@ pub fn run(options: &GrpoConfig) -> Result<()> {
     let quiet = options.logging.quiet.quiet;
     refuse_occupied(dir, overwrite)?;
     let samples = inputs::prompts(inputs::read_rows(&options.data, &read)?);
-    let evaluation = evaluation(options, &read)?;
+    let mut evaluation = evaluation(options, &read)?;
     let policy =
         training::load(&options.model, inputs::given(options.data.pixels), &options.optimiser, quiet)?;
     let limit =
         policy.prompt_limit(options.rollout.max_prompt_length, options.rollout.max_completion_length)?;
     let fit = training::Fit { limit, supervised: false, overlong: options.order.overlong };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
+    if let Some(evaluation) = &mut evaluation {
+        // Found now and not in the middle of the run.
+        evaluation.samples = fit.keep(&policy.processor, std::mem::take(&mut evaluation.samples), quiet)?;
+    }
     let steps = steps(options, samples.len());
     let mut trainer = trainer(options, policy, rewards, limit, samples.len(), steps)?;
     create_run_folder(dir, overwrite, &options.to_toml()?)?;

@@ -21,10 +21,10 @@ pub struct Adaptive {
     #[serde(rename = "beta")]
     pub initial: f64,
     /// The KL per token that the controller aims at, in nats.
-    #[serde(rename = "beta_target")]
+    #[serde(rename = "kl_target")]
     pub target: f64,
     /// Completions over which an error of 1 would double the weight.
-    #[serde(rename = "beta_horizon")]
+    #[serde(rename = "kl_horizon")]
     pub horizon: f64,
 }
 
@@ -47,7 +47,7 @@ impl Adaptive {
     /// See [`super::BetaSchedule::validate`].
     pub fn validate(&self) -> Result<()> {
         check_weight("beta", self.initial)?;
-        for (option, value) in [("beta_target", self.target), ("beta_horizon", self.horizon)] {
+        for (option, value) in [("kl_target", self.target), ("kl_horizon", self.horizon)] {
             if !value.is_finite() || value <= 0.0 {
                 return Err(Error::Usage(format!("{option} is {value}; it must be a finite number above 0")));
             }

@@ -135,11 +135,11 @@ impl Lengths {
 pub struct ClipRatio {
     /// Mean share clipped from below (ratio under `1 - epsilon`, negative advantage).
     pub low_mean: f64,
-    /// Smallest such share of a micro-batch.
+    /// Smallest such share of a completion.
     pub low_min: f64,
     /// Mean share clipped from above (ratio over `1 + epsilon_high`, positive advantage).
     pub high_mean: f64,
-    /// Largest such share of a micro-batch.
+    /// Largest such share of a completion.
     pub high_max: f64,
     /// Mean share clipped either way.
     pub region_mean: f64,

@@ -82,12 +82,19 @@ struct Scored {
     prompts: Vec<Prompt>,
     /// `[P][G]`.
     completions: Vec<Vec<Completion>>,
+    /// Each reward of each completion, unweighted, `[P * G]`.
+    scores: Vec<Vec<Option<f64>>>,
+    /// What the loss uses; with `k1`, of the penalised rewards.
     advantages: Advantages,
+    /// What is logged: statistics of the rewards themselves.
+    judged: Advantages,
     statistics: Vec<RewardStatistics>,
     lengths: CompletionLengths,
     batches: Vec<MicroBatch>,
     /// The reference's log-probabilities of each micro-batch.
     reference: Option<Vec<TokenScores>>,
+    /// Mean and largest difference between the log-probabilities of sampling and of the first training pass.
+    difference: Option<(f64, f64)>,
 }
 
 impl Scored {
@@ -150,10 +157,10 @@ impl GrpoTrainer {
             records = self.records(step, &chosen, &rollout);
             self.rollout = Some(rollout);
         }
-        let Some(rollout) = self.rollout.take() else {
+        let Some(mut rollout) = self.rollout.take() else {
             return Err(crate::error::Error::Internal("a GRPO step without a rollout".into()));
         };
-        let mut report = self.learn(step, beta, &rollout)?;
+        let mut report = self.learn(step, beta, &mut rollout)?;
         report.epoch =
             ((rollout_step + 1) * self.prompts_per_rollout() as u64) as f64 / self.stream.rows() as f64;
         self.rollout = Some(rollout);
@@ -192,8 +199,13 @@ impl GrpoTrainer {
             })
             .collect();
         let batches = micro_batches(&groups, self.options.micro_batch, self.policy.layout())?;
-        self.tokens += batches.iter().map(|b| b.packed.len() as u64).sum::<u64>();
-        let reference = match &self.reference {
+        // As TRL counts: every completion with its whole prompt, though the prompt is computed once.
+        let lengths =
+            groups.iter().flat_map(|g| g.completions.iter().map(|c| g.prompt.tokens.len() + c.len()));
+        self.tokens += lengths.sum::<usize>() as u64;
+        // The exact KL takes the reference's whole distributions in the training pass instead.
+        let exact = self.options.loss.kl_estimator == KlEstimator::Full;
+        let reference = match self.reference.as_ref().filter(|_| !exact) {
             Some(params) => {
                 let temperature = f64::from(self.decoding.sampling.score_temperature());
                 let model = &self.policy.model;
@@ -211,8 +223,7 @@ impl GrpoTrainer {
             .zip(&completions)
             .flat_map(|(sample, cs)| cs.iter().map(|c| self.rewards.score(sample, &c.text)))
             .collect();
-        let mut rewards: Vec<f64> =
-            scores.iter().map(|s| self.rewards.total(s).unwrap_or(f64::NAN)).collect();
+        let rewards: Vec<f64> = scores.iter().map(|s| self.rewards.total(s).unwrap_or(f64::NAN)).collect();
         let statistics = self
             .rewards
             .names()
@@ -223,27 +234,40 @@ impl GrpoTrainer {
                 RewardStatistics::of(*name, &values)
             })
             .collect();
+        let judged = group_advantages(&rewards, group, self.options.scale_rewards)?;
+        let mut penalised = rewards;
         if let (KlEstimator::K1, Some(reference)) = (self.options.loss.kl_estimator, &reference) {
             let flat: Vec<&Completion> = completions.iter().flatten().collect();
             for (batch, scores) in batches.iter().zip(reference) {
                 let sampled: Vec<f32> =
                     flat[batch.members.clone()].iter().flat_map(|c| c.logps.clone()).collect();
                 let penalty = k1_penalty(&batch.offsets, &sampled, &scores.logp_t, None)?;
-                for (reward, penalty) in rewards[batch.members.clone()].iter_mut().zip(penalty) {
+                for (reward, penalty) in penalised[batch.members.clone()].iter_mut().zip(penalty) {
                     *reward -= beta * penalty;
                 }
             }
         }
-        let advantages = group_advantages(&rewards, group, self.options.scale_rewards)?;
+        let advantages = group_advantages(&penalised, group, self.options.scale_rewards)?;
         let lengths = CompletionLengths::of(
             completions.iter().flatten().map(|c| (c.tokens.len(), c.finish == FinishReason::Length)),
         );
         drop(groups);
-        Ok(Scored { prompts, completions, advantages, statistics, lengths, batches, reference })
+        Ok(Scored {
+            prompts,
+            completions,
+            scores,
+            advantages,
+            judged,
+            statistics,
+            lengths,
+            batches,
+            reference,
+            difference: None,
+        })
     }
 
     /// Loss and gradient over the micro-batches, then the optimiser's step.
-    fn learn(&mut self, step: u64, beta: f64, rollout: &Scored) -> Result<StepReport> {
+    fn learn(&mut self, step: u64, beta: f64, rollout: &mut Scored) -> Result<StepReport> {
         let completions = rollout.flat();
         let loss_config = LossConfig { beta, ..self.options.loss };
         let active = |c: &Completion| !(self.options.mask_truncated && c.finish == FinishReason::Length);
@@ -259,7 +283,7 @@ impl GrpoTrainer {
         let mut grads = ParamGrads::default();
         let mut metrics = LossMetrics::default();
         let (mut loss, mut entropy, mut tokens) = (0.0, 0.0, 0_usize);
-        let (mut difference_sum, mut difference_max) = (0.0_f64, 0.0_f64);
+        let (mut difference_sum, mut difference_max, mut sampled_tokens) = (0.0_f64, 0.0_f64, 0_usize);
         let exact = self.options.loss.kl_estimator == KlEstimator::Full;
         let (model, params) = (&self.policy.model, &self.policy.params);
         let reference = self.reference.as_ref().filter(|_| exact);
@@ -289,9 +313,9 @@ impl GrpoTrainer {
             )?;
             check_loss(output.loss, step)?;
             let grads = pass.backward(&output.dlogp_t, output.dkl_full_t.as_deref())?;
-            Ok((scores, sampled, output, grads))
+            Ok((scores, sampled, mask, output, grads))
         };
-        each_micro_batch(params, &rollout.batches, work, |(scores, sampled, output, part)| {
+        each_micro_batch(params, &rollout.batches, work, |(scores, sampled, mask, output, part)| {
             if first_iteration {
                 for (a, b) in scores.logp_t.iter().zip(&sampled) {
                     let difference = f64::from((a - b).abs());
@@ -300,12 +324,17 @@ impl GrpoTrainer {
                         if difference.is_nan() { f64::NAN } else { difference_max.max(difference) };
                 }
             }
-            entropy += scores.entropy_t.iter().map(|&e| f64::from(e)).sum::<f64>();
-            tokens += scores.entropy_t.len();
+            sampled_tokens += sampled.len();
+            let counted = scores.entropy_t.iter().zip(&mask).filter(|(_, on)| **on);
+            entropy += counted.map(|(&e, _)| f64::from(e)).sum::<f64>();
+            tokens += mask.iter().filter(|on| **on).count();
             loss += output.loss;
             metrics.merge(&output.metrics);
             grads.merge(part)
         })?;
+        // Later passes over the same rollout compare with weights that have moved: they repeat the first one's figure.
+        let measured = (difference_sum / sampled_tokens.max(1) as f64, difference_max);
+        let difference = if first_iteration { measured } else { rollout.difference.unwrap_or(measured) };
         let learning_rate = self.options.schedule.learning_rate(step);
         let done = update(
             &mut self.policy.params,
@@ -318,6 +347,7 @@ impl GrpoTrainer {
         if let Some(kl) = metrics.kl() {
             self.beta.observe(kl, completions.len())?;
         }
+        rollout.difference = Some(difference);
         Ok(StepReport {
             step: step as usize,
             loss,
@@ -326,10 +356,10 @@ impl GrpoTrainer {
             beta,
             kl: metrics.kl(),
             entropy: entropy / tokens.max(1) as f64,
-            reward: rollout.advantages.reward.unwrap_or(f64::NAN),
-            reward_std: rollout.advantages.reward_std.unwrap_or(f64::NAN),
+            reward: rollout.judged.reward.unwrap_or(f64::NAN),
+            reward_std: rollout.judged.reward_std.unwrap_or(f64::NAN),
             rewards: rollout.statistics.clone(),
-            frac_reward_zero_std: rollout.advantages.frac_reward_zero_std,
+            frac_reward_zero_std: rollout.judged.frac_reward_zero_std,
             lengths: rollout.lengths,
             clip_ratio: ClipRatio {
                 low_mean: metrics.clip_ratio_low_mean(),
@@ -338,8 +368,8 @@ impl GrpoTrainer {
                 high_max: metrics.clip_ratio_high_max().unwrap_or(0.0),
                 region_mean: metrics.clip_ratio_region_mean(),
             },
-            sampling_logp_difference_mean: difference_sum / tokens.max(1) as f64,
-            sampling_logp_difference_max: difference_max,
+            sampling_logp_difference_mean: difference.0,
+            sampling_logp_difference_max: difference.1,
             num_tokens: self.tokens,
             ..StepReport::default()
         })
@@ -350,7 +380,7 @@ impl GrpoTrainer {
         let mut records = Vec::new();
         for (p, ((place, sample), completions)) in chosen.iter().zip(&rollout.completions).enumerate() {
             for (g, completion) in completions.iter().enumerate() {
-                let scores = self.rewards.score(sample, &completion.text);
+                let scores = &rollout.scores[p * completions.len() + g];
                 records.push(CompletionRecord {
                     step: step as usize,
                     prompt_index: *place as usize,
@@ -362,10 +392,10 @@ impl GrpoTrainer {
                     truncated: completion.finish == FinishReason::Length,
                     solution: sample.solution.clone(),
                     answer: Some(extract(&completion.text).to_string()),
-                    reward: self.rewards.total(&scores).unwrap_or(f64::NAN),
+                    reward: self.rewards.total(scores).unwrap_or(f64::NAN),
                     rewards: names
                         .iter()
-                        .zip(&scores)
+                        .zip(scores)
                         .map(|(n, s)| ((*n).to_string(), s.unwrap_or(f64::NAN)))
                         .collect(),
                     advantage: f64::from(rollout.advantages.advantages_pg[p * completions.len() + g]),

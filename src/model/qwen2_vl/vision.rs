@@ -104,6 +104,8 @@ impl Vision {
 
     /// Features of all images, one after the other. `recompute` keeps only the blocks' inputs for the backward pass.
     pub fn forward(&self, scope: &Scope<'_>, images: &[&Patches], recompute: bool) -> Result<Features> {
+        // Nothing of a frozen tower is recorded, so there is nothing to compute again.
+        let recompute = recompute && scope.params.trains("visual.");
         let embed = PatchEmbed {
             patches: images.iter().map(|p| p.bytes.clone()).collect(),
             levels: self.levels.clone(),
