@@ -95,7 +95,7 @@ impl Recipe {
             prompts_per_step: 32,
             group: 8,
             grpo_micro_batch: 64,
-            grpo_learning_rate: 5e-4,
+            grpo_learning_rate: 2.5e-4,
             beta: Othink { beta_min: 0.0, beta_max: 0.02, exploration_ratio: 0.3 },
             max_completion_tok: 48,
         }
