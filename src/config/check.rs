@@ -61,6 +61,11 @@ pub fn at_least(option: &'static str, value: usize, least: usize) -> Checked {
     require(value >= least, option, value, &format!("at least {least}"))
 }
 
+/// Within `1..=most`: a count that something is sized or allocated by.
+pub fn count(option: &'static str, value: usize, most: usize) -> Checked {
+    require((1..=most).contains(&value), option, value, &format!("from 1 to {most}"))
+}
+
 /// Runs `check` on the value where there is one.
 pub fn if_set<T: Copy>(
     option: &'static str,
@@ -72,6 +77,14 @@ pub fn if_set<T: Copy>(
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn counts_have_an_upper_bound() {
+        assert!(super::count("threads", 4, 1024).is_ok());
+        assert!(super::count("threads", 0, 1024).is_err());
+        let refused = super::count("threads", 100_000, 1024).expect_err("too many");
+        assert_eq!(refused.message, "is 100000, but must be from 1 to 1024");
+    }
+
     use super::*;
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
-use super::check::{Checked, at_least, if_set};
+use super::check::{Checked, count, if_set};
 
 /// The checkpoint to load.
 #[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
@@ -41,7 +41,7 @@ pub struct HardwareOptions {
 
 impl HardwareOptions {
     pub(super) fn check(&self) -> Checked {
-        if_set("threads", self.threads, |option, value| at_least(option, value, 1))
+        if_set("threads", self.threads, |option, value| count(option, value, 1024))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{Checked, at_least, decay, fraction, if_set, non_negative, positive};
+use super::check::{Checked, Violation, at_least, count, decay, fraction, if_set, non_negative, positive};
 use super::names::boolean;
 
 /// AdamW, its learning rate over the run, and how much data a step takes.
@@ -84,8 +84,13 @@ impl OptimiserOptions {
     pub(super) fn check(&self) -> Checked {
         non_negative("learning_rate", self.learning_rate)?;
         fraction("warmup_ratio", self.warmup_ratio)?;
-        at_least("per_device_train_batch_size", self.per_device_train_batch_size, 1)?;
-        at_least("gradient_accumulation_steps", self.gradient_accumulation_steps, 1)?;
+        count("per_device_train_batch_size", self.per_device_train_batch_size, 1 << 20)?;
+        count("gradient_accumulation_steps", self.gradient_accumulation_steps, 1 << 20)?;
+        let sequences = self.sequences_per_step();
+        if sequences > 1 << 20 {
+            let message = format!("makes {sequences} sequences a step, but at most {} are possible", 1 << 20);
+            return Err(Violation::new("gradient_accumulation_steps", message));
+        }
         positive("num_train_epochs", self.num_train_epochs)?;
         if_set("max_steps", self.max_steps, |option, value| at_least(option, value, 1))?;
         non_negative("max_grad_norm", self.max_grad_norm)?;

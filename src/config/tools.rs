@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{Checked, at_least};
+use super::check::{Checked, at_least, count};
 use super::names::boolean;
 use super::{FileOptions, HardwareOptions, Options, QuietOptions, SeedOptions};
 
@@ -43,8 +43,8 @@ impl Options for MakeTaskConfig {
     const COMMAND: &'static str = "tasks make";
 
     fn check(&self) -> Checked {
-        at_least("num_train", self.num_train, 1)?;
-        at_least("num_test", self.num_test, 1)?;
+        count("num_train", self.num_train, 10_000_000)?;
+        count("num_test", self.num_test, 10_000_000)?;
         at_least("image_size", self.image_size as usize, 1)
     }
 }

@@ -44,6 +44,21 @@ impl Policy {
                 ),
             ));
         }
+        let (image, vision) = (processor.image_config(), &folder.config.vision);
+        let sizes = [
+            ("patch_size", image.patch_size, vision.patch_size),
+            ("merge_size", image.merge_size, vision.spatial_merge_size),
+            ("temporal_patch_size", image.temporal_patch_size, vision.temporal_patch_size),
+        ];
+        if let Some((name, processor, model)) = sizes.into_iter().find(|(_, a, b)| a != b) {
+            return Err(Error::content(
+                &folder.dir,
+                format!(
+                    "the image processor's {name} is {processor}, the vision tower in config.json has {model}: \
+                     preprocessor_config.json (or processor_config.json) and config.json do not belong together"
+                ),
+            ));
+        }
         let model = Qwen2Vl::new(folder.config.clone(), &processor.image_config().normalisation)?;
         let weights = folder.load_weights()?;
         let tensors = weights
