@@ -91,7 +91,7 @@ impl Recipe {
             sft_max_steps: 800,
             sft_look_steps: 10,
             validation_rows: 200,
-            grpo_steps: 200,
+            grpo_steps: 260,
             prompts_per_step: 32,
             group: 8,
             grpo_micro_batch: 64,

@@ -19,14 +19,14 @@ pub fn majority_accuracy<S: AsRef<str>>(answers: &[S]) -> f64 {
     most as f64 / answers.len().max(1) as f64
 }
 
-/// The grey of a blanked image.
-const GREY: u8 = 128;
+/// Level of all channels of a blanked image: an empty sheet, the nearest thing without content to what the tasks draw on.
+const BLANK: u8 = 255;
 
 /// The longest side that is blanked, in pixels.
 const MAX_SIDE_PX: u32 = 16_384;
 
-/// A plain grey PNG of the same size as `source` is shown (EXIF orientation applied), so that
-/// it takes as many tokens. The grey is the same for all: an image's own mean may tell.
+/// A plain white PNG of the same size as `source` is shown (EXIF orientation applied), so that
+/// it takes as many tokens. White is the same for all: an image's own mean may tell.
 ///
 /// # Errors
 /// Those of reading `source`; `Content` (or `Input`, if it has no file) if it is not an image
@@ -51,7 +51,7 @@ pub fn blank_image(source: &ImageSource) -> Result<ImageSource> {
     if decoder.orientation().map_err(unreadable)?.to_exif() >= 5 {
         std::mem::swap(&mut width, &mut height);
     }
-    let png = encode_png(&RgbImage::from_pixel(width, height, Rgb([GREY; 3])))?;
+    let png = encode_png(&RgbImage::from_pixel(width, height, Rgb([BLANK; 3])))?;
     Ok(ImageSource::Bytes(png.into()))
 }
 
@@ -82,7 +82,7 @@ mod tests {
         let blank = blank_image(&source).unwrap();
         let decoded = image::load_from_memory(&blank.encoded().unwrap()).unwrap().to_rgb8();
         assert_eq!(decoded.dimensions(), (30, 20));
-        assert!(decoded.as_raw().iter().all(|b| *b == GREY));
+        assert!(decoded.as_raw().iter().all(|b| *b == BLANK));
     }
 
     #[test]
