@@ -344,8 +344,17 @@ fn eval_scores_rows_and_blanked_images() {
     let again = ROOT.join("answers_one_by_one.jsonl");
     success(&[&words[..], &["--output", text(&again), "--per_device_eval_batch_size", "1"]].concat());
     assert_eq!(read(&again), rows);
-    success(&[&words[..], &["--output", text(&again), "--blank_images"]].concat());
-    assert_ne!(read(&again), rows, "the model did not look at the image");
+    // Enough sampled tokens for random weights to show that they see something else.
+    let long = ["--max_completion_length", "64", "--temperature", "1", "--output"];
+    let looked = |name: &str, extra: &[&str]| {
+        let file = ROOT.join(name);
+        let model = ["eval", "--model", bundle(), "--dataset", text(&DATA)];
+        success(&[&model[..], &long[..], &[text(&file)][..], extra].concat());
+        read(&file)
+    };
+    assert_eq!(looked("seen.jsonl", &[]), looked("seen_again.jsonl", &[]));
+    let (seen, blank) = (looked("seen.jsonl", &[]), looked("blank.jsonl", &["--blank_images"]));
+    assert_ne!(seen, blank, "the model did not look at the image");
 }
 
 #[test]
