@@ -44,8 +44,13 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     refuse_occupied(&options.checkpoint)?;
     let samples = inputs::prompts(inputs::read_rows(&options.data, &read)?);
     let mut evaluation = evaluation(options, &read)?;
-    let policy =
-        training::load(&options.model, inputs::given(options.data.pixels), &options.optimiser, quiet)?;
+    let policy = training::load(
+        &options.model,
+        inputs::given(options.data.pixels),
+        &options.optimiser,
+        options.kl.needs_reference(),
+        quiet,
+    )?;
     let limit =
         policy.prompt_limit(options.rollout.max_prompt_length, options.rollout.max_completion_length)?;
     let fit = training::Fit { limit, supervised: false, overlong: options.order.overlong };

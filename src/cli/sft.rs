@@ -34,7 +34,7 @@ pub fn train(options: &SftConfig) -> Result<()> {
     if options.dry_run.dry_run {
         return dry_run(options, &samples);
     }
-    let policy = training::load(&options.model, inputs::given(options.data.pixels), optimiser, quiet)?;
+    let policy = training::load(&options.model, inputs::given(options.data.pixels), optimiser, false, quiet)?;
     let limit = max_length(options, policy.model.config());
     let fit = training::Fit { limit, supervised: true, overlong: options.order.overlong };
     let samples = fit.keep(&policy.processor, samples, quiet)?;

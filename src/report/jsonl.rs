@@ -48,11 +48,16 @@ impl JsonLines {
     /// [`Error::Io`] when it cannot be read or written.
     pub fn resume(disk: &dyn Disk, path: impl AsRef<Path>, first_step: u64) -> Result<Self> {
         let path = path.as_ref();
-        let length = match File::open(path) {
-            Ok(file) => rows_before(file, first_step).map_err(|error| Error::io(path, "read", error))?,
+        // Asked before opening: a device may never end, a pipe would wait for a writer.
+        let length = match path.metadata() {
+            Ok(metadata) if !metadata.is_file() => {
+                return Err(Error::content(path, "is no regular file, so no run can go on with it"));
+            }
+            Ok(_) => File::open(path).and_then(|file| rows_before(file, first_step)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Self::create(disk, path),
-            Err(error) => return Err(Error::io(path, "open", error)),
+            Err(error) => Err(error),
         };
+        let length = length.map_err(|error| Error::io(path, "read", error))?;
         let file = disk.append(path, length).map_err(|error| Error::io(path, "open", error))?;
         Ok(JsonLines { path: path.to_path_buf(), file, length, pending: Vec::new(), torn: false })
     }
