@@ -29,7 +29,7 @@ pub fn run(options: &GrpoConfig) -> Result<()> {
     training::require_f32(&options.hardware)?;
     let start = Instant::now();
     let rewards = rewards(options)?;
-    let need_solution = rewards.names().contains(&"accuracy");
+    let need_solution = rewards.needs_solution();
     let read = inputs::read_options(&options.data, need_solution)?;
     if options.dry_run.dry_run {
         return dry_run(options, &inputs::prompts(inputs::read_rows(&options.data, &read)?));

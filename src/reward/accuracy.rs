@@ -23,6 +23,10 @@ impl Reward for Accuracy {
     fn score(&self, sample: &Sample, completion: &str) -> Option<f64> {
         sample.solution.as_deref().map(|solution| f64::from(u8::from(is_correct(completion, solution))))
     }
+
+    fn needs_solution(&self) -> bool {
+        true
+    }
 }
 
 /// Whether the answer found in `completion` (see [`super::extract`]) is `solution`'s.
