@@ -20,7 +20,6 @@ const ROWS_AT_ONCE: usize = 8;
 
 /// A line of the input: as it stands, and what it asks for.
 struct Line {
-    number: usize,
     object: Map<String, Value>,
     sample: Sample,
 }
@@ -46,7 +45,7 @@ pub fn run(options: &ScoreConfig) -> Result<()> {
     for chunk in lines.chunks(ROWS_AT_ONCE) {
         let ready = chunk
             .par_iter()
-            .map(|line| prepare(&policy, line, options.temperature).map_err(|e| at(options, line, e)))
+            .map(|line| prepare(&policy, line, options.temperature).map_err(|e| line.sample.blame(e)))
             .collect::<Result<Vec<_>>>()?;
         for ((line, ready), logps) in chunk.iter().zip(&ready).zip(log_probs(&policy, &ready)?) {
             let row = scored(line, ready, &logps);
@@ -63,11 +62,7 @@ pub fn run(options: &ScoreConfig) -> Result<()> {
 
 /// The lines of the input, with their prompts as a dataset's are read.
 fn read(options: &ScoreConfig) -> Result<Vec<Line>> {
-    let mut objects = Vec::new();
-    data::read_objects(&options.input, MAX_LINE_BYTES, |number, object| {
-        objects.push((number, object));
-        Ok(())
-    })?;
+    let objects = data::objects(&options.input, MAX_LINE_BYTES)?.collect::<Result<Vec<_>>>()?;
     let read = ReadOptions {
         template: PromptTemplate::None,
         image_dir: options.image_dir.clone(),
@@ -75,19 +70,7 @@ fn read(options: &ScoreConfig) -> Result<Vec<Line>> {
         ..ReadOptions::default()
     };
     let samples = data::read(&options.input, &read)?;
-    Ok(objects
-        .into_iter()
-        .zip(samples)
-        .map(|((number, object), sample)| Line { number, object, sample })
-        .collect())
-}
-
-/// Names file and line in an error that has no file of its own.
-fn at(options: &ScoreConfig, line: &Line, error: Error) -> Error {
-    match error {
-        Error::Input(message) => Error::content(&options.input, format!("line {}: {message}", line.number)),
-        other => other,
-    }
+    Ok(objects.into_iter().zip(samples).map(|((_, object), sample)| Line { object, sample }).collect())
 }
 
 fn prepare(policy: &Policy, line: &Line, temperature: Option<f64>) -> Result<Scorable> {

@@ -45,7 +45,7 @@ fn sample(messages: &Value, images: Vec<ImageSource>) -> Sample {
             },
         })
         .collect();
-    Sample { row: 4, messages, images, solution: None, columns: Map::new() }
+    Sample { row: 4, messages, images, ..Sample::default() }
 }
 
 fn hex(text: &str) -> Vec<u8> {

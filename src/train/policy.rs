@@ -172,10 +172,9 @@ pub fn check_length(sample: &Sample, tokens: usize, limit: usize) -> Result<()> 
     if tokens <= limit {
         return Ok(());
     }
-    Err(Error::Input(format!(
-        "row {}: {tokens} tokens (images included), but only {limit} fit; lower --max_pixels, raise \
+    Err(sample.blame(Error::Input(format!(
+        "{tokens} tokens (images included), but only {limit} fit; lower --max_pixels, raise \
          --max_prompt_length (sft: --max_length) within the model's context, or, in training, leave such rows out with \
-         --overlong skip (nothing is truncated: that would cut through image tokens)",
-        sample.row
-    )))
+         --overlong skip (nothing is truncated: that would cut through image tokens)"
+    ))))
 }
