@@ -149,6 +149,10 @@ pub enum ImageSource {
 
 /// Largest encoded image that is read, in bytes: 256 MiB.
 pub const MAX_IMAGE_FILE_BYTES: u64 = 256 << 20;
+/// Longest side of an image, in pixels.
+pub const MAX_IMAGE_SIDE: u32 = 16_384;
+/// Most bytes that the decoded samples of one image may take: 512 MiB, 179 million pixels of 8-bit RGB.
+pub const MAX_IMAGE_BYTES: u64 = 512 << 20;
 
 impl ImageSource {
     /// The encoded bytes; a file is read now.

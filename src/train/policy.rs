@@ -135,14 +135,16 @@ impl Policy {
 
     /// Prompts of some rows, images decoded on all threads. A prompt longer than `limit` tokens fails.
     pub fn encode(&self, samples: &[&Sample], limit: usize) -> Result<Vec<Prompt>> {
-        samples
+        let prompts: Vec<Result<Prompt>> = samples
             .par_iter()
             .map(|sample| {
                 let prompt = self.processor.encode(sample, true)?;
                 check_length(sample, prompt.tokens.len(), limit)?;
                 Ok(prompt)
             })
-            .collect()
+            .collect();
+        // Not collected at once, so that the error is the first row's and not the first thread's.
+        prompts.into_iter().collect()
     }
 
     /// Tokens left for a prompt beside a completion of `completion` tokens; fails when there are none.
