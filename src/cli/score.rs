@@ -12,6 +12,7 @@ use crate::data::{self, MAX_LINE_BYTES, Part, PromptTemplate, ReadOptions, Sampl
 use crate::error::{Error, Result};
 use crate::processor::Prompt;
 use crate::report::Progress;
+use crate::report::console::escape_json;
 use crate::train::policy::Policy;
 use crate::train::update::{TokenScores, score};
 
@@ -43,15 +44,17 @@ pub fn run(options: &ScoreConfig) -> Result<()> {
     // Rows that are printed are progress enough.
     let progress = Progress::start("score", lines.len() as u64, quiet || output.is_none());
     for chunk in lines.chunks(ROWS_AT_ONCE) {
-        let ready = chunk
+        let ready: Vec<_> = chunk
             .par_iter()
             .map(|line| prepare(&policy, line, options.temperature).map_err(|e| line.sample.blame(e)))
-            .collect::<Result<Vec<_>>>()?;
+            .collect();
+        // Collected as they are, so that the error is the first line's and not the first thread's.
+        let ready = ready.into_iter().collect::<Result<Vec<_>>>()?;
         for ((line, ready), logps) in chunk.iter().zip(&ready).zip(log_probs(&policy, &ready)?) {
             let row = scored(line, ready, &logps);
             match &mut output {
                 Some(file) => file.append(&row)?,
-                None => super::print(&format!("{}\n", Value::Object(row)))?,
+                None => super::print(&format!("{}\n", escape_json(&Value::Object(row).to_string())))?,
             }
             progress.advance(1);
         }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::console::escape_json;
 use crate::error::{Error, Result};
 
 /// One object of a JSON-lines file, its keys in the file's order.
@@ -54,11 +55,10 @@ impl JsonLines {
     /// # Errors
     /// [`Error::Io`] when the disk refuses; [`Error::Internal`] when the record is not JSON-like.
     pub fn append(&mut self, record: &impl Serialize) -> Result<()> {
-        let mut line = serde_json::to_vec(record)
+        let json = serde_json::to_string(record)
             .map_err(|error| Error::Internal(format!("a record is not JSON: {error}")))?;
-        line.push(b'\n');
         self.file
-            .write_all(&line)
+            .write_all(format!("{}\n", escape_json(&json)).as_bytes())
             .and_then(|()| self.file.flush())
             .map_err(|error| Error::io(&self.path, "append to", error))
     }
