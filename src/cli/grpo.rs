@@ -31,13 +31,13 @@ pub fn run(options: &GrpoConfig) -> Result<()> {
     let rewards = rewards(options)?;
     let need_solution = rewards.needs_solution();
     let read = inputs::read_options(&options.data, need_solution)?;
+    let quiet = options.logging.quiet.quiet;
     if options.dry_run.dry_run {
-        return dry_run(options, &inputs::prompts(inputs::read_rows(&options.data, &read)?));
+        return dry_run(options, &inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?));
     }
     let (dir, overwrite) = (&options.checkpoint.output_dir, options.checkpoint.overwrite_output_dir);
-    let quiet = options.logging.quiet.quiet;
     refuse_occupied(dir, overwrite)?;
-    let samples = inputs::prompts(inputs::read_rows(&options.data, &read)?);
+    let samples = inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?);
     let mut evaluation = evaluation(options, &read)?;
     let policy =
         training::load(&options.model, inputs::given(options.data.pixels), &options.optimiser, quiet)?;
@@ -162,7 +162,7 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluat
     else {
         return Ok(None);
     };
-    let read = ReadOptions { split: "test".into(), ..read.clone() };
+    let read = ReadOptions { split: "test".into(), max_samples: None, ..read.clone() };
     Ok(Some(Evaluation {
         samples: inputs::prompts(crate::data::read(dataset, &read)?),
         rewards: rewards(options)?,

@@ -65,25 +65,27 @@ fn number(text: &str) -> Option<Quantity> {
     static ANYWHERE: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(&NUMBER.replacen(r"[\s=]", r"(?:^|[\s=])", 1)).expect("the pattern is constant")
     });
-    let parse = |found: &str| {
-        let short = found.len() <= MAX_NUMBER_BYTES;
-        if short { Quantity::parse(&clean(found)) } else { None }
-    };
+    // Whatever is longer is no number that could be computed with, and groups are slow to find in it.
+    let short = |found: &str| found.len() <= MAX_NUMBER_BYTES;
     if let Some(inner) = boxed(text) {
-        return parse(inner);
+        return if short(inner) { Quantity::parse(&clean(inner)) } else { None };
     }
-    let last = |pattern: &Regex| {
-        let found = pattern.captures_iter(text).last()?;
-        found.name("number").map(|number| number.as_str())
+    let last = |pattern: &'static Regex| {
+        let found = pattern.find_iter(text).last()?;
+        Some((pattern, found.as_str()))
     };
-    last(&AFTER_ANSWER).or_else(|| last(&ANYWHERE)).and_then(parse)
+    let (pattern, found) =
+        last(&AFTER_ANSWER).or_else(|| last(&ANYWHERE)).filter(|(_, found)| short(found))?;
+    Quantity::parse(&clean(pattern.captures(found)?.name("number")?.as_str()))
 }
 
 /// The text of the first answer tag that opens and closes on one line, else the whole text. Trimmed.
 fn tagged_on_one_line(text: &str) -> &str {
-    static TAG: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new("<answer>(.*?)</answer>").expect("the pattern is constant"));
-    TAG.captures(text).and_then(|found| found.get(1)).map_or(text, |inner| inner.as_str()).trim()
+    let inner = |line| {
+        let (_, behind) = str::split_once(line, "<answer>")?;
+        behind.split_once("</answer>").map(|(inner, _)| inner)
+    };
+    text.split('\n').find_map(inner).unwrap_or(text).trim()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod cases;
 mod cases_data;
 mod cases_model;
+mod cases_options;
 mod cases_run;
 mod faults;
 
