@@ -209,7 +209,7 @@ fn case_33_bad_rows_are_left_out_up_to_the_number_allowed() {
             let found = |line: &&str| {
                 line.contains(&format!("rows.jsonl: {}", listed[i])) && line.contains(reasons[i])
             };
-            assert!(lines.iter().any(|line| found(line)), "{} {}: {message}", listed[i], reasons[i]);
+            assert!(lines.iter().any(found), "{} {}: {message}", listed[i], reasons[i]);
         }
         String::from_utf8(output.stdout).unwrap()
     };
