@@ -33,16 +33,16 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     training::require_f32(&options.hardware)?;
     let start = Instant::now();
     let rewards = rewards(options)?;
-    let need_solution = rewards.names().contains(&"accuracy");
+    let need_solution = rewards.needs_solution();
     let read = inputs::read_options(&options.data, need_solution)?;
+    let quiet = options.logging.quiet.quiet;
     if options.dry_run.dry_run {
-        return dry_run(options, &inputs::prompts(inputs::read_rows(&options.data, &read)?));
+        return dry_run(options, &inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?));
     }
     let interrupt = Interrupt::by_signals()?;
     let dir = &options.checkpoint.output_dir;
-    let quiet = options.logging.quiet.quiet;
     refuse_occupied(&options.checkpoint)?;
-    let samples = inputs::prompts(inputs::read_rows(&options.data, &read)?);
+    let samples = inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?);
     let mut evaluation = evaluation(options, &read)?;
     let policy = training::load(
         &options.model,
@@ -181,7 +181,7 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluat
     else {
         return Ok(None);
     };
-    let read = ReadOptions { split: "test".into(), ..read.clone() };
+    let read = ReadOptions { split: "test".into(), max_samples: None, ..read.clone() };
     Ok(Some(Evaluation {
         samples: inputs::prompts(crate::data::read(dataset, &read)?),
         rewards: rewards(options)?,

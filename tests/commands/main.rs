@@ -3,8 +3,8 @@
 mod cases;
 mod cases_data;
 mod cases_model;
+mod cases_options;
 mod cases_run;
-mod faults;
 
 use std::fs;
 use std::path::{Path, PathBuf};
