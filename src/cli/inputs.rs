@@ -6,7 +6,7 @@ use crate::config::{DataOptions, DtypeChoice, ModelOptions, OwnPixelOptions, Pix
 use crate::data::{self, ReadOptions, Sample};
 use crate::error::Result;
 use crate::processor::{Processor, ProcessorOptions};
-use crate::report::console::escape_control;
+use crate::report::console::escape_line;
 use crate::tensor::DType;
 use crate::train::policy::Policy;
 
@@ -52,7 +52,7 @@ pub(super) fn warn(processor: &Processor, quiet: bool) {
     }
     for warning in processor.warnings() {
         // A closed standard error is no reason to stop.
-        let _ = writeln!(std::io::stderr(), "warning: {}", escape_control(&warning));
+        let _ = writeln!(std::io::stderr(), "warning: {}", escape_line(&warning));
     }
 }
 
