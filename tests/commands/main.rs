@@ -3,7 +3,9 @@
 mod cases;
 mod cases_data;
 mod cases_model;
+mod cases_processor;
 mod cases_run;
+mod cases_weights;
 mod faults;
 
 use std::fs;
@@ -87,6 +89,7 @@ fn fails(words: &[&str], code: i32, parts: &[&str]) {
     assert!(output.stdout.is_empty(), "{words:?} printed something");
     let error = message.trim_end();
     assert!(error.starts_with("error: ") && !error.contains("internal error"), "{words:?}: {message}");
+    assert_eq!(error.lines().count(), 1, "{words:?}: {message}");
     for part in parts {
         assert!(error.contains(part), "{part:?} is not in {message:?}");
     }
