@@ -15,6 +15,7 @@
 
 pub mod error;
 pub mod files;
+pub mod disk;
 pub mod config;
 pub mod rng;
 pub mod tensor;

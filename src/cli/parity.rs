@@ -1,6 +1,7 @@
 //! `othink-train parity`: a table of differences from a reference, one line per tensor.
 
 use std::fmt::Write;
+use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use crate::parity::compare::{Row, Verdict};
 use crate::parity::{LARGE, Outcome};
 use crate::processor::ProcessorOptions;
 use crate::report::Progress;
-use crate::report::console::{escape_control, escape_line};
+use crate::report::console::{escape_control, one_line};
 use crate::tensor::DType;
 use crate::train::policy::Policy;
 
@@ -46,7 +47,7 @@ pub fn run(options: &ParityConfig) -> Result<()> {
     let policy = Policy::load(&options.model.model, &processor, DType::F32)?;
     for warning in policy.processor.warnings() {
         // A closed standard error is no reason to stop.
-        let _ = writeln!(std::io::stderr(), "warning: {}", escape_line(&warning));
+        let _ = writeln!(std::io::stderr(), "warning: {}", one_line(&warning));
     }
     let progress = Progress::start("parity", bundle.stages(), policy.params.count().0 <= LARGE);
     let outcome = crate::parity::run(&policy, &bundle, dtype, options.dump.is_some(), &progress)?;
@@ -90,7 +91,9 @@ fn write_dump(path: &Path, outcome: &Outcome) -> Result<()> {
             values: tensor.values.to_file(),
         })
         .collect();
-    write_safetensors(path, &tensors)
+    let mut file = File::create(path).map_err(|e| Error::io(path, "create", e))?;
+    write_safetensors(&mut file, path, &tensors)?;
+    file.sync_all().map_err(|e| Error::io(path, "force to disk", e))
 }
 
 /// The rows under a heading, and a last line that sums them up.
