@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use crate::config::HardwareOptions;
 use crate::error::{Error, Result};
-use crate::report::console::escape_control;
+use crate::report::console::one_line;
 use crate::tensor::Device;
 
 pub mod arguments;
@@ -49,7 +49,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing is left to tell it to when standard error is closed too.
-            let _ = writeln!(std::io::stderr(), "error: {}", escape_control(&error.to_string()));
+            let _ = writeln!(std::io::stderr(), "error: {}", one_line(&error.to_string()));
             ExitCode::from(error.exit_code())
         }
     }

@@ -90,7 +90,10 @@ pub fn decode_image(encoded: &[u8], name: &Path) -> Result<RgbImage> {
     }
     let format = supported_format(encoded, name)?;
     let broken = |error: image::ImageError| {
-        Error::content(name, format!("broken {} image: {error}; replace the file", format_name(format)))
+        // Some of the decoders' texts end with a line feed.
+        let reason = error.to_string();
+        let reason = reason.trim_end();
+        Error::content(name, format!("broken {} image: {reason}; replace the file", format_name(format)))
     };
     let mut reader = ImageReader::with_format(Cursor::new(encoded), format);
     let mut limits = Limits::no_limits();
