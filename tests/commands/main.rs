@@ -1,5 +1,9 @@
 //! Every command end to end, on a tiny checkpoint and a small dataset that `tasks make` draws.
 
+mod cases;
+mod cases_data;
+mod cases_model;
+mod cases_run;
 mod faults;
 
 use std::fs;
@@ -73,6 +77,67 @@ fn success(words: &[&str]) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{words:?}: {errors}");
     String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Asserts that the command fails with `code`, nothing on standard output and one `error: ` line that holds `parts`.
+fn fails(words: &[&str], code: i32, parts: &[&str]) {
+    let output = othink(words);
+    let message = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(code), "{words:?}: {message}");
+    assert!(output.stdout.is_empty(), "{words:?} printed something");
+    let error = message.trim_end();
+    assert!(error.starts_with("error: ") && !error.contains("internal error"), "{words:?}: {message}");
+    for part in parts {
+        assert!(error.contains(part), "{part:?} is not in {message:?}");
+    }
+}
+
+/// A copy of the checkpoint that a test may break.
+fn checkpoint(name: &str) -> PathBuf {
+    let dir = ROOT.join(name);
+    fs::create_dir_all(&dir).unwrap();
+    for file in [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ] {
+        fs::copy(Path::new(bundle()).join(file), dir.join(file)).unwrap();
+    }
+    dir
+}
+
+/// A dataset in a folder of its own: the given line after one good row.
+fn dataset(name: &str, line: &str) -> PathBuf {
+    let dir = ROOT.join(name);
+    fs::create_dir_all(&dir).unwrap();
+    fs::copy(DATA.join("images/train/000000.png"), dir.join("good.png")).unwrap();
+    let good = r#"{"image": "good.png", "problem": "How many?", "solution": "3"}"#;
+    let path = dir.join("rows.jsonl");
+    fs::write(&path, format!("{good}\n{line}\n")).unwrap();
+    path
+}
+
+/// The commands that read a dataset, on `path`; each has to fail.
+fn unreadable(path: &Path, code: i32, parts: &[&str]) {
+    let (run, answers) = (
+        ROOT.join("unreadable").join(path.parent().unwrap().file_name().unwrap()),
+        ROOT.join("unreadable.jsonl"),
+    );
+    fails(
+        &["eval", "--model", bundle(), "--dataset", text(path), "--output", text(&answers), "-q"],
+        code,
+        parts,
+    );
+    assert!(!answers.exists());
+    let mut words = grpo(&run);
+    words[4] = text(path);
+    words.push("--overwrite_output_dir");
+    fails(&words, code, parts);
+    assert!(!run.join("checkpoint-2").exists());
 }
 
 /// Options of a two-step GRPO run in which rewards differ within groups.

@@ -1,0 +1,179 @@
+//! The table of faults and bad input: every case is tested, or says what it waits for.
+//!
+//! Case N is tested by the functions called `case_NN_what_happens`, in `cases_model.rs`, `cases_data.rs` and `cases_run.rs`
+//! where the whole program is run, or beside the code that they test.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// How far a case has come.
+enum State {
+    /// At least one test has its number.
+    Tested,
+    /// What has to be there before it can be tested. No test may have its number.
+    Waiting(&'static str),
+    /// Being worked on: with or without a test.
+    Open,
+}
+
+use State::{Open, Tested, Waiting};
+
+#[rustfmt::skip]
+const CASES: [(&str, State); 82] = [
+    // Model folders.
+    ("model folder missing, a file, or empty", Tested),
+    // 65 for a folder without config.json: there is something at the path that was given, and it is not a model.
+    ("config.json absent, empty, not JSON, not UTF-8, with a byte order mark, of 200 MB, 100,000 levels deep", Tested),
+    ("one model described flat, twice and nested", Tested),
+    ("the flat keys and text_config disagree", Tested),
+    ("another model family", Tested),
+    ("sizes that do not divide, are zero, negative or enormous", Tested),
+    ("rotary scaling that is not implemented", Tested),
+    ("a weight file shorter than its header's length says", Tested),
+    ("a truncated shard, trailing bytes", Tested),
+    ("byte ranges that overlap, leave holes, run backwards; shapes that overflow; unknown dtypes", Tested),
+    ("a tensor named twice", Tested),
+    ("400,000 tensors, a header of 99 MB", Tested),
+    ("wrong shapes, missing and unexpected tensors", Tested),
+    ("NaN or infinity in the weights", Tested),
+    ("quantised weights", Tested),
+    ("an index that lies about its shards", Tested),
+    ("an index that leads out of the folder", Tested),
+    ("a pipe, device or folder in place of a file", Tested),
+    ("a weight file that shrinks or is replaced while it is read", Tested),
+    ("weights only as pickle", Tested),
+    ("tied weights, told in every place", Tested),
+    ("tokenizer.json missing, broken, of 200 MB; a vocabulary beyond the embedding; special ids out of range", Tested),
+    ("no chat template", Tested),
+    ("a chat template with an error", Tested),
+    ("a chat template that never ends or grows without bound", Tested),
+    ("a chat template that wants files or Python's attributes", Tested),
+    // Datasets and images.
+    ("dataset missing, empty, without the split", Open),
+    ("broken, cut, over-long, blank, CRLF and non-UTF-8 lines; keys given twice", Open),
+    ("damaged parquet files", Waiting("parquet is not read yet")),
+    ("a parquet page that claims 10 GB", Waiting("parquet is not read yet")),
+    ("columns missing, renamed, of another type, null", Open),
+    ("shards of different schemas", Waiting("parquet is not read yet; JSONL rows have no schema")),
+    ("images null, empty, HTML, truncated", Open),
+    ("images that are enormous once decoded", Open),
+    ("images of one pixel, and 200 times as long as wide", Open),
+    ("colour types, palettes, orientation, interlacing", Open),
+    ("content that is not what the extension says; formats that are not read", Open),
+    ("image paths out of the folder, URLs", Open),
+    ("image marks that are not as many as the images", Open),
+    ("a prompt longer than the limit", Open),
+    ("control tokens in a user's text", Open),
+    ("the model samples an image token", Open),
+    ("completions that are empty, cut, not UTF-8, full of escapes or very long", Open),
+    // Rewards and answers.
+    ("groups of one", Open),
+    ("equal rewards in a group, in every group", Open),
+    ("rewards that are no numbers", Waiting("rewards are the built-in ones; external reward processes are not there yet")),
+    ("rewards of the wrong number or type", Waiting("external reward processes are not there yet")),
+    ("a reward process that cannot be run or dies", Waiting("external reward processes are not there yet")),
+    ("a reward process that hangs", Waiting("external reward processes are not there yet")),
+    ("a reward process that floods its output", Waiting("external reward processes are not there yet")),
+    ("answers that are expensive to judge", Open),
+    ("format rewards on long texts", Open),
+    // The run.
+    ("one loss or gradient that is no number", Open),
+    ("several in a row", Open),
+    ("spikes of loss, gradient norm or KL", Open),
+    ("a first inner step whose ratio is not 1", Open),
+    ("log-probabilities of minus infinity, temperature 0, nothing left to sample", Open),
+    ("the GPU's memory runs out", Waiting("needs the CUDA backend")),
+    ("the host's memory runs out", Open),
+    ("no GPU, an old driver, a broken GPU", Waiting("needs the CUDA backend; until then --device cuda is refused")),
+    ("a GPU that is busy, sliced or hidden", Waiting("needs the CUDA backend")),
+    ("signals at any time", Open),
+    ("killed at any write of a save", Open),
+    ("disk full, read-only, no permission", Open),
+    ("fsync fails", Open),
+    ("checkpoints that are incomplete or damaged", Open),
+    ("resuming with other options", Open),
+    ("a checkpoint of a newer format", Open),
+    ("two runs on one folder", Open),
+    ("an output folder with files", Open),
+    ("old checkpoints are removed", Open),
+    ("file modes", Open),
+    // What can be told without Python: names, dialect, dtype, modes. tools/reference/check_loads.py loads the folders with
+    // transformers.
+    ("a saved model loads elsewhere", Tested),
+    ("LoRA adapters", Waiting("LoRA is not there yet")),
+    ("a peer process dies", Waiting("a run is one process")),
+    ("launcher variables that disagree", Waiting("a run is one process")),
+    ("clock, home, temporary folder, closed output, dumb terminal", Open),
+    // Options and reports.
+    ("options and config files: unknown, twice, out of range", Open),
+    ("YAML", Waiting("config files are TOML")),
+    ("hostile text in reports", Open),
+    ("secrets", Open),
+    ("zero steps, a dataset smaller than a batch, the last group", Open),
+];
+
+/// Every `.rs` file below `folder`.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The names of the tests of each case in a source file: functions called `case_NN_...` that run as a test.
+fn tests_of_cases(source: &str) -> Vec<(usize, String)> {
+    let lines: Vec<&str> = source.lines().map(str::trim).collect();
+    let mut found = Vec::new();
+    for (n, line) in lines.iter().enumerate() {
+        let Some(name) = line.strip_prefix("fn case_") else { continue };
+        let attributes = || lines[..n].iter().rev().take_while(|line| line.starts_with("#["));
+        let runs = attributes().any(|line| *line == "#[test]")
+            && !attributes().any(|line| line.starts_with("#[ignore"));
+        let number = name.get(..3).and_then(|text| text.strip_suffix('_')?.parse().ok());
+        assert!(runs, "fn case_{name} is not a test that runs");
+        let number = number.unwrap_or_else(|| panic!("fn case_{name} has no number of two digits"));
+        found.push((number, name.split('(').next().unwrap_or_default().to_owned()));
+    }
+    found
+}
+
+#[test]
+fn every_case_is_tested_or_says_what_it_waits_for() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for folder in ["src", "tests"] {
+        sources(&root.join(folder), &mut files);
+    }
+    let mut tests: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    for file in files {
+        for (number, name) in tests_of_cases(&fs::read_to_string(&file).expect("UTF-8")) {
+            tests.entry(number).or_default().push(name);
+        }
+    }
+    let mut wrong = Vec::new();
+    for (number, (case, state)) in (1..).zip(&CASES) {
+        match (state, tests.remove(&number)) {
+            (Tested, None) => wrong.push(format!("case {number} ({case}) has no test")),
+            (Waiting(reason), Some(names)) => {
+                wrong.push(format!("case {number} ({case}) waits ({reason}), yet has tests: {names:?}"));
+            }
+            (Tested | Open, _) | (Waiting(_), None) => {}
+        }
+    }
+    wrong.extend(tests.into_iter().map(|(number, names)| format!("{names:?}: there is no case {number}")));
+    assert_eq!(wrong, [""; 0]);
+}
+
+#[test]
+fn only_tests_that_run_count() {
+    let source = "#[test]\n#[cfg(unix)]\nfn case_07_x() {\n}\n    #[test]\n    fn case_81_y() {";
+    assert_eq!(tests_of_cases(source), [(7, "07_x".to_owned()), (81, "81_y".to_owned())]);
+    for wrong in ["fn case_07_x() {", "#[test]\n#[ignore]\nfn case_07_x() {", "#[test]\nfn case_7_x() {"] {
+        assert!(std::panic::catch_unwind(|| tests_of_cases(wrong)).is_err(), "{wrong}");
+    }
+}
