@@ -22,6 +22,7 @@ mod inputs;
 mod inspect;
 mod output;
 mod parity;
+mod run_folder;
 mod score;
 mod sft;
 mod tasks;
@@ -58,8 +59,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(command: &Command) -> Result<()> {
     match command {
         Command::Demo(options) => demo::run(options),
-        Command::Grpo(options) => grpo::run(options),
-        Command::Sft(options) => sft::run(options),
+        Command::Grpo(options) => grpo::train(options),
+        Command::Sft(options) => sft::train(options),
         Command::Eval(options) => eval::run(options),
         Command::Generate(options) => generate::run(options),
         Command::Parity(options) => parity::run(options),

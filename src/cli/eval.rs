@@ -75,7 +75,10 @@ pub fn run(options: &EvalConfig) -> Result<()> {
         false => samples.clone(),
     };
     let progress = Progress::start("evaluate", samples.len() as u64, quiet);
-    let results = evaluate(&policy, &policy.params, &shown, &rewards, &evaluation, &|n| progress.advance(n))?;
+    let results = evaluate(&policy, &policy.params, &shown, &rewards, &evaluation, &|n| {
+        progress.advance(n);
+        Ok(())
+    })?;
     progress.finish();
     if let Some(file) = &mut output {
         samples.iter().zip(&results).try_for_each(|(sample, result)| file.append(&row(sample, result)))?;

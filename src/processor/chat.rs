@@ -1,19 +1,21 @@
 //! The chat template of a checkpoint: from messages to the text that is tokenised.
 //!
 //! A template comes with the model and is not trusted: it cannot read files or reach anything but its variables, and a
-//! rendering is bounded in steps, time and output ([`MAX_RENDER_TIME`], [`MAX_RENDERED_BYTES`]).
+//! rendering is bounded in steps, time, memory, stack and output ([`MAX_RENDER_TIME`], [`MAX_RENDERED_BYTES`]).
 
+mod bounded;
 mod environment;
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use minijinja::Value as JinjaValue;
 use minijinja::value::Serde;
-use minijinja::{Environment, Value as JinjaValue};
 use serde_json::{Map, Value};
 
+use self::bounded::{Code, add_checks};
+use self::environment::{transformers_environment, without_generation_tags};
 use crate::error::{Error, Result};
 use crate::processor::image_config::{read_if_there, read_json_object};
 
@@ -23,8 +25,9 @@ pub const MAX_RENDER_TIME: Duration = Duration::from_secs(1);
 pub const MAX_RENDERED_BYTES: usize = 4 << 20;
 /// Longest template that is compiled, a few times what the longest published ones have.
 pub const MAX_TEMPLATE_BYTES: usize = 64 << 10;
-/// Room for the interpreter's recursion (limited to 500 levels) in builds with large stack frames.
-const RENDER_STACK_BYTES: usize = 32 << 20;
+/// Room for the interpreter's recursion (limited to 500 levels) and the parser's (one `elif` has 9 bytes), in builds with
+/// large stack frames. Only what is used takes memory.
+const STACK_BYTES: usize = (32 << 20) + (MAX_TEMPLATE_BYTES << 10);
 
 /// What Qwen2-VL's published template does, for folders without one: a default system message where the conversation has
 /// none, every message between `<|im_start|>role` and `<|im_end|>`, images as one placeholder between vision marks.
@@ -51,14 +54,12 @@ pub const QWEN2_VL_TEMPLATE: &str = concat!(
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}",
 );
 
-/// The one name in the Jinja environment.
-const TEMPLATE: &str = "chat_template";
-
-/// A compiled chat template with the variables its folder gives it.
+/// A chat template that compiles, with the variables its folder gives it.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Arc<Environment<'static>>,
     source: String,
+    /// `source` in the dialect of the engine.
+    engine_source: Arc<str>,
     /// Named in errors.
     path: PathBuf,
     /// `bos_token`, `eos_token` and the like from `tokenizer_config.json`.
@@ -117,10 +118,12 @@ impl ChatTemplate {
                 format!("chat template of {} bytes; at most {MAX_TEMPLATE_BYTES} are read", source.len());
             return Err(Error::content(path, message));
         }
-        let environment = compile(&source, path)?;
+        let engine_source: Arc<str> = without_generation_tags(&source)?.into();
+        let compiled = Arc::clone(&engine_source);
+        on_bounded_thread(path, move || Code::compile(&compiled).map(drop))?;
         Ok(ChatTemplate {
-            environment: Arc::new(environment),
             source,
+            engine_source,
             path: path.to_path_buf(),
             special_tokens: Map::new(),
             warning: None,
@@ -153,7 +156,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::Content`] naming the template and its line: a failing expression, `raise_exception`, or a limit
-    /// exceeded. After a time-out the rendering's thread ends by itself when its step budget is spent.
+    /// exceeded. After a time-out the rendering's thread ends by itself, at the next check of a value.
     pub fn render(&self, messages: &Value, variables: &Map<String, Value>) -> Result<String> {
         let mut context = Map::new();
         context.insert("tools".into(), Value::Null);
@@ -164,83 +167,56 @@ impl ChatTemplate {
         context.insert("messages".into(), messages.clone());
         let context = JinjaValue::from(Serde(&context));
 
-        let environment = Arc::clone(&self.environment);
-        let (sender, receiver) = mpsc::sync_channel(1);
-        // A thread of its own, because a wall-clock limit cannot be had from the interpreter.
-        std::thread::Builder::new()
-            .name("chat-template".into())
-            .stack_size(RENDER_STACK_BYTES)
-            .spawn(move || {
-                // The receiver is gone only after a time-out, when nobody wants the result.
-                let _ = sender.send(render_bounded(&environment, context));
-            })
-            .map_err(|error| Error::io(&self.path, "start the thread that renders it", error))?;
-        let fail = |message: String| Error::content(&self.path, message);
-        match receiver.recv_timeout(MAX_RENDER_TIME) {
-            Ok(Ok(text)) => Ok(text),
-            Ok(Err(error)) => Err(fail(describe(&error))),
-            Err(mpsc::RecvTimeoutError::Timeout) => Err(fail(format!(
-                "chat template took longer than {} s; simplify it",
-                MAX_RENDER_TIME.as_secs()
-            ))),
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                Err(fail("the template engine crashed on this chat template; simplify it".into()))
-            }
-        }
+        let source = Arc::clone(&self.engine_source);
+        on_bounded_thread(&self.path, move || {
+            let mut environment = transformers_environment();
+            add_checks(&mut environment, Instant::now() + MAX_RENDER_TIME);
+            Code::compile(&source)?.render(&environment, context)
+        })
     }
 }
 
-/// Compiles in a thread whose stack grows with the source, because the parser recurses on prefix operators and nested
-/// blocks: `not not not ...` would otherwise overflow it.
-fn compile(source: &str, path: &Path) -> Result<Environment<'static>> {
-    const STACK_PER_BYTE: usize = 1 << 10;
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .stack_size(RENDER_STACK_BYTES + source.len() * STACK_PER_BYTE)
-            .spawn_scoped(scope, || environment::transformers_environment(TEMPLATE, source))
-            .map_err(|error| Error::io(path, "start the thread that compiles it", error))?;
-        match thread.join() {
-            Ok(compiled) => compiled.map_err(|error| Error::content(path, describe(&error))),
-            Err(_) => {
-                Err(Error::content(path, "the template engine crashed on this chat template; simplify it"))
-            }
+/// Runs the engine on a thread of its own: a wall-clock limit cannot be had from it, and the parser recurses on `elif`,
+/// so that the stack has to grow with the longest template.
+fn on_bounded_thread<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> std::result::Result<T, minijinja::Error> + Send + 'static,
+) -> Result<T> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    std::thread::Builder::new()
+        .name("chat-template".into())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            // The receiver is gone only after a time-out, when nobody wants the result.
+            let _ = sender.send(work());
+        })
+        .map_err(|error| Error::io(path, "start the thread that renders it", error))?;
+    let fail = |message: String| Err(Error::content(path, message));
+    match receiver.recv_timeout(MAX_RENDER_TIME) {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => fail(describe(&error)),
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            fail(format!("chat template took longer than {} s; simplify it", MAX_RENDER_TIME.as_secs()))
         }
-    })
-}
-
-/// Renders into a buffer that refuses to grow beyond [`MAX_RENDERED_BYTES`].
-fn render_bounded(
-    environment: &Environment<'static>,
-    context: JinjaValue,
-) -> std::result::Result<String, minijinja::Error> {
-    let mut output = Bounded(Vec::new());
-    environment.get_template(TEMPLATE)?.render_captured_to(context, &mut output)?;
-    String::from_utf8(output.0)
-        .map_err(|_| minijinja::Error::new(minijinja::ErrorKind::BadSerialization, "output is not UTF-8"))
-}
-
-struct Bounded(Vec<u8>);
-
-impl io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_RENDERED_BYTES {
-            return Err(io::Error::other(format!("rendered text exceeds {MAX_RENDERED_BYTES} bytes")));
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            fail("the template engine crashed on this chat template; simplify it".into())
         }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
 /// One line: "chat template, line 3: unknown filter: ... ".
 fn describe(error: &minijinja::Error) -> String {
+    /// Longest message: `raise_exception` may be given any text.
+    const LONGEST: usize = 400;
     let line = error.line().map(|line| format!(", line {line}")).unwrap_or_default();
     let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
     let cause = std::error::Error::source(error).map(|cause| format!(" ({cause})")).unwrap_or_default();
-    format!("chat template{line}: {}{detail}{cause}", error.kind())
+    let mut text = format!("chat template{line}: {}{detail}{cause}", error.kind());
+    if let Some((cut, _)) = text.char_indices().nth(LONGEST) {
+        text.truncate(cut);
+        text.push_str("...");
+    }
+    text
 }
 
 /// The template in a Jinja or JSON file, with the file's path; `None` where there is no such file.
@@ -296,174 +272,4 @@ fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn template(source: &str) -> ChatTemplate {
-        ChatTemplate::from_source(source.to_string(), Path::new("chat_template.jinja")).unwrap()
-    }
-
-    fn render(source: &str) -> Result<String> {
-        let compiled = ChatTemplate::from_source(source.to_string(), Path::new("chat_template.jinja"))?;
-        compiled.render(&json!([{"role": "user", "content": "a <b> é"}]), &Map::new())
-    }
-
-    /// The bundle's template and the built-in one, on every recorded case.
-    #[test]
-    fn renders_the_recorded_cases_to_the_byte() {
-        let published = template(include_str!("../../tests/templates/chat_template.jinja"));
-        let built_in = template(QWEN2_VL_TEMPLATE);
-        let cases: Vec<Value> =
-            serde_json::from_str(include_str!("../../tests/templates/cases.json")).unwrap();
-        assert_eq!(cases.len(), 11);
-        for case in &cases {
-            let variables = case["kwargs"].as_object().unwrap();
-            let expected = case["rendered"].as_str().unwrap();
-            assert_eq!(published.render(&case["messages"], variables).unwrap(), expected, "{}", case["name"]);
-            // The built-in one knows the parts this program makes: no videos, no image_url.
-            if !case["messages"].to_string().contains("video")
-                && !case["messages"].to_string().contains("url")
-            {
-                assert_eq!(
-                    built_in.render(&case["messages"], variables).unwrap(),
-                    expected,
-                    "{}",
-                    case["name"]
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn the_environment_behaves_as_transformers_does() {
-        for (source, expected) in [
-            ("{{ messages[0].content | tojson }}", "\"a <b> é\""),
-            ("{{ {'b': [1, 2.0, none], 'a': true} | tojson }}", "{\"b\": [1, 2.0, null], \"a\": true}"),
-            ("{{ {'b': 1, 'a': []} | tojson(indent=2, sort_keys=true) }}", "{\n  \"a\": [],\n  \"b\": 1\n}"),
-            ("{{ 'é😀\"\\n' | tojson(ensure_ascii=true) }}", "\"\\u00e9\\ud83d\\ude00\\\"\\n\""),
-            ("{{ [1, {'a': 2}] | tojson(separators=(',', ':')) }}", "[1,{\"a\":2}]"),
-            ("{{ [1e20, 1e-7, 0.1, 123456.0] | tojson }}", "[1e+20, 1e-07, 0.1, 123456.0]"),
-            ("{% generation %}\nx{% endgeneration %}\ny", "xy"),
-            ("{%- generation -%} x {%- endgeneration %} y", "x y"),
-            (
-                "{{ 'a' is sequence }}{{ 'a' is iterable }}{{ {} is sequence }}{{ 1 is sequence }}",
-                "TrueTrueTrueFalse",
-            ),
-            ("{{ tools is none }}{{ documents is none }}{{ absent is defined }}", "TrueTrueFalse"),
-            ("{{ 'a,b'.split(',')[1] }}{{ ' x '.strip() }}{{ {'k': 3}.get('k') }}", "bx3"),
-            ("{{ '{:>4}'.format(7) }}|{{ '{}'.format('x') }}", "   7|x"),
-            ("  {% if true %}\n  a\n  {% endif %}\nb\n", "  a\nb"),
-            ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
-            ("{{ strftime_now('%%') }}{{ strftime_now('%Y') | length }}", "%4"),
-        ] {
-            assert_eq!(render(source).unwrap(), expected, "{source}");
-        }
-    }
-
-    #[test]
-    fn faults_of_a_template_are_named_with_their_line() {
-        for (source, line, expected) in [
-            ("a\n{% if %}", 2, "syntax error"),
-            ("\n\n{{ 1 | nosuch }}", 3, "nosuch"),
-            ("{{ raise_exception('roles must alternate') }}", 1, "roles must alternate"),
-            ("x\n{{ messages.nope.deeper }}", 2, "undefined"),
-            ("{% include 'tokenizer.json' %}", 1, "tokenizer.json"),
-            ("{{ open('/etc/passwd') }}", 1, "open"),
-        ] {
-            let error = render(source).unwrap_err();
-            assert_eq!(error.exit_code(), 65, "{source}");
-            let text = error.to_string();
-            assert!(text.contains(&format!("line {line}")) && text.contains(expected), "{source}: {text}");
-        }
-        // Python's escape routes lead nowhere.
-        assert_eq!(render("{{ ''.__class__ }}{{ messages.__class__ }}").unwrap(), "");
-        assert!(render("{{ messages.__class__.__mro__ }}").is_err());
-    }
-
-    #[test]
-    fn hostile_templates_end_soon_with_an_error() {
-        let doubling = "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
-        let text = "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
-        for source in [
-            "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".to_string(),
-            "{% for i in range(1000000000000) %}{% endfor %}".to_string(),
-            "{{ 'a' * 1000000000 }}".to_string(),
-            "{{ '{:>1000000000}'.format(1) }}".to_string(),
-            "{{ '{:>{}}'.format(1, 1000000000) }}".to_string(),
-            "{{ ('{:>9999}' * 5000).format(1) }}".to_string(),
-            "{{ '%1000000000d' | format(1) }}".to_string(),
-            "{{ 1 | tojson(indent=1000000000) }}".to_string(),
-            "{{ 'a' | indent(1000000000, true) }}{{ 'a' | center(1000000000) }}".to_string(),
-            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}".to_string(),
-            "{% for i in range(99999) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' }}{% endfor %}".to_string(),
-            format!("{doubling}{{{{ ns.x }}}}"),
-            format!("{doubling}{{{{ ns.x | tojson }}}}"),
-            format!("{doubling}{{{{ (ns.x ~ '') | length }}}}"),
-            format!("{doubling}{{{{ ns.x == ns.x }}}}{{{{ 1 in ns.x }}}}{{{{ ns.x | string | length }}}}"),
-            format!("{text}{{{{ ns.x }}}}"),
-            "(".repeat(60_000),
-            format!("{{{{ {}1{} }}}}", "(".repeat(30_000), ")".repeat(30_000)),
-            format!("{{{{ {}1 }}}}{{{{ 1 + }}}}", "not ".repeat(16_000)),
-            format!("{{{{ {}1 | nosuch }}}}", "-".repeat(65_000)),
-            "{% if x %}".repeat(6_500),
-            format!("{}{}{{{{ nosuch() }}}}", "{% if 1 %}".repeat(3_000), "{% endif %}".repeat(3_000)),
-            format!("{{{{ 1{} }}}}{{{{ nosuch() }}}}", "|abs".repeat(16_000)),
-            format!("{{{{ 1{} }}}}{{{{ nosuch() }}}}", "**1".repeat(21_000)),
-            "{% if x %}".repeat(100_000),
-        ] {
-            let start = std::time::Instant::now();
-            let result = render(&source);
-            let took = start.elapsed();
-            let shown: String = source.chars().take(90).collect();
-            if source.starts_with("((") {
-                assert!(result.is_ok(), "plain text is no expression");
-            } else {
-                let error = result.expect_err(&shown);
-                assert_eq!(error.exit_code(), 65);
-            }
-            assert!(took < Duration::from_secs(3), "{shown}: {took:?}");
-        }
-    }
-
-    #[test]
-    fn long_conversations_are_within_the_budget() {
-        let template = template(QWEN2_VL_TEMPLATE);
-        let text = "x".repeat(3 << 20);
-        let long = template.render(&json!([{"role": "user", "content": text}]), &Map::new()).unwrap();
-        assert!(long.len() > text.len());
-        let turn = json!({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]});
-        let many = template.render(&Value::from(vec![turn; 2000]), &Map::new()).unwrap();
-        assert_eq!(many.matches("<|image_pad|>").count(), 2000);
-    }
-
-    #[test]
-    fn the_folder_is_searched_in_order_of_precedence() {
-        let folder = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-        let text = |chosen: Option<&Path>| -> String {
-            let template = ChatTemplate::load(folder.path(), chosen).unwrap();
-            template.render(&json!([{"role": "user", "content": "x"}]), &Map::new()).unwrap()
-        };
-        let built_in = ChatTemplate::load(folder.path(), None).unwrap();
-        assert!(built_in.warning().unwrap().contains("no chat template"));
-        assert!(text(None).starts_with("<|im_start|>system\nYou are"));
-        write(
-            "tokenizer_config.json",
-            r#"{"eos_token":{"content":"</s>"},"chat_template":[{"name":"tool_use","template":"no"},{"name":"default","template":"config {{eos_token}}"}]}"#,
-        );
-        assert_eq!(text(None), "config </s>");
-        assert!(ChatTemplate::load(folder.path(), None).unwrap().warning().is_none());
-        write("chat_template.json", r#"{"chat_template":"json"}"#);
-        assert_eq!(text(None), "json");
-        write("chat_template.jinja", "jinja");
-        assert_eq!(text(None), "jinja");
-        write("mine.jinja", "mine");
-        assert_eq!(text(Some(&folder.path().join("mine.jinja"))), "mine");
-        let absent = ChatTemplate::load(folder.path(), Some(Path::new("absent.jinja"))).unwrap_err();
-        assert_eq!(absent.exit_code(), 66);
-        write("two.json", r#"{"chat_template":{"a":"1","b":"2"}}"#);
-        let two = ChatTemplate::load(folder.path(), Some(&folder.path().join("two.json"))).unwrap_err();
-        assert!(two.to_string().contains("default"), "{two}");
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! The table of faults and bad input: every case is tested, or says what it waits for.
 //!
-//! Case N is tested by the functions called `case_NN_what_happens`, in `cases_model.rs`, `cases_data.rs` and `cases_run.rs`
+//! Case N is tested by the functions called `case_NN_what_happens`, in the `cases_*.rs` beside this file,
 //! where the whole program is run, or beside the code that they test.
 
 use std::collections::BTreeMap;

@@ -126,7 +126,10 @@ pub fn roll_out(
 ) -> Vec<Vec<Completion>> {
     let detokenize = |ids: &[u32]| policy.detokenize(ids);
     let requests: Vec<_> = prompts.iter().map(|&(place, prompt)| Request { place, prompt }).collect();
-    policy.engine(&policy.params, decoding, &detokenize).generate(&requests, group, seed, &|_| {}).unwrap()
+    policy
+        .engine(&policy.params, decoding, &detokenize)
+        .generate(&requests, group, seed, &|_| Ok(()))
+        .unwrap()
 }
 
 /// Prompts and completions cut into micro-batches, as the trainer does it.

@@ -6,7 +6,6 @@
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
@@ -14,21 +13,18 @@ use regex::Regex;
 
 use crate::processor::chat::MAX_RENDERED_BYTES;
 
-/// Steps of the interpreter per rendering: a conversation of 2000 turns fits, and a loop spends them in 0.1 s.
-const FUEL: u64 = 1_000_000;
+/// What one rendering may spend, in the engine's measure (a step, or 64 bytes of text made): a conversation of 2000 turns
+/// fits, a loop spends it in 0.1 s, and it bounds the memory of strings to 32 MB.
+const FUEL: u64 = 500_000;
 /// Largest `indent` of `tojson`.
 const MAX_INDENT: usize = 64;
 /// Deepest nesting that `tojson` writes.
 const MAX_JSON_DEPTH: usize = 128;
 
-/// An environment with `source` compiled under `name`: blocks trimmed, loop controls, Python's methods, `tojson`,
-/// `raise_exception`, `strftime_now`, `{% generation %}`, no escaping, no other templates.
-pub(super) fn transformers_environment(
-    name: &'static str,
-    source: &str,
-) -> Result<Environment<'static>, Error> {
+/// An environment for templates that [`without_generation_tags`] has gone over: Python's methods, `tojson`,
+/// `raise_exception`, `strftime_now`, no escaping, no other templates.
+pub(super) fn transformers_environment() -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(python_method);
@@ -39,15 +35,15 @@ pub(super) fn transformers_environment(
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Bytes)
     });
-    environment.add_template_owned(name, without_generation_tags(source)?)?;
-    Ok(environment)
+    environment
 }
 
 /// `{% generation %}` marks the assistant's tokens for a mask that is not needed here. Its block becomes a `with` block,
 /// which has the same scope and whitespace rules and prints what is inside.
-fn without_generation_tags(source: &str) -> Result<String, Error> {
+pub(super) fn without_generation_tags(source: &str) -> crate::error::Result<String> {
     let tag = |pattern: &str| {
-        Regex::new(pattern).map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
+        Regex::new(pattern)
+            .map_err(|error| crate::error::Error::Internal(format!("generation tags: {error}")))
     };
     let opened = tag(r"\{%([-+]?)\s*generation\s*([-+]?)%\}")?.replace_all(source, "{%$1 with $2%}");
     Ok(tag(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")?
