@@ -37,7 +37,7 @@ fn bench_grpo(c: &mut Criterion) {
             group.throughput(Throughput::Elements(8 * 8 * 32));
             group.bench_function(BenchmarkId::new(format!("{name}{memory}"), "8x8x32"), |b| {
                 b.iter(|| {
-                    let report = trainer.step(step, &samples, &|_| {}).expect("a step").report;
+                    let report = trainer.step(step, &samples, &|_| Ok(())).expect("a step").report;
                     assert_eq!(report.sampling_logp_difference_max, 0.0);
                     step += 1;
                 });
@@ -56,7 +56,7 @@ fn bench_sft(c: &mut Criterion) {
     let mut step = 0;
     group.bench_function(BenchmarkId::new("rows", 24), |b| {
         b.iter(|| {
-            trainer.step(step, &samples).expect("a step");
+            trainer.step(step, &samples, &|_| Ok(())).expect("a step");
             step += 1;
         });
     });

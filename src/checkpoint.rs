@@ -6,12 +6,23 @@
 
 mod atomic;
 mod describe;
+mod manifest;
 mod plan;
 mod safetensors;
 mod save;
+mod saver;
+mod series;
+mod state;
 
-pub use atomic::{OnExisting, write_folder};
+pub use atomic::{NewFile, NewFolder, OnExisting, create_dir_all, replace_file, write_folder};
 pub use describe::{CheckpointDescription, Description, RunDescription, describe};
+pub use manifest::{Flaw, MANIFEST, Manifest};
 pub use plan::{COMPANION_FILES, SavePlan};
 pub use safetensors::{FloatDtype, NamedTensor, Values, write_safetensors};
 pub use save::{WeightRef, save_model};
+pub use saver::Saver;
+pub use series::{Newest, checkpoint_dir, list_checkpoints, newest_whole, sweep};
+pub use state::{
+    Best, GuardState, Identity, ResumeState, SavedRollout, SavedRun, Snapshot, TrainerState,
+    read_trainer_state,
+};

@@ -22,6 +22,7 @@ mod inputs;
 mod inspect;
 mod output;
 mod parity;
+mod run_folder;
 mod score;
 mod sft;
 mod tasks;
@@ -58,8 +59,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(command: &Command) -> Result<()> {
     match command {
         Command::Demo(options) => demo::run(options),
-        Command::Grpo(options) => grpo::run(options),
-        Command::Sft(options) => sft::run(options),
+        Command::Grpo(options) => grpo::train(options),
+        Command::Sft(options) => sft::train(options),
         Command::Eval(options) => eval::run(options),
         Command::Generate(options) => generate::run(options),
         Command::Parity(options) => parity::run(options),
@@ -96,19 +97,20 @@ pub fn print(text: &str) -> Result<()> {
         .map_err(|error| Error::io("standard output", "write", error))
 }
 
-/// Replaces the panic hook by one that keeps the first panic's message and place, and prints nothing.
+/// Replaces the panic hook by one that keeps the latest panic's message and place, and prints nothing. (An earlier one may
+/// have been caught: an image decoder's.)
 fn record_panics() -> &'static Mutex<Option<String>> {
-    static FIRST: Mutex<Option<String>> = Mutex::new(None);
+    static LATEST: Mutex<Option<String>> = Mutex::new(None);
     std::panic::set_hook(Box::new(|panic| {
         let payload = panic.payload();
         let message = payload.downcast_ref::<&str>().copied();
         let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        let message = message.unwrap_or("panic without a message").replace('\n', " ");
+        let message = message.unwrap_or("panic without a message");
         let place =
             panic.location().map_or(String::new(), |place| format!(" at {}:{}", place.file(), place.line()));
-        if let Ok(mut first) = FIRST.lock() {
-            first.get_or_insert(format!("{message}{place}"));
+        if let Ok(mut latest) = LATEST.lock() {
+            *latest = Some(format!("{message}{place}"));
         }
     }));
-    &FIRST
+    &LATEST
 }

@@ -34,7 +34,7 @@ pub use optimiser::{LrSchedulerType, OptimiserOptions};
 pub use rollout::{OwnRolloutOptions, RolloutOptions};
 pub use run::{
     CheckpointOptions, CompletionLogOptions, DryRunOptions, FileOptions, LoggingOptions, QuietOptions,
-    SeedOptions,
+    ResumeFrom, SeedOptions,
 };
 pub use tools::{DemoConfig, Difficulty, InspectConfig, MakeTaskConfig};
 

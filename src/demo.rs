@@ -2,11 +2,12 @@
 
 pub mod tiny;
 
-use crate::checkpoint::SavePlan;
+use crate::checkpoint::{Identity, SavePlan, replace_file};
 use crate::config::{
     DemoConfig, ImportanceSamplingLevel, KlEstimator, LossType, LrSchedulerType, Options, ScaleRewards,
 };
 use crate::data::{self, PromptTemplate, ReadOptions, Sample};
+use crate::disk::SystemDisk;
 use crate::error::{Error, Result};
 use crate::kl::{BetaController, BetaSchedule, Othink};
 use crate::loss::LossConfig;
@@ -14,15 +15,17 @@ use crate::nn::Params;
 use crate::optim::{AdamWConfig, LrSchedule};
 use crate::processor::ProcessorOptions;
 use crate::report::html::{self, Accuracy, RunSummary};
-use crate::report::{JsonLines, Progress, read_rows};
+use crate::report::{JsonLines, Progress, Row, read_rows};
 use crate::reward::RewardSet;
 use crate::rollout::sampler::SamplingParams;
 use crate::tasks::{self, Difficulty, Task, TaskOptions, blank_sample, majority_accuracy};
 use crate::tensor::DType;
 use crate::train::evaluate::{EvaluationOptions, evaluate, mean_score};
 use crate::train::grpo::{GrpoOptions, GrpoTrainer};
+use crate::train::interrupt::Interrupt;
 use crate::train::policy::Policy;
-use crate::train::run::{RunOptions, create_run_folder, run_grpo, save_checkpoint};
+use crate::train::resume::{self, RunLock};
+use crate::train::run::{self, RunOptions, save_model_checkpoint};
 use crate::train::sft::{SftOptions, SftTrainer};
 use crate::train::stream::Stream;
 use rayon::prelude::*;
@@ -128,7 +131,16 @@ pub fn run(options: &DemoConfig, recipe: &Recipe) -> Result<DemoResult> {
     let start = Instant::now();
     let dir = &options.output_dir;
     let (quiet, seed) = (options.quiet.quiet, options.seed.seed);
-    create_run_folder(dir, options.overwrite_output_dir, &options.to_toml()?)?;
+    resume::refuse_in_use(dir)?;
+    if !options.overwrite_output_dir && resume::is_occupied(dir)? {
+        return Err(Error::Usage(format!(
+            "--output_dir {} already holds files; name another folder, or add --overwrite_output_dir",
+            dir.display()
+        )));
+    }
+    let _lock = RunLock::take(&SystemDisk, dir)?;
+    resume::clear(&SystemDisk, dir)?;
+    replace_file(&SystemDisk, &dir.join("config.toml"), options.to_toml()?.as_bytes())?;
     let data_dir = make_data(recipe, dir, seed, quiet)?;
     let read = |split: &str| {
         data::read(
@@ -228,7 +240,10 @@ fn accuracy(
         seed: 0,
     };
     let progress = Progress::start(label, samples.len() as u64, quiet);
-    let results = evaluate(policy, params, samples, &rewards, &options, &|n| progress.advance(n))?;
+    let results = evaluate(policy, params, samples, &rewards, &options, &|n| {
+        progress.advance(n);
+        Ok(())
+    })?;
     progress.finish();
     Ok(mean_score(&results, 0))
 }
@@ -259,11 +274,11 @@ fn train_sft(
     let plan = SavePlan::like(&policy.folder)?;
     let stream = Stream::new(samples.len(), seed, true)?;
     let mut trainer = SftTrainer::new(policy, options, SFT_ADAMW, stream)?;
-    let mut rows = JsonLines::create(dir.join("sft_metrics.jsonl"))?;
+    let mut rows = JsonLines::create(&SystemDisk, dir.join("sft_metrics.jsonl"))?;
     let progress = Progress::start("SFT", recipe.sft_max_steps, quiet);
     let mut steps = 0;
     while steps < recipe.sft_max_steps {
-        let report = trainer.step(steps, samples)?;
+        let report = trainer.step(steps, samples, &|_| Ok(()))?;
         rows.append(&report.row())?;
         steps += 1;
         progress.advance(1);
@@ -278,7 +293,7 @@ fn train_sft(
     }
     progress.finish();
     let sft_dir = dir.join("checkpoint-sft");
-    save_checkpoint(&sft_dir, &plan, &trainer.policy.params)?;
+    save_model_checkpoint(&SystemDisk, &sft_dir, &trainer.policy, &plan)?;
     Ok((sft_dir, steps))
 }
 
@@ -325,15 +340,26 @@ fn train_grpo(
     let stream = Stream::new(samples.len(), seed, true)?;
     let beta = BetaController::new(BetaSchedule::Othink(recipe.beta), recipe.grpo_steps)?;
     let mut trainer = GrpoTrainer::new(policy, options, decoding, rewards, beta, GRPO_ADAMW, stream)?;
-    let saved = run_grpo(&mut trainer, samples, dir, &run_options(recipe.grpo_steps, quiet), None)?;
+    let identity = Identity {
+        command: "grpo".into(),
+        options: Row::new(),
+        model_hash: String::new(),
+        dataset_hash: String::new(),
+        max_steps: recipe.grpo_steps,
+    };
+    let saved = run::run(&mut trainer, samples, &run_options(dir, quiet), identity, None, None)?;
     rename(&saved, &dir.join("checkpoint-grpo"))
 }
 
-fn run_options(steps: u64, quiet: bool) -> RunOptions {
+fn run_options(dir: &Path, quiet: bool) -> RunOptions {
     RunOptions {
-        steps,
+        dir: dir.to_path_buf(),
+        disk: Arc::new(SystemDisk),
+        interrupt: Interrupt::default(),
         save_steps: 0,
         save_total_limit: None,
+        save_only_model: true,
+        metric_for_best_model: String::new(),
         logging_steps: 0,
         log_completions: true,
         print_completions: 0,

@@ -36,9 +36,15 @@ pub enum Error {
     /// The requested device cannot be used. Exit code 69.
     #[error("{0}")]
     Device(String),
+    /// Another run has the folder. Exit code 69.
+    #[error("{0}")]
+    Busy(String),
     /// The run stopped to protect itself (NaN loss, failed self-check). Exit code 70.
     #[error("{0}")]
     Protect(String),
+    /// There is not enough memory. Exit code 71.
+    #[error("{0}")]
+    Memory(String),
     /// The operating system refused a read or write. Exit code 74.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
@@ -49,6 +55,9 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A signal asked to stop; what was done is saved, and the run can go on. Exit code 75.
+    #[error("{0}")]
+    Interrupted(String),
     /// A broken promise inside the program: always a bug of ours. Exit code 1.
     #[error("internal error: {0} (this is a bug in othink-train; please report it)")]
     Internal(String),
@@ -81,9 +90,11 @@ impl Error {
             Error::Usage(_) => 2,
             Error::Content { .. } | Error::Input(_) => 65,
             Error::Missing { .. } => 66,
-            Error::Device(_) => 69,
+            Error::Device(_) | Error::Busy(_) => 69,
             Error::Protect(_) => 70,
+            Error::Memory(_) => 71,
             Error::Io { .. } => 74,
+            Error::Interrupted(_) => 75,
         }
     }
 }

@@ -11,7 +11,7 @@ pub mod progress;
 pub mod record;
 
 pub use html::RunSummary;
-pub use jsonl::{JsonLines, Row, read_rows};
+pub use jsonl::{Backlog, JsonLines, Row, read_rows};
 pub use memory::MemoryPlan;
 pub use progress::Progress;
 pub use record::{ClipRatio, CompletionLengths, CompletionRecord, RewardStatistics, SftReport, StepReport};

@@ -57,6 +57,9 @@ pub struct Decoding {
     pub banned: Vec<u32>,
 }
 
+/// Told while work goes on of every n newly finished pieces (n may be 0); an error from it stops the work.
+pub type Watch<'a> = &'a (dyn Fn(u64) -> Result<()> + Sync);
+
 /// Turns token ids into text, special tokens left out.
 pub type Detokenize<'a> = &'a (dyn Fn(&[u32]) -> String + Sync);
 
@@ -79,8 +82,7 @@ struct Group<'a> {
 }
 
 impl Engine<'_> {
-    /// `group` completions for each prompt, in the order of the prompts. `progress(n)` is told of every n
-    /// finished completions.
+    /// `group` completions for each prompt, in the order of the prompts. `watch` is told after every token.
     ///
     /// A completion depends on the weights, the prompt, the decoding, `seed` and its own place alone: not on the
     /// other prompts or on their number.
@@ -89,14 +91,14 @@ impl Engine<'_> {
         requests: &[Request<'_>],
         group: usize,
         seed: u64,
-        progress: &(dyn Fn(u64) + Sync),
+        watch: Watch<'_>,
     ) -> Result<Vec<Vec<Completion>>> {
         // As many prompts as fit, but no fewer parts than threads: parts run side by side.
         let threads = rayon::current_num_threads();
         let at_once = (MAX_SEQUENCES / group.max(1)).min(requests.len().div_ceil(threads)).max(1);
         let parts: Vec<Result<Vec<Vec<Completion>>>> = requests
             .par_chunks(at_once)
-            .map(|part| self.generate_together(part, group, seed, progress))
+            .map(|part| self.generate_together(part, group, seed, watch))
             .collect();
         let mut done = Vec::with_capacity(requests.len());
         for part in parts {
@@ -110,8 +112,9 @@ impl Engine<'_> {
         requests: &[Request<'_>],
         group: usize,
         seed: u64,
-        progress: &(dyn Fn(u64) + Sync),
+        watch: Watch<'_>,
     ) -> Result<Vec<Vec<Completion>>> {
+        watch(0)?;
         let mut groups = self.prefill(requests, group, seed)?;
         loop {
             let mut tokens = Vec::new();
@@ -138,7 +141,7 @@ impl Engine<'_> {
             }
             let hidden = kv_cache::step(self.model, self.params, &tokens, &positions, &mut steps)?;
             let rows = hidden.to_f32();
-            self.extend(&rows, &mut growing, seed, progress)?;
+            self.extend(&rows, &mut growing, seed, watch)?;
         }
         Ok(groups
             .into_iter()
@@ -170,7 +173,7 @@ impl Engine<'_> {
         }
         let mut sequences: Vec<(&Prompt, &mut Sequence)> =
             groups.iter_mut().flat_map(|g| g.members.iter_mut().map(|(s, _)| (g.prompt, s))).collect();
-        self.extend(&rows, &mut sequences, seed, &|_| {})?;
+        self.extend(&rows, &mut sequences, seed, &|_| Ok(()))?;
         Ok(groups)
     }
 
@@ -180,7 +183,7 @@ impl Engine<'_> {
         rows: &[f32],
         sequences: &mut [(&Prompt, &mut Sequence)],
         seed: u64,
-        progress: &(dyn Fn(u64) + Sync),
+        watch: Watch<'_>,
     ) -> Result<()> {
         let head = &self.params.of(self.model.head()).value;
         let vocab = head.matrix().0;
@@ -208,8 +211,7 @@ impl Engine<'_> {
             let end = sequence.push(token, logp, &self.decoding.stop, &|ids| (self.detokenize)(ids))?;
             finished += u64::from(end.is_some());
         }
-        progress(finished);
-        Ok(())
+        watch(finished)
     }
 
     fn completion(&self, sequence: Sequence) -> Completion {

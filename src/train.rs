@@ -2,9 +2,13 @@
 
 pub mod evaluate;
 pub mod grpo;
+pub mod guard;
+pub mod interrupt;
 pub mod plan;
 pub mod policy;
+pub mod resume;
 pub mod run;
 pub mod sft;
 pub mod stream;
+pub mod trainer;
 pub mod update;

@@ -13,7 +13,8 @@ use othink::train::policy::Policy;
 fn sft_learns_a_batch_by_heart() {
     let samples = conversations("qwen2_vl_a");
     let mut trainer = sft_trainer(policy("qwen2_vl_a", DType::F32), samples.len(), 2, 3e-3, true);
-    let losses: Vec<f64> = (0..40).map(|step| trainer.step(step, &samples).unwrap().loss).collect();
+    let losses: Vec<f64> =
+        (0..40).map(|step| trainer.step(step, &samples, &|_| Ok(())).unwrap().loss).collect();
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     println!("loss {first:.3} -> {last:.4}");
     assert!(
@@ -29,7 +30,7 @@ fn rewards(recipe: &Recipe) -> (f64, f64) {
     let mut trainer = grpo_trainer(policy("qwen2_vl_a", DType::F32), recipe, Box::new(Vowels), samples.len());
     let mut means = Vec::new();
     for step in 0..recipe.steps {
-        let report = trainer.step(step, &samples, &|_| {}).unwrap().report;
+        let report = trainer.step(step, &samples, &|_| Ok(())).unwrap().report;
         if step % recipe.num_iterations as u64 == 0 {
             assert_eq!(report.sampling_logp_difference_max, 0.0, "step {step} is off-policy");
         }
@@ -75,14 +76,14 @@ fn a_loss_that_is_no_number_stops_the_run() {
     for value in [f32::NAN, f32::INFINITY] {
         let mut sft = sft_trainer(poisoned(value), samples.len(), 4, 1e-3, false);
         let before = weight_bits(&sft.policy.params);
-        let error = sft.step(0, &samples).err().unwrap();
+        let error = sft.step(0, &samples, &|_| Ok(())).err().unwrap();
         assert!(matches!(&error, Error::Protect(m) if m.contains("step 0") && m.contains("NaN")), "{error}");
         assert_eq!(error.exit_code(), 70);
         assert_eq!(weight_bits(&sft.policy.params), before, "the weights are left as they were");
 
         let prompts: Vec<_> = samples.iter().map(|c| c.prompt()).collect();
         let mut grpo = grpo_trainer(poisoned(value), &Recipe::default(), Box::new(Vowels), prompts.len());
-        let error = grpo.step(0, &prompts, &|_| {}).err().unwrap();
+        let error = grpo.step(0, &prompts, &|_| Ok(())).err().unwrap();
         assert!(matches!(&error, Error::Protect(m) if m.contains("NaN")), "{error}");
         assert_eq!(weight_bits(&grpo.policy.params), before);
     }
@@ -102,7 +103,7 @@ fn a_gradient_that_is_no_number_stops_the_run() {
     scale("lm_head.weight", 1e4, &mut policy);
     let before = weight_bits(&policy.params);
     let mut sft = sft_trainer(policy, samples.len(), 4, 1e-3, false);
-    let error = sft.step(0, &samples).err().unwrap();
+    let error = sft.step(0, &samples, &|_| Ok(())).err().unwrap();
     assert!(matches!(&error, Error::Protect(m) if m.starts_with("the gradient norm of step 0")), "{error}");
     assert_eq!(weight_bits(&sft.policy.params), before);
 }

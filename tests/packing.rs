@@ -266,8 +266,8 @@ fn the_trainers_reference_sees_the_image() {
         let recipe = Recipe { estimator, ..Recipe::default() };
         let mut trainer =
             grpo_trainer(policy("qwen2_vl_a", DType::F32), &recipe, Box::new(Vowels), samples.len());
-        let first = trainer.step(0, &samples, &|_| {}).unwrap().report;
-        let second = trainer.step(1, &samples, &|_| {}).unwrap().report;
+        let first = trainer.step(0, &samples, &|_| Ok(())).unwrap().report;
+        let second = trainer.step(1, &samples, &|_| Ok(())).unwrap().report;
         assert_eq!(first.kl, Some(0.0), "{estimator:?}");
         assert!(second.kl.unwrap() > 0.0, "{estimator:?}");
         assert_eq!((first.beta, second.beta > first.beta), (0.07, false));

@@ -53,7 +53,7 @@ impl Tiny {
     fn generate(&self, decoding: &Decoding, requests: &[Request<'_>], group: usize) -> Vec<Vec<Completion>> {
         let detokenize = |ids: &[u32]| format!("{ids:?}");
         let engine = Engine { model: &self.model, params: &self.params, decoding, detokenize: &detokenize };
-        engine.generate(requests, group, 4, &|_| {}).unwrap()
+        engine.generate(requests, group, 4, &|_| Ok(())).unwrap()
     }
 }
 

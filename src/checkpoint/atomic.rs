@@ -1,9 +1,15 @@
 //! Folders that appear whole or not at all.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Write};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use xxhash_rust::xxh3::Xxh3Default;
+
+use super::manifest::{FileRecord, MANIFEST, Manifest};
+use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
 
 /// What to do when the folder to be written is there already.
@@ -18,7 +24,7 @@ pub enum OnExisting {
 /// Writes the folder `target` so that at every moment it is either absent (or the old one) or complete.
 ///
 /// `fill` gets an empty temporary folder beside `target` (`<name>.tmp-<pid>-<n>`). When it succeeds,
-/// every file and folder below is forced to disk, the temporary folder is renamed to `target`, and the
+/// the folder is forced to disk (its files are already), the temporary folder is renamed to `target`, and the
 /// rename is forced to disk. When anything fails, the temporary folder is removed and an old `target` is as it was.
 ///
 /// [`OnExisting::Replace`] first moves the old folder to `<name>.old-<pid>-<n>`, because no portable
@@ -29,9 +35,10 @@ pub enum OnExisting {
 /// [`Error::Usage`] if `target` exists and may not be replaced, or has no name of its own;
 /// [`Error::Io`] for what the system refuses; whatever `fill` returns.
 pub fn write_folder<T>(
+    disk: &dyn Disk,
     target: &Path,
     on_existing: OnExisting,
-    fill: impl FnOnce(&Path) -> Result<T>,
+    fill: impl FnOnce(&mut NewFolder) -> Result<T>,
 ) -> Result<T> {
     let Some(name) = target.file_name() else {
         return Err(Error::Usage(format!("{} is no folder that can be written", target.display())));
@@ -41,7 +48,7 @@ pub fn write_folder<T>(
         _ => Path::new("."),
     };
     refuse_existing(target, on_existing)?;
-    fs::create_dir_all(parent).map_err(|e| Error::io(parent, "create the folder", e))?;
+    create_dir_all(disk, parent)?;
 
     static FOLDERS: AtomicU64 = AtomicU64::new(0);
     let suffix = format!("{}-{}", std::process::id(), FOLDERS.fetch_add(1, Ordering::Relaxed));
@@ -50,15 +57,167 @@ pub fn write_folder<T>(
         other.push(format!(".{kind}-{suffix}"));
         parent.join(other)
     };
-    let temporary = Temporary { path: beside("tmp"), renamed: false };
-    fs::create_dir(&temporary.path).map_err(|e| Error::io(&temporary.path, "create the folder", e))?;
-    let value = fill(&temporary.path)?;
-    sync_tree(&temporary.path)?;
+    let temporary = Temporary { disk, path: beside("tmp"), renamed: false };
+    disk.create_dir(&temporary.path).map_err(|e| Error::io(&temporary.path, "create the folder", e))?;
+    let mut folder = NewFolder::at(disk, &temporary.path);
+    let value = fill(&mut folder)?;
+    sync(disk, &temporary.path)?;
     // Again: the folder may have appeared while this one was being filled.
     refuse_existing(target, on_existing)?;
     move_into_place(temporary, target, &beside("old"))?;
-    sync_folder(parent)?;
+    sync(disk, parent)?;
     Ok(value)
+}
+
+/// Creates a folder and those above it that are missing, each forced to disk by its parent.
+///
+/// # Errors
+/// [`Error::Io`] for what the system refuses.
+pub fn create_dir_all(disk: &dyn Disk, path: &Path) -> Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().unwrap_or(Path::new(""));
+    create_dir_all(disk, parent)?;
+    match disk.create_dir(path) {
+        // Another process may have been quicker.
+        Err(_) if path.is_dir() => {}
+        Err(e) => return Err(Error::io(path, "create the folder", e)),
+        Ok(()) => {}
+    }
+    sync(disk, if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
+}
+
+/// Writes a file that is there whole or not at all (or as it was).
+///
+/// # Errors
+/// [`Error::Io`] for what the system refuses.
+pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".tmp-{}", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let written = disk.create(&temporary).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync()?;
+        disk.rename(&temporary, path)
+    });
+    written.map_err(|e| {
+        // The error that led here is the one to report.
+        let _ = disk.remove_file(&temporary);
+        Error::io(path, "write", e)
+    })
+}
+
+/// A folder that is being filled, and what its files hold.
+#[derive(Debug)]
+pub struct NewFolder<'a> {
+    disk: &'a dyn Disk,
+    path: PathBuf,
+    files: BTreeMap<String, FileRecord>,
+}
+
+impl<'a> NewFolder<'a> {
+    /// Files are written into the folder `path`, which is there.
+    pub fn at(disk: &'a dyn Disk, path: &Path) -> Self {
+        NewFolder { disk, path: path.to_path_buf(), files: BTreeMap::new() }
+    }
+
+    /// Writes one file and forces it to disk. `name` may have folders but stays inside the folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for what the system refuses; whatever `fill` returns.
+    pub fn file(&mut self, name: &str, fill: impl FnOnce(&mut NewFile) -> Result<()>) -> Result<()> {
+        let relative = Path::new(name);
+        if name.is_empty() || !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(Error::Internal(format!("file {name:?} is not inside the folder to be written")));
+        }
+        let path = self.path.join(relative);
+        if let Some(parent) = path.parent() {
+            create_dir_all(self.disk, parent)?;
+        }
+        let file = self.disk.create(&path).map_err(|e| Error::io(&path, "create", e))?;
+        let mut file = NewFile { path, file, buffer: Vec::new(), hasher: Xxh3Default::new(), bytes: 0 };
+        fill(&mut file)?;
+        let record = file.finish()?;
+        if let Some(parent) = relative.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            sync(self.disk, &self.path.join(parent))?;
+        }
+        self.files.insert(name.to_owned(), record);
+        Ok(())
+    }
+
+    /// Writes a file of these bytes.
+    ///
+    /// # Errors
+    /// As [`NewFolder::file`].
+    pub fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.file(name, |file| {
+            let written = file.write_all(bytes);
+            written.map_err(|e| Error::io(file.path(), "write", e))
+        })
+    }
+
+    /// Writes the manifest of the files so far: what tells a whole folder from a damaged one.
+    ///
+    /// # Errors
+    /// As [`NewFolder::file`].
+    pub fn manifest(&mut self) -> Result<()> {
+        let text = Manifest::of(self.files.clone()).to_json()?;
+        self.bytes(MANIFEST, text.as_bytes())
+    }
+}
+
+/// A file that is being written, hashed on the way.
+pub struct NewFile {
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+    buffer: Vec<u8>,
+    hasher: Xxh3Default,
+    bytes: u64,
+}
+
+impl NewFile {
+    /// Writes of less than this are gathered.
+    const BUFFER_BYTES: usize = 1 << 20;
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn finish(mut self) -> Result<FileRecord> {
+        self.flush().map_err(|e| Error::io(&self.path, "write", e))?;
+        self.file.sync().map_err(|e| Error::io(&self.path, "force to disk", e))?;
+        Ok(FileRecord::new(self.bytes, self.hasher.digest128()))
+    }
+}
+
+impl fmt::Debug for NewFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewFile").field("path", &self.path).field("bytes", &self.bytes).finish()
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.buffer.len() + bytes.len() > Self::BUFFER_BYTES {
+            self.flush()?;
+        }
+        if bytes.len() >= Self::BUFFER_BYTES {
+            self.file.write_all(bytes)?;
+        } else {
+            self.buffer.extend_from_slice(bytes);
+        }
+        self.hasher.update(bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all(&self.buffer)?;
+        self.buffer.clear();
+        Ok(())
+    }
 }
 
 fn refuse_existing(target: &Path, on_existing: OnExisting) -> Result<()> {
@@ -71,71 +230,54 @@ fn refuse_existing(target: &Path, on_existing: OnExisting) -> Result<()> {
     Ok(())
 }
 
-fn move_into_place(mut temporary: Temporary, target: &Path, old: &Path) -> Result<()> {
+fn move_into_place(mut temporary: Temporary<'_>, target: &Path, old: &Path) -> Result<()> {
+    let disk = temporary.disk;
     let had_old = target.symlink_metadata().is_ok();
     if had_old {
-        fs::rename(target, old).map_err(|e| Error::io(target, "move the old folder away", e))?;
+        disk.rename(target, old).map_err(|e| Error::io(target, "move the old folder away", e))?;
     }
-    if let Err(e) = fs::rename(&temporary.path, target) {
+    if let Err(e) = disk.rename(&temporary.path, target) {
         if had_old {
-            fs::rename(old, target).map_err(|e| Error::io(old, "move the old folder back", e))?;
+            disk.rename(old, target).map_err(|e| Error::io(old, "move the old folder back", e))?;
         }
         return Err(Error::io(target, "rename the finished folder to", e));
     }
     temporary.renamed = true;
     if had_old {
-        remove(old).map_err(|e| Error::io(old, "remove the replaced folder", e))?;
+        remove(disk, old).map_err(|e| Error::io(old, "remove the replaced folder", e))?;
     }
     Ok(())
 }
 
-fn remove(path: &Path) -> std::io::Result<()> {
-    if path.symlink_metadata()?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+fn remove(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    if path.symlink_metadata()?.is_dir() { disk.remove_dir_all(path) } else { disk.remove_file(path) }
+}
+
+fn sync(disk: &dyn Disk, path: &Path) -> Result<()> {
+    disk.sync(path).map_err(|e| Error::io(path, "force to disk", e))
 }
 
 /// A temporary folder, removed when dropped (also by a panic) unless it was renamed.
-struct Temporary {
+struct Temporary<'a> {
+    disk: &'a dyn Disk,
     path: PathBuf,
     renamed: bool,
 }
 
-impl Drop for Temporary {
+impl Drop for Temporary<'_> {
     fn drop(&mut self) {
         if !self.renamed {
             // The error that led here is the one to report.
-            let _ = fs::remove_dir_all(&self.path);
+            let _ = self.disk.remove_dir_all(&self.path);
         }
     }
-}
-
-/// Forces every file and folder below `folder`, and `folder` itself, to disk.
-fn sync_tree(folder: &Path) -> Result<()> {
-    let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, "list the folder", e))?;
-    for entry in entries {
-        let entry = entry.map_err(|e| Error::io(folder, "list the folder", e))?;
-        let kind = entry.file_type().map_err(|e| Error::io(entry.path(), "read", e))?;
-        if kind.is_dir() {
-            sync_tree(&entry.path())?;
-        } else if kind.is_file() {
-            sync_path(&entry.path())?;
-        }
-    }
-    sync_folder(folder)
-}
-
-fn sync_path(path: &Path) -> Result<()> {
-    let file = File::open(path).map_err(|e| Error::io(path, "force to disk", e))?;
-    file.sync_all().map_err(|e| Error::io(path, "force to disk", e))
-}
-
-/// Forces the names in a folder to disk. Only Unix can: elsewhere the system orders renames itself.
-fn sync_folder(folder: &Path) -> Result<()> {
-    if cfg!(unix) { sync_path(folder) } else { Ok(()) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::SystemDisk;
+    use std::fs;
 
     fn names(folder: &Path) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(folder)
@@ -146,19 +288,16 @@ mod tests {
         names
     }
 
-    fn put(folder: &Path, text: &str) -> Result<()> {
-        fs::create_dir(folder.join("sub")).expect("create");
-        fs::write(folder.join("sub/file"), text).expect("write");
-        Ok(())
+    fn put(folder: &mut NewFolder, text: &str) -> Result<()> {
+        folder.bytes("sub/file", text.as_bytes())
     }
 
     #[test]
     fn a_folder_appears_with_its_parents() {
         let root = tempfile::tempdir().expect("temporary folder");
         let target = root.path().join("runs/one");
-        let seen = write_folder(&target, OnExisting::Refuse, |folder| {
+        let seen = write_folder(&SystemDisk, &target, OnExisting::Refuse, |folder| {
             assert!(!target.exists());
-            assert_eq!(folder.parent(), target.parent());
             put(folder, "new")?;
             Ok(7)
         });
@@ -171,12 +310,14 @@ mod tests {
     fn an_existing_folder_is_kept_or_replaced_as_asked() {
         let root = tempfile::tempdir().expect("temporary folder");
         let target = root.path().join("model");
-        write_folder(&target, OnExisting::Refuse, |folder| put(folder, "old")).expect("written");
-        let error =
-            write_folder(&target, OnExisting::Refuse, |_| -> Result<()> { panic!("must not be filled") })
-                .expect_err("exists");
+        write_folder(&SystemDisk, &target, OnExisting::Refuse, |folder| put(folder, "old")).expect("written");
+        let error = write_folder(&SystemDisk, &target, OnExisting::Refuse, |_| -> Result<()> {
+            panic!("must not be filled")
+        })
+        .expect_err("exists");
         assert_eq!(error.exit_code(), 2);
-        write_folder(&target, OnExisting::Replace, |folder| put(folder, "new")).expect("replaced");
+        write_folder(&SystemDisk, &target, OnExisting::Replace, |folder| put(folder, "new"))
+            .expect("replaced");
         assert_eq!(names(root.path()), ["model"]);
         assert_eq!(fs::read_to_string(target.join("sub/file")).expect("read"), "new");
     }
@@ -185,14 +326,16 @@ mod tests {
     fn a_failure_leaves_the_old_folder_and_no_trace() {
         let root = tempfile::tempdir().expect("temporary folder");
         let target = root.path().join("model");
-        write_folder(&target, OnExisting::Refuse, |folder| put(folder, "old")).expect("written");
-        let error = write_folder(&target, OnExisting::Replace, |folder| {
+        write_folder(&SystemDisk, &target, OnExisting::Refuse, |folder| put(folder, "old")).expect("written");
+        let error = write_folder(&SystemDisk, &target, OnExisting::Replace, |folder| {
             put(folder, "half")?;
             Err::<(), _>(Error::Protect("stopped".into()))
         });
         assert_eq!(error.expect_err("stopped").exit_code(), 70);
         let panicked = std::panic::catch_unwind(|| {
-            write_folder(&target, OnExisting::Replace, |_| -> Result<()> { panic!("planned by the test") })
+            write_folder(&SystemDisk, &target, OnExisting::Replace, |_| -> Result<()> {
+                panic!("planned by the test")
+            })
         });
         assert!(panicked.is_err());
         assert_eq!(names(root.path()), ["model"]);
@@ -203,7 +346,7 @@ mod tests {
     fn a_folder_that_appeared_meanwhile_is_not_overwritten() {
         let root = tempfile::tempdir().expect("temporary folder");
         let target = root.path().join("model");
-        let result = write_folder(&target, OnExisting::Refuse, |folder| {
+        let result = write_folder(&SystemDisk, &target, OnExisting::Refuse, |folder| {
             fs::create_dir(&target).expect("somebody else's folder");
             put(folder, "new")
         });
@@ -215,9 +358,34 @@ mod tests {
     #[test]
     fn what_is_no_name_is_refused() {
         for target in ["/", "..", ""] {
-            let error = write_folder(Path::new(target), OnExisting::Replace, |_| Ok(())).expect_err(target);
+            let error = write_folder(&SystemDisk, Path::new(target), OnExisting::Replace, |_| Ok(()))
+                .expect_err(target);
             assert_eq!(error.exit_code(), 2);
         }
+    }
+
+    #[test]
+    fn the_manifest_tells_what_was_written() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let target = root.path().join("model");
+        let long: Vec<u8> = (0..3 * NewFile::BUFFER_BYTES).map(|i| (i % 251) as u8).collect();
+        write_folder(&SystemDisk, &target, OnExisting::Refuse, |folder| {
+            folder.file("sub/long", |file| {
+                let pieces = [&long[..10], &long[10..long.len() - 7], &long[long.len() - 7..]];
+                pieces.iter().try_for_each(|piece| file.write_all(piece)).expect("written");
+                Ok(())
+            })?;
+            folder.bytes("empty", b"")?;
+            for outside in ["../x", "/x", ""] {
+                assert_eq!(folder.bytes(outside, b"").expect_err("outside").exit_code(), 1);
+            }
+            folder.manifest()
+        })
+        .expect("written");
+        assert!(fs::read(target.join("sub/long")).expect("read") == long);
+        Manifest::verify(&target).expect("whole");
+        fs::write(target.join("empty"), "x").expect("damaged");
+        assert!(Manifest::verify(&target).expect_err("damaged").to_string().contains("empty"));
     }
 
     #[cfg(unix)]
@@ -227,7 +395,9 @@ mod tests {
         fs::write(root.path().join("file"), "x").expect("write");
         let target = root.path().join("file/model");
         assert_eq!(
-            write_folder(&target, OnExisting::Refuse, |_| Ok(())).expect_err("no folder").exit_code(),
+            write_folder(&SystemDisk, &target, OnExisting::Refuse, |_| Ok(()))
+                .expect_err("no folder")
+                .exit_code(),
             74
         );
     }

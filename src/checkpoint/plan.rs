@@ -146,6 +146,11 @@ impl SavePlan {
         weights + files as u64 + self.config_bytes.len() as u64
     }
 
+    /// The type that a parameter is saved in, by its canonical name.
+    pub fn dtype_of(&self, name: &str) -> Option<FloatDtype> {
+        self.parameters.iter().find(|parameter| parameter.name == name).map(|parameter| parameter.dtype)
+    }
+
     pub(super) fn config_bytes(&self) -> &[u8] {
         &self.config_bytes
     }

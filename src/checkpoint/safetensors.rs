@@ -1,11 +1,10 @@
 //! Writing `.safetensors` files.
 //!
 //! The `safetensors` crate's writer neither forces the file to disk nor honours the umask (it leaves
-//! mode 0600, so that another user's server cannot read the model). This one streams, and gives the
+//! mode 0600, so that another user's server cannot read the model). This one streams into any writer, and gives the
 //! same bytes.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::str::FromStr;
@@ -123,39 +122,35 @@ pub struct NamedTensor<'a> {
     pub values: Values<'a>,
 }
 
-/// Writes the file `path` (replacing what is there) and forces it to disk. Metadata is
+/// Writes a whole file to `out`; `path` is only for errors. Metadata is
 /// `{"format": "pt"}`, which transformers asks for; tensors are ordered by element size, then name,
 /// and the data starts at a multiple of 8, as the `safetensors` library writes them.
-///
-/// The file is not complete until this returns: write into a folder of
-/// [`write_folder`](super::write_folder) if it must not be seen half written.
 ///
 /// # Errors
 /// [`Error::Input`] if a finite value is beyond the stored type's range; [`Error::Io`];
 /// [`Error::Internal`] if a name comes twice or a shape does not fit its values.
-pub fn write_safetensors(path: &Path, tensors: &[NamedTensor]) -> Result<()> {
+pub fn write_safetensors(out: &mut dyn Write, path: &Path, tensors: &[NamedTensor]) -> Result<()> {
     let mut order: Vec<&NamedTensor> = tensors.iter().collect();
     order.sort_by(|a, b| {
         b.values.element_bytes().cmp(&a.values.element_bytes()).then_with(|| a.name.cmp(b.name))
     });
     let header = header(&order)?;
     let io = |e| Error::io(path, "write", e);
-    let mut file = File::create(path).map_err(|e| Error::io(path, "create", e))?;
-    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
-    file.write_all(header.as_bytes()).map_err(io)?;
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+    out.write_all(header.as_bytes()).map_err(io)?;
     for tensor in order {
         match tensor.values {
-            Values::F32(v) => write_values(&mut file, v, |x| Some(x.to_le_bytes())),
-            Values::Bf16(v) => write_values(&mut file, v, |x| {
+            Values::F32(v) => write_values(out, v, |x| Some(x.to_le_bytes())),
+            Values::Bf16(v) => write_values(out, v, |x| {
                 let y = bf16::from_f32(x);
                 (y.is_finite() || !x.is_finite()).then(|| y.to_le_bytes())
             }),
-            Values::F16(v) => write_values(&mut file, v, |x| {
+            Values::F16(v) => write_values(out, v, |x| {
                 let y = f16::from_f32(x);
                 (y.is_finite() || !x.is_finite()).then(|| y.to_le_bytes())
             }),
-            Values::I32(v) => write_values(&mut file, v, |x| Some(x.to_le_bytes())),
-            Values::U8(v) => file.write_all(v).map(|()| None),
+            Values::I32(v) => write_values(out, v, |x| Some(x.to_le_bytes())),
+            Values::U8(v) => out.write_all(v).map(|()| None),
         }
         .map_err(io)?
         .map_or(Ok(()), |at| {
@@ -167,12 +162,12 @@ pub fn write_safetensors(path: &Path, tensors: &[NamedTensor]) -> Result<()> {
             )))
         })?;
     }
-    file.sync_all().map_err(|e| Error::io(path, "force to disk", e))
+    Ok(())
 }
 
 /// Writes `values` encoded; gives the index of the first that `encode` refuses (and stops there).
 fn write_values<T: Copy, const N: usize>(
-    file: &mut File,
+    out: &mut dyn Write,
     values: &[T],
     encode: impl Fn(T) -> Option<[u8; N]>,
 ) -> std::io::Result<Option<usize>> {
@@ -186,7 +181,7 @@ fn write_values<T: Copy, const N: usize>(
                 None => return Ok(Some(n * CHUNK + i)),
             }
         }
-        file.write_all(&bytes)?;
+        out.write_all(&bytes)?;
     }
     Ok(None)
 }
@@ -227,6 +222,7 @@ fn header(order: &[&NamedTensor]) -> Result<String> {
 mod tests {
     use super::*;
     use crate::model::safetensors::SafetensorsFile;
+    use std::fs::File;
     use std::path::PathBuf;
 
     fn temporary() -> (tempfile::TempDir, PathBuf) {
@@ -235,9 +231,13 @@ mod tests {
         (dir, path)
     }
 
+    fn write_file(path: &Path, tensors: &[NamedTensor]) -> Result<()> {
+        write_safetensors(&mut File::create(path).expect("create"), path, tensors)
+    }
+
     fn write_one(values: Values, shape: &[usize]) -> Result<Vec<u8>> {
         let (_dir, path) = temporary();
-        write_safetensors(&path, &[NamedTensor { name: "x", shape, values }])?;
+        write_file(&path, &[NamedTensor { name: "x", shape, values }])?;
         Ok(std::fs::read(&path).expect("read"))
     }
 
@@ -256,7 +256,7 @@ mod tests {
             .rev()
             .collect();
         let (_dir, path) = temporary();
-        write_safetensors(&path, &tensors).expect("written");
+        write_file(&path, &tensors).expect("written");
         assert!(std::fs::read(&path).expect("read") == std::fs::read(&original).expect("read"));
     }
 
@@ -291,7 +291,7 @@ mod tests {
             NamedTensor { name: "half", shape: &[], values: Values::F16(&[0.5]) },
             NamedTensor { name: "empty", shape: &[0, 4], values: Values::F32(&[]) },
         ];
-        write_safetensors(&path, &tensors).expect("written");
+        write_file(&path, &tensors).expect("written");
         let file = SafetensorsFile::open(&path).expect("valid");
         let map = file.map().expect("map");
         let at = |name: &str| file.tensor(name).expect("present");
@@ -308,7 +308,7 @@ mod tests {
         assert_eq!(write_one(Values::F32(&[1.0]), &[2]).expect_err("shape").exit_code(), 1);
         let (_dir, path) = temporary();
         let same = NamedTensor { name: "x", shape: &[1], values: Values::U8(&[1]) };
-        assert_eq!(write_safetensors(&path, &[same, same]).expect_err("twice").exit_code(), 1);
+        assert_eq!(write_file(&path, &[same, same]).expect_err("twice").exit_code(), 1);
     }
 
     #[test]
@@ -319,18 +319,5 @@ mod tests {
             assert_eq!(name.parse::<FloatDtype>().expect(name), dtype);
         }
         assert_eq!("int8".parse::<FloatDtype>().expect_err("int8").exit_code(), 2);
-    }
-
-    /// Row 72: a model saved by one user is readable by another (0644 under the usual umask 022).
-    #[cfg(unix)]
-    #[test]
-    fn the_mode_follows_the_umask() {
-        use std::os::unix::fs::PermissionsExt;
-        let (_dir, path) = temporary();
-        let plain = path.with_extension("plain");
-        write_safetensors(&path, &[]).expect("written");
-        File::create(&plain).expect("create");
-        let mode = |p: &Path| std::fs::metadata(p).expect("metadata").permissions().mode();
-        assert_eq!(mode(&path), mode(&plain));
     }
 }

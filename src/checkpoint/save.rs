@@ -1,12 +1,9 @@
 //! Writing a model's files into a folder.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Component, Path};
-
 use serde_json::json;
+use std::collections::{BTreeMap, HashMap};
 
+use super::atomic::NewFolder;
 use super::plan::{PlannedParameter, SavePlan};
 use super::safetensors::{NamedTensor, write_safetensors};
 use crate::error::{Error, Result};
@@ -29,8 +26,7 @@ impl<'a> From<&'a Weight> for WeightRef<'a> {
     }
 }
 
-/// Writes a model into the existing folder `dir` (best one of
-/// [`write_folder`](super::write_folder)): weights, index if they take several files, `config.json`
+/// Writes a model into a folder: weights, index if they take several files, `config.json`
 /// and the companion files. `weights` come in any order and are exactly the plan's parameters.
 ///
 /// # Errors
@@ -38,7 +34,7 @@ impl<'a> From<&'a Weight> for WeightRef<'a> {
 /// broken model takes the place of a good one. [`Error::Input`] if a value is beyond the range of the
 /// dtype to save in. [`Error::Io`]. [`Error::Internal`] if `weights` are not the plan's.
 pub fn save_model<'a>(
-    dir: &Path,
+    folder: &mut NewFolder,
     plan: &SavePlan,
     weights: impl IntoIterator<Item = WeightRef<'a>>,
 ) -> Result<()> {
@@ -58,7 +54,10 @@ pub fn save_model<'a>(
             tensors.push(NamedTensor { name: &parameter.stored_name, shape: &parameter.shape, values });
             weight_map.insert(parameter.stored_name.as_str(), file.clone());
         }
-        write_safetensors(&dir.join(file), &tensors)?;
+        folder.file(&file, |out| {
+            let path = out.path().to_path_buf();
+            write_safetensors(out, &path, &tensors)
+        })?;
     }
     if count != 1 {
         let index = json!({
@@ -69,13 +68,10 @@ pub fn save_model<'a>(
             "weight_map": weight_map,
         });
         let text = format!("{index:#}\n");
-        write_file(&dir.join("model.safetensors.index.json"), text.as_bytes())?;
+        folder.bytes("model.safetensors.index.json", text.as_bytes())?;
     }
-    write_file(&dir.join("config.json"), plan.config_bytes())?;
-    for (name, bytes) in &plan.companions {
-        write_companion(dir, name, bytes)?;
-    }
-    Ok(())
+    folder.bytes("config.json", plan.config_bytes())?;
+    plan.companions.iter().try_for_each(|(name, bytes)| folder.bytes(name, bytes))
 }
 
 /// The weights by name: exactly the plan's, in the plan's shapes, all finite.
@@ -136,25 +132,6 @@ fn shards(parameters: &[PlannedParameter], limit: u64) -> Vec<&[PlannedParameter
     }
     shards.extend(parameters.get(start..));
     shards
-}
-
-/// Writes a companion file; its name may have folders but stays inside `dir`.
-fn write_companion(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
-    let relative = Path::new(name);
-    if name.is_empty() || !relative.components().all(|part| matches!(part, Component::Normal(_))) {
-        return Err(Error::Internal(format!("companion file {name:?} is not inside the model folder")));
-    }
-    let path = dir.join(relative);
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(|e| Error::io(parent, "create the folder", e))?;
-    }
-    write_file(&path, bytes)
-}
-
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = File::create(path).map_err(|e| Error::io(path, "create", e))?;
-    file.write_all(bytes).map_err(|e| Error::io(path, "write", e))?;
-    file.sync_all().map_err(|e| Error::io(path, "force to disk", e))
 }
 
 #[cfg(test)]

@@ -67,7 +67,10 @@ pub fn run(options: &GenerateConfig) -> Result<()> {
         let prompts = encode(&policy, chunk, limit)?;
         let requests: Vec<_> =
             prompts.iter().zip(first..).map(|(prompt, place)| Request { place, prompt }).collect();
-        let groups = engine.generate(&requests, group, options.seed.seed, &|n| progress.advance(n))?;
+        let groups = engine.generate(&requests, group, options.seed.seed, &|n| {
+            progress.advance(n);
+            Ok(())
+        })?;
         for ((sample, prompt), completions) in chunk.iter().zip(&prompts).zip(&groups) {
             for (index, completion) in completions.iter().enumerate() {
                 match &mut output {

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
+use super::run_folder::{RunFolder, refuse_occupied};
 use super::{inputs, training};
+use crate::checkpoint::Identity;
 use crate::config::{BetaScheduleType, GrpoConfig, KlOptions, Options, RolloutOptions};
 use crate::data::{ReadOptions, Sample};
 use crate::error::Result;
@@ -15,32 +17,40 @@ use crate::rollout::MAX_SEQUENCES;
 use crate::rollout::sampler::SamplingParams;
 use crate::train::evaluate::EvaluationOptions;
 use crate::train::grpo::{GrpoOptions, GrpoTrainer};
+use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
 use crate::train::policy::{Policy, prompt_limit};
-use crate::train::run::{Evaluation, RunOptions, create_run_folder, refuse_occupied, run_grpo};
+use crate::train::resume::{dataset_hash, fields, model_hash};
+use crate::train::run::{COMPLETIONS, Evaluation, METRICS, RunOptions, run};
 use crate::train::stream::{Stream, total_steps};
 
 /// Groups whose completions are shown in the report, for each of three steps.
 const REPORTED_GROUPS: usize = 3;
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
-pub fn run(options: &GrpoConfig) -> Result<()> {
+pub fn train(options: &GrpoConfig) -> Result<()> {
     super::prepare(&options.hardware)?;
     training::require_f32(&options.hardware)?;
     let start = Instant::now();
     let rewards = rewards(options)?;
-    let need_solution = rewards.names().contains(&"accuracy");
+    let need_solution = rewards.needs_solution();
     let read = inputs::read_options(&options.data, need_solution)?;
-    if options.dry_run.dry_run {
-        return dry_run(options, &inputs::prompts(inputs::read_rows(&options.data, &read)?));
-    }
-    let (dir, overwrite) = (&options.checkpoint.output_dir, options.checkpoint.overwrite_output_dir);
     let quiet = options.logging.quiet.quiet;
-    refuse_occupied(dir, overwrite)?;
-    let samples = inputs::prompts(inputs::read_rows(&options.data, &read)?);
+    if options.dry_run.dry_run {
+        return dry_run(options, &inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?));
+    }
+    let interrupt = Interrupt::by_signals()?;
+    let dir = &options.checkpoint.output_dir;
+    refuse_occupied(&options.checkpoint)?;
+    let samples = inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?);
     let mut evaluation = evaluation(options, &read)?;
-    let policy =
-        training::load(&options.model, inputs::given(options.data.pixels), &options.optimiser, quiet)?;
+    let policy = training::load(
+        &options.model,
+        inputs::given(options.data.pixels),
+        &options.optimiser,
+        options.kl.needs_reference(),
+        quiet,
+    )?;
     let limit =
         policy.prompt_limit(options.rollout.max_prompt_length, options.rollout.max_completion_length)?;
     let fit = training::Fit { limit, supervised: false, overlong: options.order.overlong };
@@ -50,20 +60,29 @@ pub fn run(options: &GrpoConfig) -> Result<()> {
         evaluation.samples = fit.keep(&policy.processor, std::mem::take(&mut evaluation.samples), quiet)?;
     }
     let steps = steps(options, samples.len());
+    let identity = Identity {
+        command: GrpoConfig::COMMAND.into(),
+        options: fields(options),
+        model_hash: model_hash(&policy.params),
+        dataset_hash: dataset_hash(&samples),
+        max_steps: steps,
+    };
     let mut trainer = trainer(options, policy, rewards, limit, samples.len(), steps)?;
-    create_run_folder(dir, overwrite, &options.to_toml()?)?;
-    let run = RunOptions {
+    let folder = RunFolder::take(&options.checkpoint, quiet)?;
+    let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
+    let run_options = RunOptions {
         log_completions: options.completions.log_completions,
         print_completions: options.completions.num_completions_to_print,
-        ..training::run_options(&options.checkpoint, &options.logging, steps)
+        metric_for_best_model: options.completions.metric_for_best_model.clone(),
+        ..training::run_options(&folder, &options.checkpoint, &options.logging, &interrupt)
     };
-    let saved = run_grpo(&mut trainer, &samples, dir, &run, evaluation.as_ref())?;
+    let saved = run(&mut trainer, &samples, &run_options, identity, resumed, evaluation.as_ref())?;
     let summary = RunSummary {
         title: format!("othink-train grpo: {}", options.model.model),
         facts: facts(options, &trainer, samples.len(), steps, start),
-        grpo: read_rows(dir.join("metrics.jsonl"))?,
-        completions: match run.log_completions {
-            true => sample_completions(dir.join("completions.jsonl"), REPORTED_GROUPS)?,
+        grpo: read_rows(dir.join(METRICS))?,
+        completions: match run_options.log_completions {
+            true => sample_completions(dir.join(COMPLETIONS), REPORTED_GROUPS)?,
             false => Vec::new(),
         },
         config: options.to_toml()?,
@@ -162,7 +181,7 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluat
     else {
         return Ok(None);
     };
-    let read = ReadOptions { split: "test".into(), ..read.clone() };
+    let read = ReadOptions { split: "test".into(), max_samples: None, ..read.clone() };
     Ok(Some(Evaluation {
         samples: inputs::prompts(crate::data::read(dataset, &read)?),
         rewards: rewards(options)?,
@@ -177,7 +196,7 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluat
             batch_size: options.optimiser.per_device_train_batch_size,
             seed: options.seed.seed,
         },
-        every,
+        every: every as u64,
     }))
 }
 

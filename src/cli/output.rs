@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::data::{Message, Part, Sample};
+use crate::disk::SystemDisk;
 use crate::error::{Error, Result};
 use crate::report::JsonLines;
 
@@ -34,7 +35,11 @@ impl OutputFile {
             Err(_) => false,
         };
         if is_other {
-            return Ok(OutputFile { lines: JsonLines::create(&target)?, target, temporary: None });
+            return Ok(OutputFile {
+                lines: JsonLines::create(&SystemDisk, &target)?,
+                target,
+                temporary: None,
+            });
         }
         let Some(name) = target.file_name() else {
             return Err(Error::Usage(format!("--output {} is no file name", path.display())));
@@ -42,7 +47,7 @@ impl OutputFile {
         let mut other = name.to_os_string();
         other.push(format!(".tmp-{}", std::process::id()));
         let temporary = target.with_file_name(other);
-        let lines = JsonLines::create(&temporary)?;
+        let lines = JsonLines::create(&SystemDisk, &temporary)?;
         Ok(OutputFile { lines, target, temporary: Some(temporary) })
     }
 
@@ -160,7 +165,8 @@ mod tests {
             file.append(&json!({"prompt": prompt, "images": images})).unwrap();
         }
         file.finish().unwrap();
-        let again = read(&output, &ReadOptions::default()).unwrap();
+        let mut again = read(&output, &ReadOptions::default()).unwrap();
+        again.iter_mut().zip(&samples).for_each(|(again, sample)| again.origin = sample.origin.clone());
         assert_eq!(again, samples);
     }
 

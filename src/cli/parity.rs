@@ -1,6 +1,7 @@
 //! `othink-train parity`: a table of differences from a reference, one line per tensor.
 
 use std::fmt::Write;
+use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -90,7 +91,9 @@ fn write_dump(path: &Path, outcome: &Outcome) -> Result<()> {
             values: tensor.values.to_file(),
         })
         .collect();
-    write_safetensors(path, &tensors)
+    let mut file = File::create(path).map_err(|e| Error::io(path, "create", e))?;
+    write_safetensors(&mut file, path, &tensors)?;
+    file.sync_all().map_err(|e| Error::io(path, "force to disk", e))
 }
 
 /// The rows under a heading, and a last line that sums them up.

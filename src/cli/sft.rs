@@ -2,34 +2,40 @@
 
 use std::time::Instant;
 
+use super::run_folder::{RunFolder, refuse_occupied};
 use super::{inputs, training};
+use crate::checkpoint::Identity;
 use crate::config::{Options, SftConfig};
-use crate::data::Sample;
+use crate::data::{ReadOptions, Sample};
 use crate::error::Result;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::report::html::RunSummary;
 use crate::report::read_rows;
+use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
-use crate::train::run::{create_run_folder, refuse_occupied, run_sft};
+use crate::train::resume::{dataset_hash, fields, model_hash};
+use crate::train::run::{METRICS, run};
 use crate::train::sft::{SftOptions, SftTrainer};
 use crate::train::stream::{Stream, total_steps};
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
-pub fn run(options: &SftConfig) -> Result<()> {
+pub fn train(options: &SftConfig) -> Result<()> {
     super::prepare(&options.hardware)?;
     training::require_f32(&options.hardware)?;
     let start = Instant::now();
-    let (dir, overwrite) = (&options.checkpoint.output_dir, options.checkpoint.overwrite_output_dir);
+    let interrupt = Interrupt::by_signals()?;
+    let dir = &options.checkpoint.output_dir;
     let (optimiser, quiet) = (&options.optimiser, options.logging.quiet.quiet);
     if !options.dry_run.dry_run {
-        refuse_occupied(dir, overwrite)?;
+        refuse_occupied(&options.checkpoint)?;
     }
-    let rows = inputs::read_rows(&options.data, &inputs::read_options(&options.data, false)?)?;
+    let read = ReadOptions { need_target: true, ..inputs::read_options(&options.data, false)? };
+    let rows = inputs::read_rows(&options.data, &read, quiet)?;
     let samples = rows.iter().map(Sample::supervised).collect::<Result<Vec<_>>>()?;
     if options.dry_run.dry_run {
         return dry_run(options, &samples);
     }
-    let policy = training::load(&options.model, inputs::given(options.data.pixels), optimiser, quiet)?;
+    let policy = training::load(&options.model, inputs::given(options.data.pixels), optimiser, false, quiet)?;
     let limit = max_length(options, policy.model.config());
     let fit = training::Fit { limit, supervised: true, overlong: options.order.overlong };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
@@ -43,11 +49,18 @@ pub fn run(options: &SftConfig) -> Result<()> {
         recompute: optimiser.gradient_checkpointing,
     };
     let stream = Stream::new(samples.len(), options.seed.seed, options.order.shuffle_dataset)?;
+    let identity = Identity {
+        command: SftConfig::COMMAND.into(),
+        options: fields(options),
+        model_hash: model_hash(&policy.params),
+        dataset_hash: dataset_hash(&samples),
+        max_steps: steps,
+    };
     let mut trainer = SftTrainer::new(policy, trainer_options, training::adamw(optimiser), stream)?;
-    create_run_folder(dir, overwrite, &options.to_toml()?)?;
-    let metrics = dir.join("metrics.jsonl");
-    let run = training::run_options(&options.checkpoint, &options.logging, steps);
-    let saved = run_sft(&mut trainer, &samples, dir, &metrics, &run)?;
+    let folder = RunFolder::take(&options.checkpoint, quiet)?;
+    let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
+    let run_options = training::run_options(&folder, &options.checkpoint, &options.logging, &interrupt);
+    let saved = run(&mut trainer, &samples, &run_options, identity, resumed, None)?;
     let (all, trained) = trainer.policy.params.count();
     let summary = RunSummary {
         title: format!("othink-train sft: {}", options.model.model),
@@ -59,7 +72,7 @@ pub fn run(options: &SftConfig) -> Result<()> {
             training::fact("seed", options.seed.seed),
             training::fact("seconds", format!("{:.1}", start.elapsed().as_secs_f64())),
         ],
-        sft: read_rows(&metrics)?,
+        sft: read_rows(dir.join(METRICS))?,
         config: options.to_toml()?,
         ..RunSummary::default()
     };

@@ -6,6 +6,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::inputs;
+use super::run_folder::RunFolder;
 use crate::config::{
     CheckpointOptions, DtypeChoice, HardwareOptions, LoggingOptions, ModelOptions, OptimiserOptions,
     Overlong, OwnPixelOptions,
@@ -19,7 +20,10 @@ use crate::processor::Processor;
 use crate::report::html::{self, RunSummary};
 use crate::report::{MemoryPlan, Progress};
 use crate::tensor::DType;
-use crate::train::plan::{RowLength, VISION_PREFIX, image_tokens_at_most};
+use crate::train::interrupt::Interrupt;
+use crate::train::plan::{
+    RowLength, VISION_PREFIX, available_memory, check_memory, image_tokens_at_most, weights_plan,
+};
 use crate::train::policy::{Policy, check_length};
 use crate::train::run::RunOptions;
 
@@ -38,13 +42,16 @@ pub(super) fn require_f32(hardware: &HardwareOptions) -> Result<()> {
     }
 }
 
-/// Loads the checkpoint for training.
+/// Loads the checkpoint for training, if memory has room for it; with a `reference` for twice its weights.
 pub(super) fn load(
     model: &ModelOptions,
     pixels: OwnPixelOptions,
     optimiser: &OptimiserOptions,
+    reference: bool,
     quiet: bool,
 ) -> Result<Policy> {
+    let config = ModelFolder::open(&model.model)?.config;
+    check_memory(&weights_plan(&config, optimiser.freeze_vision_modules, reference), available_memory())?;
     let mut policy = inputs::load_policy(model, pixels, DType::F32, quiet)?;
     if optimiser.freeze_vision_modules {
         std::sync::Arc::make_mut(&mut policy.params).freeze(VISION_PREFIX);
@@ -72,16 +79,21 @@ pub(super) fn learning_rate(options: &OptimiserOptions, total_steps: u64) -> Res
     })
 }
 
-/// Where a run of `steps` writes, and how often; completions are not logged.
+/// Where a run writes, and how often; completions are not logged.
 pub(super) fn run_options(
+    folder: &RunFolder,
     checkpoint: &CheckpointOptions,
     logging: &LoggingOptions,
-    steps: u64,
+    interrupt: &Interrupt,
 ) -> RunOptions {
     RunOptions {
-        steps,
+        dir: checkpoint.output_dir.clone(),
+        disk: folder.disk.clone(),
+        interrupt: interrupt.clone(),
         save_steps: checkpoint.save_steps,
         save_total_limit: checkpoint.save_total_limit,
+        save_only_model: checkpoint.save_only_model,
+        metric_for_best_model: String::new(),
         logging_steps: logging.logging_steps,
         log_completions: false,
         print_completions: 0,

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{FloatDtype, OnExisting, SavePlan, WeightRef, save_model, write_folder};
 use crate::data::{Part, Sample};
+use crate::disk::SystemDisk;
 use crate::error::{Error, Result};
 use crate::model::qwen2_vl::config::{Qwen2VlConfig, TextConfig, VisionConfig};
 use crate::model::qwen2_vl::weights::parameters;
@@ -205,7 +206,7 @@ pub fn write(dir: &Path, samples: &[Sample], image_side: usize, seed: u64) -> Re
     ];
     let plan = SavePlan::fresh(&config, FloatDtype::F32, Some(pad), Some(eos), &files)?;
     let weights = initialise(&config, seed);
-    write_folder(dir, OnExisting::Replace, |tmp| {
-        save_model(tmp, &plan, weights.iter().map(|(name, shape, data)| WeightRef { name, shape, data }))
+    write_folder(&SystemDisk, dir, OnExisting::Replace, |folder| {
+        save_model(folder, &plan, weights.iter().map(|(name, shape, data)| WeightRef { name, shape, data }))
     })
 }

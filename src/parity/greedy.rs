@@ -115,7 +115,8 @@ impl Context<'_> {
         let detokenize = |ids: &[u32]| self.policy.detokenize(ids);
         let engine = self.policy.engine(&self.params, &decoding, &detokenize);
         let request = Request { place: 0, prompt: &example.prompt };
-        let completion = engine.generate(&[request], 1, 0, &|_| {})?.pop().and_then(|mut group| group.pop());
+        let completion =
+            engine.generate(&[request], 1, 0, &|_| Ok(()))?.pop().and_then(|mut group| group.pop());
         completion.ok_or_else(|| Error::Internal("a request without a completion".into()))
     }
 

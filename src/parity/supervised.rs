@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::optim::{AdamW, AdamWConfig, global_grad_norm};
 use crate::tensor::DType;
-use crate::train::update::{ForwardOptions, check_loss, forward, param_groups, score, update};
+use crate::train::update::{ForwardOptions, check_finite, forward, param_groups, score, update};
 use std::sync::Arc;
 
 /// Learning rate of the training case.
@@ -159,11 +159,11 @@ impl Context<'_> {
             };
             let likelihood = self.likelihood(&params, examples, step < steps)?;
             drop(params);
-            check_loss(likelihood.loss, step as u64)?;
+            check_finite("loss", likelihood.loss, step as u64)?;
             losses.push(likelihood.loss as f32);
             if let Some(grads) = &likelihood.grads {
                 let done = update(&mut master, &mut optimiser, grads, LEARNING_RATE, MAX_GRAD_NORM)?;
-                check_loss(done.grad_norm, step as u64)?;
+                check_finite("gradient norm", done.grad_norm, step as u64)?;
                 norms.push(done.grad_norm as f32);
             }
         }

@@ -176,6 +176,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::SystemDisk;
     use crate::report::{JsonLines, RewardStatistics, SftReport, StepReport};
 
     fn completion(step: usize, prompt_index: usize, text: &str) -> CompletionRecord {
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn page_is_self_contained_and_escaped() {
+    fn case_80_page_is_self_contained_and_escaped() {
         let page = render(&summary());
         for wanted in [
             "<title>demo &lt;1&gt;</title>",
@@ -248,7 +249,7 @@ mod tests {
     fn samples_are_whole_groups_of_first_middle_and_last_step() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("completions.jsonl");
-        let mut lines = JsonLines::create(&path).unwrap();
+        let mut lines = JsonLines::create(&SystemDisk, &path).unwrap();
         for step in 0..5 {
             for prompt in 0..3 {
                 for text in ["a", "b"] {

@@ -1,13 +1,15 @@
 //! JSON lines: one object per line, on disk as soon as it is written.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::console::escape_json;
+use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
 
 /// One object of a JSON-lines file, its keys in the file's order.
@@ -17,18 +19,27 @@ pub type Row = serde_json::Map<String, Value>;
 #[derive(Debug)]
 pub struct JsonLines {
     path: PathBuf,
-    file: File,
+    file: Box<dyn DiskFile>,
+    /// Bytes of whole lines in the file.
+    length: u64,
+    /// Lines that could not be written yet.
+    pending: Vec<u8>,
+    /// Whether a refused write may have left half a line behind them.
+    torn: bool,
 }
 
 impl JsonLines {
+    /// Most bytes that wait for a disk that refuses them.
+    const MAX_PENDING_BYTES: usize = 64 << 20;
+
     /// Starts an empty file, replacing what was there.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Missing`] when the file cannot be created.
-    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+    pub fn create(disk: &dyn Disk, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = File::create(path).map_err(|error| Error::io(path, "create", error))?;
-        Ok(JsonLines { path: path.to_path_buf(), file })
+        let file = disk.create(path).map_err(|error| Error::io(path, "create", error))?;
+        Ok(JsonLines { path: path.to_path_buf(), file, length: 0, pending: Vec::new(), torn: false })
     }
 
     /// Continues a file at `first_step`: rows of that step and later ones, and a last line that a crash cut short, are
@@ -36,36 +47,86 @@ impl JsonLines {
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be read or written.
-    pub fn resume(path: impl AsRef<Path>, first_step: usize) -> Result<Self> {
+    pub fn resume(disk: &dyn Disk, path: impl AsRef<Path>, first_step: u64) -> Result<Self> {
         let path = path.as_ref();
-        let kept = match File::open(path) {
-            Ok(file) => rows_before(file, first_step).map_err(|error| Error::io(path, "read", error))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Self::create(path),
-            Err(error) => return Err(Error::io(path, "open", error)),
+        // Asked before opening: a device may never end, a pipe would wait for a writer.
+        let length = match path.metadata() {
+            Ok(metadata) if !metadata.is_file() => {
+                return Err(Error::content(path, "is no regular file, so no run can go on with it"));
+            }
+            Ok(_) => File::open(path).and_then(|file| rows_before(file, first_step)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Self::create(disk, path),
+            Err(error) => Err(error),
         };
-        let file =
-            OpenOptions::new().append(true).open(path).map_err(|error| Error::io(path, "open", error))?;
-        file.set_len(kept).map_err(|error| Error::io(path, "shorten", error))?;
-        Ok(JsonLines { path: path.to_path_buf(), file })
+        let length = length.map_err(|error| Error::io(path, "read", error))?;
+        let file = disk.append(path, length).map_err(|error| Error::io(path, "open", error))?;
+        Ok(JsonLines { path: path.to_path_buf(), file, length, pending: Vec::new(), torn: false })
     }
 
-    /// Writes one record as one line, in one write.
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes one record as one line. When the disk refuses, the line is kept and goes first the next time, so that
+    /// a caller may go on; nothing of it stands half in the file.
     ///
     /// # Errors
     /// [`Error::Io`] when the disk refuses; [`Error::Internal`] when the record is not JSON-like.
     pub fn append(&mut self, record: &impl Serialize) -> Result<()> {
-        let mut line = serde_json::to_vec(record)
+        let line = serde_json::to_string(record)
             .map_err(|error| Error::Internal(format!("a record is not JSON: {error}")))?;
-        line.push(b'\n');
-        self.file
-            .write_all(&line)
-            .and_then(|()| self.file.flush())
-            .map_err(|error| Error::io(&self.path, "append to", error))
+        self.pending.extend_from_slice(escape_json(&line).as_bytes());
+        self.pending.push(b'\n');
+        self.flush()
+    }
+
+    /// Writes the lines that were refused before.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the disk still refuses.
+    pub fn flush(&mut self) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let io = |error| Error::io(&self.path, "append to", error);
+        if self.torn {
+            self.file.truncate(self.length).map_err(io)?;
+            self.torn = false;
+        }
+        if let Err(error) = self.file.write_all(&self.pending) {
+            // When the cut is refused as well, the next try begins with it.
+            self.torn = self.file.truncate(self.length).is_err();
+            return Err(io(error));
+        }
+        self.length += self.pending.len() as u64;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Whether lines wait that the disk has refused, and whether they have become too many to wait on.
+    pub fn backlog(&self) -> Backlog {
+        match self.pending.len() {
+            0 => Backlog::None,
+            n if n <= Self::MAX_PENDING_BYTES => Backlog::Some,
+            _ => Backlog::TooMuch,
+        }
     }
 }
 
+/// Lines that the disk has refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Backlog {
+    /// Everything is written.
+    None,
+    /// Some lines wait in memory.
+    Some,
+    /// So many wait that it is better to stop.
+    TooMuch,
+}
+
 /// Length in bytes of the leading whole rows whose `step` is below `first_step`.
-fn rows_before(file: File, first_step: usize) -> std::io::Result<u64> {
+fn rows_before(file: File, first_step: u64) -> std::io::Result<u64> {
     let mut reader = BufReader::new(file);
     let (mut kept, mut line) = (0, Vec::new());
     loop {
@@ -73,7 +134,7 @@ fn rows_before(file: File, first_step: usize) -> std::io::Result<u64> {
         let length = reader.read_until(b'\n', &mut line)?;
         let step = serde_json::from_slice::<Row>(&line).ok().and_then(|row| row.get("step")?.as_u64());
         match step {
-            Some(step) if line.ends_with(b"\n") && step < first_step as u64 => kept += length as u64,
+            Some(step) if line.ends_with(b"\n") && step < first_step => kept += length as u64,
             _ => return Ok(kept),
         }
     }
@@ -112,8 +173,9 @@ pub fn for_each_row<T: DeserializeOwned>(path: impl AsRef<Path>, mut visit: impl
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::SystemDisk;
 
-    fn row(step: usize) -> Row {
+    fn row(step: u64) -> Row {
         [("step".to_owned(), Value::from(step))].into_iter().collect()
     }
 
@@ -121,7 +183,7 @@ mod tests {
     fn rows_are_on_disk_at_once_and_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        let mut lines = JsonLines::create(&path).unwrap();
+        let mut lines = JsonLines::create(&SystemDisk, &path).unwrap();
         lines.append(&row(0)).unwrap();
         lines.append(&row(1)).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":0}\n{\"step\":1}\n");
@@ -138,7 +200,7 @@ mod tests {
             ("{\"step\":0}\n{\"step\":1}", 1, vec![row(0), row(1)]),
         ] {
             std::fs::write(&path, text).unwrap();
-            let mut lines = JsonLines::resume(&path, first_step).unwrap();
+            let mut lines = JsonLines::resume(&SystemDisk, &path, first_step).unwrap();
             lines.append(&row(first_step)).unwrap();
             assert_eq!(read_rows::<Row>(&path).unwrap(), expected, "{text}");
         }

@@ -56,6 +56,18 @@ impl Progress {
         }
     }
 
+    /// Begins at `done`: that much was there before, and says nothing of the speed.
+    pub fn skip(&self, done: u64) {
+        match &self.display {
+            Display::Bar(bar) => {
+                bar.set_position(done);
+                bar.reset_eta();
+            }
+            Display::Lines(lines) => lines.lock().unwrap_or_else(PoisonError::into_inner).done = done,
+            Display::Silent => {}
+        }
+    }
+
     /// Shows a short text behind the bar, or on the next plain line.
     pub fn note(&self, text: &str) {
         let text = escape_control(text).into_owned();

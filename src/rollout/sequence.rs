@@ -5,7 +5,8 @@ use crate::rollout::sampler::DrawKey;
 use crate::rollout::stop::{Decode, StopState, StopStrings};
 
 /// Why a completion ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// An end-of-sequence token; it is the last token.
     Stop,

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::nn::Params;
 use crate::reward::RewardSet;
 use crate::rollout::sampler::SamplingParams;
-use crate::rollout::{Completion, Request};
+use crate::rollout::{Completion, Request, Watch};
 use std::sync::Arc;
 
 /// How completions are made for an evaluation.
@@ -35,14 +35,14 @@ pub struct Evaluated {
     pub scores: Vec<Option<f64>>,
 }
 
-/// Completes and scores every sample, in order; `progress(n)` is told of every n finished ones.
+/// Completes and scores every sample, in order; `watch` is told of the finished ones.
 pub fn evaluate(
     policy: &Policy,
     params: &Arc<Params>,
     samples: &[Sample],
     rewards: &RewardSet,
     options: &EvaluationOptions,
-    progress: &(dyn Fn(u64) + Sync),
+    watch: Watch<'_>,
 ) -> Result<Vec<Evaluated>> {
     let limit = policy.prompt_limit(options.max_prompt_length, options.sampling.max_new_tokens)?;
     let decoding = policy.decoding(options.sampling.clone(), &options.stop_strings, false)?;
@@ -54,7 +54,7 @@ pub fn evaluate(
         let first = results.len() as u32;
         let requests: Vec<_> =
             prompts.iter().zip(first..).map(|(prompt, place)| Request { place, prompt }).collect();
-        let completions = engine.generate(&requests, 1, options.seed, progress)?;
+        let completions = engine.generate(&requests, 1, options.seed, watch)?;
         for ((sample, prompt), completion) in chunk.iter().zip(prompts).zip(completions.into_iter().flatten())
         {
             let scores = rewards.score(sample, &completion.text);

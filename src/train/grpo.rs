@@ -1,26 +1,28 @@
 //! GRPO with the dynamic KL weight of OThink-MR1 (GRPO-D).
 
+use super::guard::Watched;
 use super::policy::Policy;
 use super::stream::Stream;
+use super::trainer::{Skipped, Step, Trainer, TrainerParts, restore_weights, sample_row};
 use super::update::{
-    ForwardOptions, TokenScores, check_grad_norm, check_loss, each_micro_batch, forward, param_groups, score,
-    update,
+    ForwardOptions, TokenScores, check_finite, each_micro_batch, forward, param_groups, score, update,
 };
 use crate::advantage::{Advantages, group_advantages};
 use crate::autograd::ParamGrads;
 use crate::batch::{Group, MicroBatch, micro_batches};
+use crate::checkpoint::{SavedRollout, SavedRun};
 use crate::config::{KlEstimator, ScaleRewards};
 use crate::data::Sample;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kl::{BetaController, k1_penalty};
 use crate::loss::{LossConfig, LossInputs, LossMetrics, Window, grpo_loss};
 use crate::nn::Params;
 use crate::optim::{AdamW, AdamWConfig, LrSchedule};
 use crate::processor::Prompt;
-use crate::report::{ClipRatio, CompletionLengths, CompletionRecord, RewardStatistics, StepReport};
+use crate::report::{ClipRatio, CompletionLengths, CompletionRecord, RewardStatistics, Row, StepReport};
 use crate::reward::{RewardSet, extract};
 use crate::rollout::sequence::FinishReason;
-use crate::rollout::{Completion, Decoding, Request};
+use crate::rollout::{Completion, Decoding, Request, Watch};
 use rayon::prelude::*;
 use std::sync::Arc;
 use std::time::Instant;
@@ -66,7 +68,10 @@ pub struct GrpoTrainer {
     optimiser: AdamW,
     stream: Stream,
     tokens: u64,
+    /// The rollout that the next steps of its `num_iterations` go on with.
     rollout: Option<Scored>,
+    /// The completions of a rollout that a step has just failed on.
+    suspect: Vec<CompletionRecord>,
 }
 
 /// What a step did: numbers, and its completions where they are new.
@@ -79,6 +84,8 @@ pub struct StepOutcome {
 
 /// A rollout with its rewards and advantages: what all iterations over it share.
 struct Scored {
+    /// The KL weight at the step that sampled it, which `k1` penalises with.
+    beta: f64,
     prompts: Vec<Prompt>,
     /// `[P][G]`.
     completions: Vec<Vec<Completion>>,
@@ -98,6 +105,12 @@ struct Scored {
 }
 
 impl Scored {
+    fn tokens(&self) -> u64 {
+        let groups = self.prompts.iter().zip(&self.completions);
+        let tokens = groups.flat_map(|(p, cs)| cs.iter().map(|c| p.tokens.len() + c.tokens.len()));
+        tokens.sum::<usize>() as u64
+    }
+
     fn flat(&self) -> Vec<&Completion> {
         self.completions.iter().flatten().collect()
     }
@@ -127,6 +140,7 @@ impl GrpoTrainer {
             stream,
             tokens: 0,
             rollout: None,
+            suspect: Vec::new(),
         })
     }
 
@@ -136,48 +150,72 @@ impl GrpoTrainer {
 
     /// One optimiser step: rollout, rewards, advantages (on the first of `num_iterations`), loss, gradient, update.
     ///
-    /// `progress(n)` is told of every n finished completions.
-    pub fn step(
-        &mut self,
-        step: u64,
-        samples: &[Sample],
-        progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<StepOutcome> {
+    /// `watch` is told of finished completions.
+    ///
+    /// # Errors
+    /// [`Error::Protect`] for a log-probability, loss, KL or gradient that is NaN or infinite; those of rows that cannot
+    /// be read, and of `watch`. The trainer is as it was then.
+    pub fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<StepOutcome> {
         let start = Instant::now();
-        let iteration = step % self.options.num_iterations as u64;
-        let rollout_step = step / self.options.num_iterations as u64;
         let beta = self.beta.beta(step);
-        let mut records = Vec::new();
-        if iteration == 0 || self.rollout.is_none() {
-            let first = rollout_step * self.prompts_per_rollout() as u64;
-            let places = first..first + self.prompts_per_rollout() as u64;
-            let chosen: Vec<(u64, &Sample)> =
-                places.map(|place| (place, &samples[self.stream.row(place)])).collect();
-            let rollout = self.roll_out(&chosen, beta, progress)?;
-            records = self.records(step, &chosen, &rollout);
-            self.rollout = Some(rollout);
-        }
-        let Some(mut rollout) = self.rollout.take() else {
-            return Err(crate::error::Error::Internal("a GRPO step without a rollout".into()));
+        let kept = self.rollout.take().filter(|_| self.iteration(step) > 0);
+        let is_new = kept.is_none();
+        let chosen = self.chosen(step, samples);
+        let rollout = match kept {
+            Some(rollout) => Ok(rollout),
+            None => self.roll_out(&chosen, beta, watch),
         };
-        let mut report = self.learn(step, beta, &mut rollout)?;
-        report.epoch =
-            ((rollout_step + 1) * self.prompts_per_rollout() as u64) as f64 / self.stream.rows() as f64;
-        self.rollout = Some(rollout);
-        report.step_time = start.elapsed().as_secs_f64();
-        Ok(StepOutcome { report, completions: records })
+        let mut rollout = rollout?;
+        // As TRL counts: every completion with its whole prompt, though the prompt is computed once.
+        let tokens = self.tokens + if is_new { rollout.tokens() } else { 0 };
+        let learned = self.learn(step, beta, tokens, &mut rollout, watch);
+        let completions = match (&learned, is_new) {
+            (Ok(_), true) | (Err(Error::Protect(_)), _) => self.records(step, &chosen, &rollout),
+            _ => Vec::new(),
+        };
+        let more = self.iteration(step + 1) > 0;
+        match learned {
+            Ok(mut report) => {
+                self.tokens = tokens;
+                self.rollout = more.then_some(rollout);
+                report.epoch = self.epoch(step);
+                report.step_time = start.elapsed().as_secs_f64();
+                Ok(StepOutcome { report, completions })
+            }
+            Err(error) => {
+                self.suspect = completions;
+                self.rollout = (!is_new && more).then_some(rollout);
+                Err(error)
+            }
+        }
     }
 
-    /// Samples G completions for each prompt, scores them, and computes what the iterations share.
-    fn roll_out(
-        &mut self,
-        chosen: &[(u64, &Sample)],
-        beta: f64,
-        progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<Scored> {
-        let group = self.options.num_generations;
+    /// Which of the `num_iterations` over its rollout a step is, from 0.
+    fn iteration(&self, step: u64) -> u64 {
+        step % self.options.num_iterations as u64
+    }
+
+    /// Passes over the rows after the rollout of `step`.
+    fn epoch(&self, step: u64) -> f64 {
+        let rollouts = step / self.options.num_iterations as u64 + 1;
+        (rollouts * self.prompts_per_rollout() as u64) as f64 / self.stream.rows() as f64
+    }
+
+    /// The rows of the rollout of `step`, with their places in the stream.
+    fn chosen<'a>(&mut self, step: u64, samples: &'a [Sample]) -> Vec<(u64, &'a Sample)> {
+        let prompts = self.prompts_per_rollout() as u64;
+        let first = step / self.options.num_iterations as u64 * prompts;
+        (first..first + prompts).map(|place| (place, &samples[self.stream.row(place)])).collect()
+    }
+
+    fn encode(&self, chosen: &[(u64, &Sample)]) -> Result<Vec<Prompt>> {
         let rows: Vec<&Sample> = chosen.iter().map(|(_, s)| *s).collect();
-        let prompts = self.policy.encode(&rows, self.options.prompt_limit)?;
+        self.policy.encode(&rows, self.options.prompt_limit)
+    }
+
+    /// Samples G completions for each prompt and scores them.
+    fn roll_out(&self, chosen: &[(u64, &Sample)], beta: f64, watch: Watch<'_>) -> Result<Scored> {
+        let prompts = self.encode(chosen)?;
         let requests: Vec<_> = chosen
             .iter()
             .zip(&prompts)
@@ -186,10 +224,22 @@ impl GrpoTrainer {
         let detokenize = |ids: &[u32]| self.policy.detokenize(ids);
         let completions = self.policy.engine(&self.policy.params, &self.decoding, &detokenize).generate(
             &requests,
-            group,
+            self.options.num_generations,
             self.options.seed,
-            progress,
+            watch,
         )?;
+        let scores = chosen
+            .iter()
+            .zip(&completions)
+            .flat_map(|((_, sample), cs)| cs.iter().map(|c| self.rewards.score(sample, &c.text)))
+            .collect();
+        self.scored(prompts, SavedRollout { beta, completions, scores, difference: None }, watch)
+    }
+
+    /// What all iterations over a rollout share: micro-batches, the reference's log-probabilities, advantages.
+    fn scored(&self, prompts: Vec<Prompt>, rollout: SavedRollout, watch: Watch<'_>) -> Result<Scored> {
+        let SavedRollout { beta, completions, scores, difference } = rollout;
+        let group = self.options.num_generations;
         let groups: Vec<Group<'_>> = prompts
             .iter()
             .zip(&completions)
@@ -199,30 +249,20 @@ impl GrpoTrainer {
             })
             .collect();
         let batches = micro_batches(&groups, self.options.micro_batch, self.policy.layout())?;
-        // As TRL counts: every completion with its whole prompt, though the prompt is computed once.
-        let lengths =
-            groups.iter().flat_map(|g| g.completions.iter().map(|c| g.prompt.tokens.len() + c.len()));
-        self.tokens += lengths.sum::<usize>() as u64;
         // The exact KL takes the reference's whole distributions in the training pass instead.
         let exact = self.options.loss.kl_estimator == KlEstimator::Full;
         let reference = match self.reference.as_ref().filter(|_| !exact) {
             Some(params) => {
                 let temperature = f64::from(self.decoding.sampling.score_temperature());
                 let model = &self.policy.model;
-                Some(
-                    batches
-                        .par_iter()
-                        .map(|b| score(model, params, b, temperature))
-                        .collect::<Result<Vec<_>>>()?,
-                )
+                let score = |batch: &MicroBatch| {
+                    watch(0)?;
+                    score(model, params, batch, temperature)
+                };
+                Some(batches.par_iter().map(score).collect::<Result<Vec<_>>>()?)
             }
             None => None,
         };
-        let scores: Vec<Vec<Option<f64>>> = rows
-            .iter()
-            .zip(&completions)
-            .flat_map(|(sample, cs)| cs.iter().map(|c| self.rewards.score(sample, &c.text)))
-            .collect();
         let rewards: Vec<f64> = scores.iter().map(|s| self.rewards.total(s).unwrap_or(f64::NAN)).collect();
         let statistics = self
             .rewards
@@ -253,6 +293,7 @@ impl GrpoTrainer {
         );
         drop(groups);
         Ok(Scored {
+            beta,
             prompts,
             completions,
             scores,
@@ -262,12 +303,19 @@ impl GrpoTrainer {
             lengths,
             batches,
             reference,
-            difference: None,
+            difference,
         })
     }
 
     /// Loss and gradient over the micro-batches, then the optimiser's step.
-    fn learn(&mut self, step: u64, beta: f64, rollout: &mut Scored) -> Result<StepReport> {
+    fn learn(
+        &mut self,
+        step: u64,
+        beta: f64,
+        tokens_seen: u64,
+        rollout: &mut Scored,
+        watch: Watch<'_>,
+    ) -> Result<StepReport> {
         let completions = rollout.flat();
         let loss_config = LossConfig { beta, ..self.options.loss };
         let active = |c: &Completion| !(self.options.mask_truncated && c.finish == FinishReason::Length);
@@ -275,7 +323,7 @@ impl GrpoTrainer {
             |range: &[&Completion]| range.iter().filter(|c| active(c)).map(|c| c.tokens.len()).sum::<usize>();
         let window_tokens = counted(&completions) as f64;
         let on_policy = self.options.num_iterations == 1;
-        let first_iteration = step.is_multiple_of(self.options.num_iterations as u64);
+        let first_iteration = self.iteration(step) == 0;
         let options = ForwardOptions {
             temperature: f64::from(self.decoding.sampling.score_temperature()),
             recompute: self.options.recompute,
@@ -288,6 +336,7 @@ impl GrpoTrainer {
         let (model, params) = (&self.policy.model, &self.policy.params);
         let reference = self.reference.as_ref().filter(|_| exact);
         let work = |i: usize, batch: &MicroBatch| {
+            watch(0)?;
             let members = &completions[batch.members.clone()];
             let sampled: Vec<f32> = members.iter().flat_map(|c| c.logps.iter().copied()).collect();
             let mask: Vec<bool> =
@@ -311,7 +360,7 @@ impl GrpoTrainer {
                     },
                 },
             )?;
-            check_loss(output.loss, step)?;
+            check_finite("loss", output.loss, step)?;
             let grads = pass.backward(&output.dlogp_t, output.dkl_full_t.as_deref())?;
             Ok((scores, sampled, mask, output, grads))
         };
@@ -335,6 +384,9 @@ impl GrpoTrainer {
         // Later passes over the same rollout compare with weights that have moved: they repeat the first one's figure.
         let measured = (difference_sum / sampled_tokens.max(1) as f64, difference_max);
         let difference = if first_iteration { measured } else { rollout.difference.unwrap_or(measured) };
+        if let Some(kl) = metrics.kl() {
+            check_finite("KL", kl, step)?;
+        }
         let learning_rate = self.options.schedule.learning_rate(step);
         let done = update(
             &mut self.policy.params,
@@ -343,7 +395,7 @@ impl GrpoTrainer {
             learning_rate,
             self.options.max_grad_norm,
         )?;
-        check_grad_norm(done.grad_norm, step)?;
+        check_finite("gradient norm", done.grad_norm, step)?;
         if let Some(kl) = metrics.kl() {
             self.beta.observe(kl, completions.len())?;
         }
@@ -370,7 +422,7 @@ impl GrpoTrainer {
             },
             sampling_logp_difference_mean: difference.0,
             sampling_logp_difference_max: difference.1,
-            num_tokens: self.tokens,
+            num_tokens: tokens_seen,
             ..StepReport::default()
         })
     }
@@ -403,5 +455,91 @@ impl GrpoTrainer {
             }
         }
         records
+    }
+}
+
+impl Trainer for GrpoTrainer {
+    fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<Step> {
+        let StepOutcome { report, completions } = GrpoTrainer::step(self, step, samples, watch)?;
+        let mut watched = vec![
+            Watched { name: "loss", floor: 0.1, value: report.loss },
+            Watched { name: "grad_norm", floor: 0.0, value: report.grad_norm },
+        ];
+        watched.extend(report.kl.map(|value| Watched { name: "kl", floor: 0.1, value }));
+        Ok(Step {
+            line: report.line(self.options.schedule.total_steps as usize),
+            note: format!("reward {:.3}", report.reward),
+            row: report.row(),
+            completions,
+            watched,
+        })
+    }
+
+    fn skipped(&mut self, step: u64, samples: &[Sample]) -> Skipped {
+        let report = StepReport {
+            step: step as usize,
+            epoch: self.epoch(step),
+            loss: f64::NAN,
+            grad_norm: f64::NAN,
+            learning_rate: self.options.schedule.learning_rate(step),
+            beta: self.beta.beta(step),
+            entropy: f64::NAN,
+            reward: f64::NAN,
+            reward_std: f64::NAN,
+            num_tokens: self.tokens,
+            ..StepReport::default()
+        };
+        let completions = std::mem::take(&mut self.suspect);
+        let as_row = |record| match serde_json::to_value(record) {
+            Ok(serde_json::Value::Object(row)) => row,
+            _ => Row::new(),
+        };
+        // Without completions the rollout itself has failed.
+        let batch = if completions.is_empty() {
+            self.chosen(step, samples).into_iter().map(|(_, sample)| sample_row(sample)).collect()
+        } else {
+            completions.into_iter().map(as_row).collect()
+        };
+        Skipped { row: report.row(), batch }
+    }
+
+    fn state(&self) -> TrainerParts {
+        TrainerParts {
+            optimiser: self.optimiser.clone(),
+            tokens: self.tokens,
+            beta: Some(self.beta.state()),
+            rollout: self.rollout.as_ref().map(|rollout| SavedRollout {
+                beta: rollout.beta,
+                completions: rollout.completions.clone(),
+                scores: rollout.scores.clone(),
+                difference: rollout.difference,
+            }),
+        }
+    }
+
+    fn restore(&mut self, saved: SavedRun, samples: &[Sample]) -> Result<()> {
+        restore_weights(&mut self.policy, &mut self.optimiser, &saved)?;
+        self.tokens = saved.state.num_input_tokens_seen;
+        if let Some(beta) = saved.state.beta {
+            self.beta.restore(beta)?;
+        }
+        if let Some(rollout) = saved.rollout {
+            // The rollout that step `global_step` would go on with.
+            let chosen = self.chosen(saved.state.global_step, samples);
+            let prompts = self.encode(&chosen)?;
+            let (found, expected) = (rollout.completions.iter().map(Vec::len), self.options.num_generations);
+            if rollout.completions.len() != prompts.len() || found.into_iter().any(|n| n != expected) {
+                return Err(Error::Input(
+                    "the rollout in the checkpoint has other numbers of prompts or completions than this run"
+                        .into(),
+                ));
+            }
+            self.rollout = Some(self.scored(prompts, rollout, &|_| Ok(()))?);
+        }
+        Ok(())
     }
 }

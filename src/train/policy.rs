@@ -135,14 +135,16 @@ impl Policy {
 
     /// Prompts of some rows, images decoded on all threads. A prompt longer than `limit` tokens fails.
     pub fn encode(&self, samples: &[&Sample], limit: usize) -> Result<Vec<Prompt>> {
-        samples
+        let prompts: Vec<Result<Prompt>> = samples
             .par_iter()
             .map(|sample| {
                 let prompt = self.processor.encode(sample, true)?;
                 check_length(sample, prompt.tokens.len(), limit)?;
                 Ok(prompt)
             })
-            .collect()
+            .collect();
+        // Not collected at once, so that the error is the first row's and not the first thread's.
+        prompts.into_iter().collect()
     }
 
     /// Tokens left for a prompt beside a completion of `completion` tokens; fails when there are none.
@@ -172,10 +174,9 @@ pub fn check_length(sample: &Sample, tokens: usize, limit: usize) -> Result<()> 
     if tokens <= limit {
         return Ok(());
     }
-    Err(Error::Input(format!(
-        "row {}: {tokens} tokens (images included), but only {limit} fit; lower --max_pixels, raise \
+    Err(sample.blame(Error::Input(format!(
+        "{tokens} tokens (images included), but only {limit} fit; lower --max_pixels, raise \
          --max_prompt_length (sft: --max_length) within the model's context, or, in training, leave such rows out with \
-         --overlong skip (nothing is truncated: that would cut through image tokens)",
-        sample.row
-    )))
+         --overlong skip (nothing is truncated: that would cut through image tokens)"
+    ))))
 }

@@ -1,31 +1,57 @@
-//! Whole runs: the loop over steps, and the folder it leaves.
+//! Whole runs: the loop over steps, what it leaves in the run folder, and how it ends.
 
-use super::evaluate::{EvaluationOptions, evaluate, mean_score};
-use super::grpo::GrpoTrainer;
-use super::policy::Policy;
-use super::sft::SftTrainer;
-use crate::checkpoint::{OnExisting, SavePlan, WeightRef, save_model, write_folder};
-use crate::data::Sample;
-use crate::error::{Error, Result};
-use crate::nn::Params;
-use crate::report::{CompletionLengths, JsonLines, Progress, Row};
-use crate::reward::RewardSet;
-use crate::rollout::sequence::FinishReason;
-use serde_json::Value;
-use std::io::ErrorKind;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+
+use serde_json::Value;
+
+use super::evaluate::{EvaluationOptions, evaluate, mean_score};
+use super::guard::off_policy;
+use super::interrupt::Interrupt;
+use super::policy::Policy;
+use super::trainer::{Skipped, Step, Trainer};
+use crate::checkpoint::{
+    Best, Identity, ResumeState, SavePlan, Saver, Snapshot, TrainerState, list_checkpoints,
+};
+use crate::data::Sample;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::report::console::escape_control;
+use crate::report::{Backlog, CompletionLengths, JsonLines, Progress, Row};
+use crate::reward::RewardSet;
+use crate::rollout::Watch;
+use crate::rollout::sequence::FinishReason;
+
+/// One object per optimiser step.
+pub const METRICS: &str = "metrics.jsonl";
+/// One object per sampled completion.
+pub const COMPLETIONS: &str = "completions.jsonl";
+/// One object per evaluation.
+pub const EVAL_METRICS: &str = "eval_metrics.jsonl";
+/// The batches of skipped steps.
+const SKIPPED_DIR: &str = "skipped";
+
+/// Saves in a row that may be put off because the logs can't be written.
+const MAX_DEFERRED_SAVES: usize = 3;
 
 /// Where a run writes, and how often.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
-    /// Optimiser steps.
-    pub steps: u64,
+    /// The run folder.
+    pub dir: PathBuf,
+    /// How it is written.
+    pub disk: Arc<dyn Disk>,
     /// A checkpoint every so many steps; 0 saves only at the end.
     pub save_steps: usize,
     /// Checkpoints kept.
     pub save_total_limit: Option<usize>,
+    /// Checkpoints hold the model alone, and no run can resume from them.
+    pub save_only_model: bool,
+    /// Key of `eval_metrics.jsonl` whose largest value makes a checkpoint the best one.
+    pub metric_for_best_model: String,
     /// A line on the console every so many steps, 0 for none. Every step has its row of metrics.
     pub logging_steps: usize,
     /// Whether completions are logged.
@@ -34,136 +60,8 @@ pub struct RunOptions {
     pub print_completions: usize,
     /// No progress on standard error.
     pub quiet: bool,
-}
-
-/// Logs of an earlier run, which must not be taken for those of the one that overwrites it.
-const LOGS: [&str; 4] = ["metrics.jsonl", "completions.jsonl", "eval_metrics.jsonl", "report.html"];
-
-/// Refuses a folder that holds files, unless they may be written over. Asked before anything is loaded.
-///
-/// # Errors
-/// [`Error::Usage`] for an occupied folder, [`Error::Io`] for one that cannot be listed.
-pub fn refuse_occupied(dir: &Path, overwrite: bool) -> Result<()> {
-    let occupied = match std::fs::read_dir(dir) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(e) if e.kind() == ErrorKind::NotFound => false,
-        Err(e) => return Err(Error::io(dir, "list the folder", e)),
-    };
-    if occupied && !overwrite {
-        return Err(Error::Usage(format!(
-            "--output_dir {} already holds files; name another folder, or add --overwrite_output_dir",
-            dir.display()
-        )));
-    }
-    Ok(())
-}
-
-/// Prepares a run folder and writes its `config.toml`. A folder with content needs `overwrite`; the logs of the run
-/// before go, its checkpoints stay until they are replaced.
-///
-/// # Errors
-/// As [`refuse_occupied`], and [`Error::Io`] for what cannot be written.
-pub fn create_run_folder(dir: &Path, overwrite: bool, config: &str) -> Result<()> {
-    refuse_occupied(dir, overwrite)?;
-    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create the folder", e))?;
-    for path in LOGS.map(|name| dir.join(name)) {
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => {
-                return Err(Error::io(&path, "remove the old log", e));
-            }
-            _ => {}
-        }
-    }
-    let path = dir.join("config.toml");
-    std::fs::write(&path, config).map_err(|e| Error::io(&path, "write", e))
-}
-
-/// Saves weights as the policy's folder was loaded: same names, same config dialect, same types.
-pub fn save_checkpoint(dir: &Path, plan: &SavePlan, params: &Params) -> Result<()> {
-    let values: Vec<_> = params.iter().map(|(_, p)| (p, p.value.to_f32())).collect();
-    write_folder(dir, OnExisting::Replace, |tmp| {
-        let weights =
-            values.iter().map(|(p, data)| WeightRef { name: &p.name, shape: p.value.shape(), data });
-        save_model(tmp, plan, weights)
-    })
-}
-
-/// Writes checkpoints of a run under their step, and removes the oldest beyond the limit.
-struct Checkpoints<'a> {
-    dir: &'a Path,
-    plan: SavePlan,
-    limit: Option<usize>,
-    kept: Vec<PathBuf>,
-}
-
-impl Checkpoints<'_> {
-    fn save(&mut self, policy: &Policy, steps: u64) -> Result<PathBuf> {
-        let path = self.dir.join(format!("checkpoint-{steps}"));
-        save_checkpoint(&path, &self.plan, &policy.params)?;
-        self.kept.push(path.clone());
-        while self.limit.is_some_and(|limit| self.kept.len() > limit) {
-            let oldest = self.kept.remove(0);
-            std::fs::remove_dir_all(&oldest)
-                .map_err(|e| Error::io(&oldest, "remove the old checkpoint", e))?;
-        }
-        Ok(path)
-    }
-
-    fn due(&mut self, policy: &Policy, done: u64, options: &RunOptions) -> Result<Option<PathBuf>> {
-        let last = done == options.steps;
-        if last || (options.save_steps > 0 && done.is_multiple_of(options.save_steps as u64)) {
-            return self.save(policy, done).map(Some);
-        }
-        Ok(None)
-    }
-}
-
-fn checkpoints<'a>(dir: &'a Path, policy: &Policy, options: &RunOptions) -> Result<Checkpoints<'a>> {
-    Ok(Checkpoints {
-        dir,
-        plan: SavePlan::like(&policy.folder)?,
-        limit: options.save_total_limit,
-        kept: Vec::new(),
-    })
-}
-
-/// Whether step number `step` (from 0) prints a line.
-fn is_logged(step: u64, options: &RunOptions) -> bool {
-    let every = options.logging_steps as u64;
-    every > 0 && ((step + 1).is_multiple_of(every) || step + 1 == options.steps)
-}
-
-fn no_steps() -> Error {
-    Error::Usage("a run of 0 steps trains nothing; set --max_steps to at least 1".into())
-}
-
-/// Trains by SFT. Gives the path of the last checkpoint; metrics go to `metrics`.
-///
-/// # Errors
-/// Those of a step and of writing. Checkpoints that were saved before stay as they are.
-pub fn run_sft(
-    trainer: &mut SftTrainer,
-    samples: &[Sample],
-    dir: &Path,
-    metrics: &Path,
-    options: &RunOptions,
-) -> Result<PathBuf> {
-    let mut checkpoints = checkpoints(dir, &trainer.policy, options)?;
-    let mut rows = JsonLines::create(metrics)?;
-    let progress = Progress::start("SFT", options.steps, options.quiet);
-    let mut saved = None;
-    for step in 0..options.steps {
-        let report = trainer.step(step, samples)?;
-        rows.append(&report.row())?;
-        if is_logged(step, options) {
-            progress.line(&report.line(options.steps as usize));
-        }
-        progress.note(&format!("loss {:.4}", report.loss));
-        progress.advance(1);
-        saved = checkpoints.due(&trainer.policy, step + 1, options)?.or(saved);
-    }
-    progress.finish();
-    saved.ok_or_else(no_steps)
+    /// What asks the run to stop.
+    pub interrupt: Interrupt,
 }
 
 /// Held-out rows on which a run is measured while it goes.
@@ -175,14 +73,18 @@ pub struct Evaluation {
     /// How completions are made.
     pub options: EvaluationOptions,
     /// Optimiser steps from one evaluation to the next; 0 is never.
-    pub every: usize,
+    pub every: u64,
 }
 
 impl Evaluation {
+    fn is_due(&self, done: u64) -> bool {
+        done > 0 && self.every > 0 && done.is_multiple_of(self.every)
+    }
+
     /// The row of `eval_metrics.jsonl` for the weights that optimiser step `step` left: one completion per row.
-    fn row(&self, policy: &Policy, step: u64) -> Result<Row> {
+    fn row(&self, policy: &Policy, step: u64, watch: Watch<'_>) -> Result<Row> {
         let start = Instant::now();
-        let results = evaluate(policy, &policy.params, &self.samples, &self.rewards, &self.options, &|_| {})?;
+        let results = evaluate(policy, &policy.params, &self.samples, &self.rewards, &self.options, watch)?;
         let totals: Vec<f64> = results.iter().filter_map(|r| self.rewards.total(&r.scores)).collect();
         let mean = totals.iter().sum::<f64>() / totals.len().max(1) as f64;
         let lengths = CompletionLengths::of(
@@ -201,53 +103,370 @@ impl Evaluation {
     }
 }
 
-/// Trains by GRPO. Gives the path of the last checkpoint; metrics, completions and evaluations go to files in `dir`.
+/// Trains until the last step of `identity`, from `resumed` (what the trainer was restored from) or from the start.
+/// Gives the path of the last checkpoint.
+///
+/// Whatever ends the run, the work done so far is saved first, except where the numbers themselves are in doubt.
 ///
 /// # Errors
-/// Those of a step and of writing. Checkpoints that were saved before stay as they are.
-pub fn run_grpo(
-    trainer: &mut GrpoTrainer,
+/// [`Error::Interrupted`] when a signal asked for it; [`Error::Protect`] after three skipped steps in a row; those of
+/// a step and of writing.
+pub fn run(
+    trainer: &mut dyn Trainer,
     samples: &[Sample],
-    dir: &Path,
     options: &RunOptions,
+    identity: Identity,
+    resumed: Option<TrainerState>,
     evaluation: Option<&Evaluation>,
 ) -> Result<PathBuf> {
-    let mut checkpoints = checkpoints(dir, &trainer.policy, options)?;
-    let mut rows = JsonLines::create(dir.join("metrics.jsonl"))?;
-    let mut completions =
-        if options.log_completions { Some(JsonLines::create(dir.join("completions.jsonl"))?) } else { None };
-    let evaluation = evaluation.filter(|evaluation| evaluation.every > 0);
-    let mut evaluations =
-        if evaluation.is_some() { Some(JsonLines::create(dir.join("eval_metrics.jsonl"))?) } else { None };
-    let progress = Progress::start("GRPO", options.steps, options.quiet);
-    let mut saved = None;
-    for step in 0..options.steps {
-        let finished = AtomicU64::new(0);
-        let outcome = trainer.step(step, samples, &|n| {
-            let finished = finished.fetch_add(n, Ordering::Relaxed) + n;
-            progress.note(&format!("step {}: {finished} completions", step + 1));
-        })?;
-        rows.append(&outcome.report.row())?;
-        if is_logged(step, options) {
-            progress.line(&outcome.report.line(options.steps as usize));
-            for record in outcome.completions.iter().take(options.print_completions) {
-                progress.line(&format!("reward {:.2}  {}", record.reward, record.completion));
+    if identity.max_steps == 0 {
+        return Err(Error::Usage("a run of 0 steps trains nothing; set --max_steps to at least 1".into()));
+    }
+    let mut run = Run::new(trainer, samples, options, identity, resumed, evaluation)?;
+    let ended = run.to_the_end();
+    run.close(ended)
+}
+
+/// A run under way.
+struct Run<'a> {
+    trainer: &'a mut dyn Trainer,
+    samples: &'a [Sample],
+    options: &'a RunOptions,
+    evaluation: Option<&'a Evaluation>,
+    state: TrainerState,
+    logs: Logs,
+    saver: Saver,
+    deferred_saves: usize,
+    progress: Progress,
+}
+
+/// The logs of a run.
+struct Logs {
+    metrics: JsonLines,
+    completions: Option<JsonLines>,
+    evaluations: Option<JsonLines>,
+}
+
+impl Logs {
+    /// Starts the logs, or continues them where `state` stands.
+    fn open(options: &RunOptions, state: &TrainerState, evaluation: Option<&Evaluation>) -> Result<Logs> {
+        let (disk, done) = (&*options.disk, state.global_step);
+        let open = |name: &str, first_step: u64| {
+            let path = options.dir.join(name);
+            if done == 0 { JsonLines::create(disk, path) } else { JsonLines::resume(disk, path, first_step) }
+        };
+        // An evaluation after the last step that this state does not know of is made again.
+        let due = evaluation.is_some_and(|evaluation| evaluation.is_due(done));
+        let evaluated = if due && state.evaluated_step < done { done.saturating_sub(1) } else { done };
+        Ok(Logs {
+            metrics: open(METRICS, done)?,
+            completions: options.log_completions.then(|| open(COMPLETIONS, done)).transpose()?,
+            evaluations: evaluation.map(|_| open(EVAL_METRICS, evaluated)).transpose()?,
+        })
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut JsonLines> {
+        [Some(&mut self.metrics), self.completions.as_mut(), self.evaluations.as_mut()].into_iter().flatten()
+    }
+
+    fn paths(&mut self) -> Vec<PathBuf> {
+        self.all().map(|log| log.path().to_path_buf()).collect()
+    }
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        trainer: &'a mut dyn Trainer,
+        samples: &'a [Sample],
+        options: &'a RunOptions,
+        identity: Identity,
+        resumed: Option<TrainerState>,
+        evaluation: Option<&'a Evaluation>,
+    ) -> Result<Run<'a>> {
+        let steps = identity.max_steps;
+        let label = identity.command.to_uppercase();
+        // Options that may change, such as the place of the model, are those of now.
+        let state = match resumed {
+            Some(state) => TrainerState { identity, ..state },
+            None => TrainerState {
+                global_step: 0,
+                num_input_tokens_seen: 0,
+                identity,
+                beta: None,
+                guard: Default::default(),
+                evaluated_step: 0,
+                best: None,
+            },
+        };
+        let mut logs = Logs::open(options, &state, evaluation)?;
+        let kept = list_checkpoints(&options.dir)?.into_iter().filter(|&s| s <= state.global_step).collect();
+        let saver = Saver::new(
+            options.disk.clone(),
+            &options.dir,
+            SavePlan::like(&trainer.policy().folder)?,
+            options.save_total_limit,
+            logs.paths(),
+            kept,
+        );
+        saver.check_space(&trainer.policy().params, options.save_only_model)?;
+        let progress = Progress::start(&label, steps, options.quiet);
+        progress.skip(state.global_step);
+        Ok(Run { trainer, samples, options, evaluation, state, logs, saver, deferred_saves: 0, progress })
+    }
+
+    /// Steps, with evaluations and checkpoints where they are due.
+    fn to_the_end(&mut self) -> Result<()> {
+        loop {
+            let done = self.state.global_step;
+            let last = done == self.state.identity.max_steps;
+            self.evaluate_if_due(done)?;
+            let every = self.options.save_steps as u64;
+            let due = last || (every > 0 && done > 0 && done.is_multiple_of(every));
+            // While steps are skipped, nothing takes the place of what was good.
+            if due && (last || self.state.guard.skipped_in_a_row == 0) && !self.saver.has(done) {
+                self.save()?;
             }
-        }
-        if let Some(file) = &mut completions {
-            outcome.completions.iter().try_for_each(|record| file.append(record))?;
-        }
-        progress.note(&format!("reward {:.3}", outcome.report.reward));
-        progress.advance(1);
-        saved = checkpoints.due(&trainer.policy, step + 1, options)?.or(saved);
-        if let (Some(evaluation), Some(file)) = (evaluation, &mut evaluations)
-            && (step + 1).is_multiple_of(evaluation.every as u64)
-        {
-            let row = evaluation.row(&trainer.policy, step)?;
-            progress.line(&format!("evaluation after step {}: {}", step + 1, Value::from(row.clone())));
-            file.append(&row)?;
+            let told = self.saver.poll()?;
+            self.tell(told);
+            if last {
+                return Ok(());
+            }
+            self.options.interrupt.check()?;
+            self.step(done)?;
         }
     }
-    progress.finish();
-    saved.ok_or_else(no_steps)
+
+    fn step(&mut self, step: u64) -> Result<()> {
+        let finished = AtomicU64::new(0);
+        let (progress, interrupt) = (&self.progress, &self.options.interrupt);
+        let watch = |n: u64| {
+            if n > 0 {
+                let finished = finished.fetch_add(n, Ordering::Relaxed) + n;
+                progress.note(&format!("step {}: {finished} completions", step + 1));
+            }
+            interrupt.check()
+        };
+        match self.trainer.step(step, self.samples, &watch) {
+            Ok(done) => self.accept(step, done)?,
+            Err(Error::Protect(reason)) => self.skip(step, &reason)?,
+            Err(error) => return Err(error),
+        }
+        self.progress.advance(1);
+        self.state.global_step = step + 1;
+        Ok(())
+    }
+
+    fn accept(&mut self, step: u64, done: Step) -> Result<()> {
+        let mut told = self.state.guard.accept(step, &done.watched);
+        told.extend(off_policy(step, &done.row));
+        self.tell(told);
+        self.log_step(done.row)?;
+        if self.is_logged(step) {
+            self.progress.line(&done.line);
+            for record in done.completions.iter().take(self.options.print_completions) {
+                self.progress.line(&format!("reward {:.2}  {}", record.reward, record.completion));
+            }
+        }
+        self.progress.note(&done.note);
+        if let Some(log) = &mut self.logs.completions {
+            let results: Vec<_> = done.completions.iter().map(|record| log.append(record)).collect();
+            // One report for a step: a refused line keeps those behind it waiting.
+            let refused = results.into_iter().find(Result::is_err).unwrap_or(Ok(()));
+            self.lenient(refused)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves a step out: the weights stay as they were, the batch is kept to be looked at.
+    fn skip(&mut self, step: u64, reason: &str) -> Result<()> {
+        let Skipped { row, batch } = self.trainer.skipped(step, self.samples);
+        let ended = self.state.guard.skip(reason);
+        self.log_step(row)?;
+        let dump = self.dump(step, &batch).unwrap_or_else(|error| format!("not written: {error}"));
+        self.tell(vec![format!("step {step} is skipped: {reason}; its batch: {dump}")]);
+        let Err(error) = ended else { return Ok(()) };
+        let last = match self.wait()? {
+            Some(path) => format!("the last checkpoint is {}", path.display()),
+            None => "no checkpoint was saved before".to_owned(),
+        };
+        Err(Error::Protect(format!(
+            "{error}; {last}; lower --learning_rate, or look at the batches in {}",
+            self.options.dir.join(SKIPPED_DIR).display()
+        )))
+    }
+
+    /// Writes the batch of a skipped step; gives the file's name.
+    fn dump(&self, step: u64, batch: &[Row]) -> Result<String> {
+        let dir = self.options.dir.join(SKIPPED_DIR);
+        if !dir.is_dir() {
+            self.options.disk.create_dir(&dir).map_err(|e| Error::io(&dir, "create the folder", e))?;
+        }
+        let path = dir.join(format!("step-{step}.jsonl"));
+        let mut lines = JsonLines::create(&*self.options.disk, &path)?;
+        batch.iter().try_for_each(|row| lines.append(row))?;
+        Ok(path.display().to_string())
+    }
+
+    fn log_step(&mut self, mut row: Row) -> Result<()> {
+        row.insert("skipped_steps".into(), self.state.guard.skipped_steps.into());
+        let result = self.logs.metrics.append(&row);
+        self.lenient(result)
+    }
+
+    /// A line that the disk refuses waits, and is told of; only too many of them end the run.
+    fn lenient(&mut self, result: Result<()>) -> Result<()> {
+        match result {
+            Err(error @ (Error::Io { .. } | Error::Missing { .. })) => {
+                if self.logs.all().any(|log| log.backlog() == Backlog::TooMuch) {
+                    return Err(error);
+                }
+                self.tell(vec![format!("{error}; the lines wait until it works again")]);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn evaluate_if_due(&mut self, done: u64) -> Result<()> {
+        let Some(evaluation) = self.evaluation.filter(|evaluation| evaluation.is_due(done)) else {
+            return Ok(());
+        };
+        if self.state.evaluated_step == done {
+            return Ok(());
+        }
+        let interrupt = &self.options.interrupt;
+        let row = evaluation.row(self.trainer.policy(), done - 1, &|_| interrupt.check())?;
+        self.progress.line(&format!("evaluation after step {done}: {}", Value::from(row.clone())));
+        let value = row.get(&self.options.metric_for_best_model).and_then(Value::as_f64);
+        if let Some(log) = &mut self.logs.evaluations {
+            let result = log.append(&row);
+            self.lenient(result)?;
+        }
+        self.state.evaluated_step = done;
+        // Only what is saved can be kept.
+        let every = self.options.save_steps as u64;
+        let is_saved = done == self.state.identity.max_steps || (every > 0 && done.is_multiple_of(every));
+        if let Some(value) = value.filter(|_| is_saved)
+            && self.state.best.as_ref().is_none_or(|best| value > best.value)
+        {
+            self.state.best = Some(Best { step: done, value });
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let parts = self.trainer.state();
+        let state =
+            TrainerState { num_input_tokens_seen: parts.tokens, beta: parts.beta, ..self.state.clone() };
+        Snapshot {
+            step: self.state.global_step,
+            params: self.trainer.policy().params.clone(),
+            resume: (!self.options.save_only_model).then_some(ResumeState {
+                state,
+                optimiser: parts.optimiser,
+                rollout: parts.rollout,
+            }),
+        }
+    }
+
+    fn save(&mut self) -> Result<()> {
+        // A checkpoint vouches for the lines before it.
+        let flushed = self.logs.all().try_for_each(JsonLines::flush);
+        if let Err(error) = flushed {
+            self.deferred_saves += 1;
+            if self.deferred_saves >= MAX_DEFERRED_SAVES {
+                return Err(error);
+            }
+            let step = self.state.global_step;
+            self.tell(vec![format!("the checkpoint of step {step} is put off: {error}")]);
+            return Ok(());
+        }
+        self.deferred_saves = 0;
+        let best = self.state.best.as_ref().map(|best| best.step);
+        let told = self.saver.save(self.snapshot(), best)?;
+        self.tell(told);
+        Ok(())
+    }
+
+    /// Saves what is done before an error ends the run, and waits for what is being written.
+    fn close(mut self, ended: Result<()>) -> Result<PathBuf> {
+        let done = self.state.global_step;
+        let worth_saving = match &ended {
+            Ok(()) => false,
+            Err(Error::Protect(_) | Error::Internal(_)) => false,
+            Err(_) => done > 0 && !self.saver.has(done),
+        };
+        let saved = match worth_saving {
+            true => self.save_and_wait(),
+            false => self.wait(),
+        };
+        match ended {
+            Ok(()) => {
+                let path = saved?;
+                self.logs.all().try_for_each(JsonLines::flush)?;
+                self.progress.finish();
+                path.ok_or_else(|| Error::Internal("a run has ended without a checkpoint".into()))
+            }
+            Err(Error::Interrupted(reason)) => {
+                let steps = self.state.identity.max_steps;
+                Err(Error::Interrupted(match saved? {
+                    Some(path) => format!(
+                        "{reason} after step {done} of {steps}; everything is in {}: the same command with \
+                         --resume_from_checkpoint goes on",
+                        path.display()
+                    ),
+                    None => format!(
+                        "{reason} before the first step was done: there is nothing to save; the same command with \
+                         --resume_from_checkpoint starts again"
+                    ),
+                }))
+            }
+            Err(error) => {
+                if let Err(also) = saved {
+                    self.tell(vec![also.to_string()]);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn save_and_wait(&mut self) -> Result<Option<PathBuf>> {
+        self.save()?;
+        self.wait()
+    }
+
+    fn wait(&mut self) -> Result<Option<PathBuf>> {
+        let (path, told) = self.saver.finish()?;
+        self.tell(told);
+        Ok(path)
+    }
+
+    /// Whether step number `step` (from 0) prints a line.
+    fn is_logged(&self, step: u64) -> bool {
+        let every = self.options.logging_steps as u64;
+        every > 0 && ((step + 1).is_multiple_of(every) || step + 1 == self.state.identity.max_steps)
+    }
+
+    /// Warnings go out whatever the options say of progress.
+    fn tell(&self, lines: Vec<String>) {
+        for line in lines {
+            if self.options.quiet {
+                // A closed standard error is no reason to stop.
+                let _ = writeln!(std::io::stderr(), "warning: {}", escape_control(&line));
+            } else {
+                self.progress.line(&format!("warning: {line}"));
+            }
+        }
+    }
+}
+
+/// Saves weights alone, as the policy's folder was loaded: same names, same config dialect, same types.
+///
+/// # Errors
+/// Those of [`Snapshot::write`].
+pub fn save_model_checkpoint(disk: &dyn Disk, dir: &Path, policy: &Policy, plan: &SavePlan) -> Result<()> {
+    let snapshot = Snapshot { step: 0, params: policy.params.clone(), resume: None };
+    crate::checkpoint::write_folder(disk, dir, crate::checkpoint::OnExisting::Replace, |folder| {
+        snapshot.write(folder, plan)
+    })
 }

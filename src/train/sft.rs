@@ -1,16 +1,18 @@
 //! Supervised fine-tuning: cross-entropy on completion tokens, over the same data path as GRPO.
 
+use super::guard::Watched;
 use super::policy::{Policy, check_length};
 use super::stream::Stream;
-use super::update::{
-    ForwardOptions, check_grad_norm, check_loss, each_micro_batch, forward, param_groups, update,
-};
+use super::trainer::{Skipped, Step, Trainer, TrainerParts, restore_weights, sample_row};
+use super::update::{ForwardOptions, check_finite, each_micro_batch, forward, param_groups, update};
 use crate::autograd::ParamGrads;
 use crate::batch::{Group, MicroBatch, micro_batches};
+use crate::checkpoint::SavedRun;
 use crate::data::Sample;
 use crate::error::Result;
 use crate::optim::{AdamW, AdamWConfig, LrSchedule};
 use crate::report::SftReport;
+use crate::rollout::Watch;
 use rayon::prelude::*;
 use std::time::Instant;
 
@@ -54,12 +56,13 @@ impl SftTrainer {
     }
 
     /// One optimiser step: the mean negative log-likelihood of all completion tokens of the step's rows.
-    pub fn step(&mut self, step: u64, samples: &[Sample]) -> Result<SftReport> {
+    ///
+    /// # Errors
+    /// [`Error::Protect`](crate::error::Error::Protect) for a loss or gradient that is NaN or infinite; those of rows
+    /// that cannot be read, and of `watch`. The trainer is as it was then.
+    pub fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<SftReport> {
         let start = Instant::now();
-        let size = self.options.micro_batch * self.options.accumulation;
-        let first = step * size as u64;
-        let chosen: Vec<&Sample> =
-            (first..first + size as u64).map(|place| &samples[self.stream.row(place)]).collect();
+        let chosen = self.chosen(step, samples);
         let encoded = chosen
             .par_iter()
             .map(|sample| {
@@ -77,10 +80,11 @@ impl SftTrainer {
         let mut grads = ParamGrads::default();
         let mut loss = 0.0;
         let batches = micro_batches(&groups, self.options.micro_batch, self.policy.layout())?;
-        self.tokens += batches.iter().map(|b| b.packed.len() as u64).sum::<u64>();
+        let tokens = batches.iter().map(|b| b.packed.len() as u64).sum::<u64>();
         let options = ForwardOptions { temperature: 1.0, recompute: self.options.recompute };
         let (model, params) = (&self.policy.model, &self.policy.params);
         let work = |_: usize, batch: &MicroBatch| {
+            watch(0)?;
             let (scores, pass) = forward(model, params, batch, options, None)?;
             let nll = -scores.logp_t.iter().map(|&l| f64::from(l)).sum::<f64>() * weight;
             Ok((nll, pass.backward(&vec![-weight as f32; scores.logp_t.len()], None)?))
@@ -89,7 +93,7 @@ impl SftTrainer {
             loss += nll;
             grads.merge(part)
         })?;
-        check_loss(loss, step)?;
+        check_finite("loss", loss, step)?;
         let learning_rate = self.options.schedule.learning_rate(step);
         let done = update(
             &mut self.policy.params,
@@ -98,10 +102,11 @@ impl SftTrainer {
             learning_rate,
             self.options.max_grad_norm,
         )?;
-        check_grad_norm(done.grad_norm, step)?;
+        check_finite("gradient norm", done.grad_norm, step)?;
+        self.tokens += tokens;
         Ok(SftReport {
             step: step as usize,
-            epoch: (first + size as u64) as f64 / self.stream.rows() as f64,
+            epoch: self.epoch(step),
             loss,
             grad_norm: done.grad_norm,
             learning_rate,
@@ -109,5 +114,64 @@ impl SftTrainer {
             num_tokens: self.tokens,
             step_time: start.elapsed().as_secs_f64(),
         })
+    }
+
+    fn rows_per_step(&self) -> u64 {
+        (self.options.micro_batch * self.options.accumulation) as u64
+    }
+
+    /// Passes over the rows after `step`.
+    fn epoch(&self, step: u64) -> f64 {
+        ((step + 1) * self.rows_per_step()) as f64 / self.stream.rows() as f64
+    }
+
+    /// The rows of a step.
+    fn chosen<'a>(&mut self, step: u64, samples: &'a [Sample]) -> Vec<&'a Sample> {
+        let size = self.rows_per_step();
+        (step * size..(step + 1) * size).map(|place| &samples[self.stream.row(place)]).collect()
+    }
+}
+
+impl Trainer for SftTrainer {
+    fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<Step> {
+        let report = SftTrainer::step(self, step, samples, watch)?;
+        Ok(Step {
+            line: report.line(self.options.schedule.total_steps as usize),
+            note: format!("loss {:.4}", report.loss),
+            row: report.row(),
+            completions: Vec::new(),
+            watched: vec![
+                Watched { name: "loss", floor: 0.1, value: report.loss },
+                Watched { name: "grad_norm", floor: 0.0, value: report.grad_norm },
+            ],
+        })
+    }
+
+    fn skipped(&mut self, step: u64, samples: &[Sample]) -> Skipped {
+        let report = SftReport {
+            step: step as usize,
+            epoch: self.epoch(step),
+            loss: f64::NAN,
+            grad_norm: f64::NAN,
+            learning_rate: self.options.schedule.learning_rate(step),
+            num_tokens: self.tokens,
+            ..SftReport::default()
+        };
+        let batch = self.chosen(step, samples).into_iter().map(sample_row).collect();
+        Skipped { row: report.row(), batch }
+    }
+
+    fn state(&self) -> TrainerParts {
+        TrainerParts { optimiser: self.optimiser.clone(), tokens: self.tokens, beta: None, rollout: None }
+    }
+
+    fn restore(&mut self, saved: SavedRun, _: &[Sample]) -> Result<()> {
+        restore_weights(&mut self.policy, &mut self.optimiser, &saved)?;
+        self.tokens = saved.state.num_input_tokens_seen;
+        Ok(())
     }
 }

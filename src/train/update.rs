@@ -174,22 +174,13 @@ pub fn param_groups(params: &Params, decay_all: bool) -> Vec<crate::optim::Param
         .collect()
 }
 
-/// Fails unless a loss is a number.
-pub fn check_loss(loss: f64, step: u64) -> Result<()> {
-    check_finite("loss", loss, step)
-}
-
-/// Fails unless the norm of a step's gradient is a number.
-pub fn check_grad_norm(grad_norm: f64, step: u64) -> Result<()> {
-    check_finite("gradient norm", grad_norm, step)
-}
-
-fn check_finite(what: &str, value: f64, step: u64) -> Result<()> {
+/// Fails unless a number of a step is one: such a step is skipped.
+///
+/// # Errors
+/// [`Error::Protect`], as the end of a sentence.
+pub fn check_finite(what: &str, value: f64, step: u64) -> Result<()> {
     if value.is_finite() {
         return Ok(());
     }
-    Err(Error::Protect(format!(
-        "the {what} of step {step} is {value}: the run stops before the weights are damaged; lower --learning_rate, \
-         or look at the last rows of metrics.jsonl and completions.jsonl"
-    )))
+    Err(Error::Protect(format!("the {what} of step {step} is {value}")))
 }

@@ -63,7 +63,7 @@ fn conversation(name: &str, row: usize, example: &Value) -> Sample {
     }
     let answer = example["completion"].as_str().unwrap().trim_end_matches("<|im_end|>").to_string();
     messages.push(Message { role: "assistant".into(), content: vec![Part::Text(answer)] });
-    Sample { row, messages, images, solution: None, columns: serde_json::Map::new() }
+    Sample { row, messages, images, ..Sample::default() }
 }
 
 /// The bundle's prompts, without the answers.
@@ -126,7 +126,10 @@ pub fn roll_out(
 ) -> Vec<Vec<Completion>> {
     let detokenize = |ids: &[u32]| policy.detokenize(ids);
     let requests: Vec<_> = prompts.iter().map(|&(place, prompt)| Request { place, prompt }).collect();
-    policy.engine(&policy.params, decoding, &detokenize).generate(&requests, group, seed, &|_| {}).unwrap()
+    policy
+        .engine(&policy.params, decoding, &detokenize)
+        .generate(&requests, group, seed, &|_| Ok(()))
+        .unwrap()
 }
 
 /// Prompts and completions cut into micro-batches, as the trainer does it.

@@ -1,10 +1,13 @@
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::path::PathBuf;
 
 use serde_json::Value;
 
 use super::*;
-use crate::checkpoint::{FloatDtype, OnExisting, write_folder};
+use crate::checkpoint::{FloatDtype, NewFolder, OnExisting, write_folder};
+use crate::disk::SystemDisk;
 use crate::model::folder::ModelFolder;
 use crate::model::qwen2_vl::config::{Qwen2VlConfig, TextConfig, VisionConfig};
 use crate::model::qwen2_vl::weights::parameters;
@@ -83,7 +86,8 @@ fn a_model_saved_as_loaded_is_the_same_to_the_byte() {
     let root = tempfile::tempdir().expect("temporary folder");
     let target = root.path().join("copy");
     let plan = SavePlan::like(&source).expect("plan");
-    write_folder(&target, OnExisting::Refuse, |dir| save_model(dir, &plan, refs(&weights))).expect("saved");
+    write_folder(&SystemDisk, &target, OnExisting::Refuse, |dir| save_model(dir, &plan, refs(&weights)))
+        .expect("saved");
     let expected = [
         "chat_template.jinja",
         "chat_template.json",
@@ -109,7 +113,7 @@ fn shards_and_their_index() {
     let weights = source.load_weights().expect("loads");
     let root = tempfile::tempdir().expect("temporary folder");
     let plan = SavePlan::like(&source).expect("plan").with_max_shard_bytes(300_000);
-    save_model(root.path(), &plan, refs(&weights)).expect("saved");
+    save_model(&mut NewFolder::at(&SystemDisk, root.path()), &plan, refs(&weights)).expect("saved");
     let again = open(root.path());
     assert_eq!(again.load_weights().expect("loads"), weights);
     assert!(again.is_sharded());
@@ -138,7 +142,7 @@ fn another_dtype_rounds_the_values_and_changes_only_the_dtype_key() {
     ] {
         let root = tempfile::tempdir().expect("temporary folder");
         let plan = SavePlan::like(&source).expect("plan").with_dtype(dtype).expect("plan");
-        save_model(root.path(), &plan, refs(&weights)).expect("saved");
+        save_model(&mut NewFolder::at(&SystemDisk, root.path()), &plan, refs(&weights)).expect("saved");
         let again = open(root.path());
         for (ours, original) in again.load_weights().expect("loads").iter().zip(&weights) {
             let rounded: Vec<f32> = original.data.iter().map(|&x| round(x)).collect();
@@ -152,7 +156,12 @@ fn another_dtype_rounds_the_values_and_changes_only_the_dtype_key() {
         // A second round trip in the dtype it now has is exact.
         let root_2 = tempfile::tempdir().expect("temporary folder");
         let stored = again.load_weights().expect("loads");
-        save_model(root_2.path(), &SavePlan::like(&again).expect("plan"), refs(&stored)).expect("saved");
+        save_model(
+            &mut NewFolder::at(&SystemDisk, root_2.path()),
+            &SavePlan::like(&again).expect("plan"),
+            refs(&stored),
+        )
+        .expect("saved");
         let [a, b] =
             [&root, &root_2].map(|dir| fs::read(dir.path().join("model.safetensors")).expect("read"));
         assert!(a == b);
@@ -168,7 +177,7 @@ fn a_flat_config_declares_its_dtype_in_its_own_words() {
     let weights = source.load_weights().expect("loads");
     let target = tempfile::tempdir().expect("temporary folder");
     let plan = SavePlan::like(&source).expect("plan").with_dtype(FloatDtype::Bf16).expect("plan");
-    save_model(target.path(), &plan, refs(&weights)).expect("saved");
+    save_model(&mut NewFolder::at(&SystemDisk, target.path()), &plan, refs(&weights)).expect("saved");
     let again = open(target.path());
     let mut expected = source.raw_config.clone();
     expected["torch_dtype"] = "bfloat16".into();
@@ -181,7 +190,7 @@ fn tensor_names_stay_as_they_were_loaded() {
     let weights = random_weights(&config);
     let plan = SavePlan::fresh(&config, FloatDtype::F32, None, None, &[]).expect("plan");
     let first = tempfile::tempdir().expect("temporary folder");
-    save_model(first.path(), &plan, refs(&weights)).expect("saved");
+    save_model(&mut NewFolder::at(&SystemDisk, first.path()), &plan, refs(&weights)).expect("saved");
     // Rename as transformers keeps them in memory since 4.52.
     let renamed: Vec<(String, &Weight)> = weights
         .iter()
@@ -194,12 +203,18 @@ fn tensor_names_stay_as_they_were_loaded() {
         .iter()
         .map(|(name, w)| NamedTensor { name, shape: &w.shape, values: FloatDtype::F32.values(&w.data) })
         .collect();
-    write_safetensors(&first.path().join("model.safetensors"), &tensors).expect("written");
+    let path = first.path().join("model.safetensors");
+    write_safetensors(&mut fs::File::create(&path).expect("create"), &path, &tensors).expect("written");
     let source = open(first.path());
     let second = tempfile::tempdir().expect("temporary folder");
     let loaded = source.load_weights().expect("loads");
     assert_eq!(loaded, weights);
-    save_model(second.path(), &SavePlan::like(&source).expect("plan"), refs(&loaded)).expect("saved");
+    save_model(
+        &mut NewFolder::at(&SystemDisk, second.path()),
+        &SavePlan::like(&source).expect("plan"),
+        refs(&loaded),
+    )
+    .expect("saved");
     let [a, b] = [&first, &second].map(|dir| fs::read(dir.path().join("model.safetensors")).expect("read"));
     assert!(a == b);
 }
@@ -213,14 +228,19 @@ fn a_fresh_model_is_read_back() {
             [("tokenizer.json", b"{}"), ("additional_chat_templates/short.jinja", b"{{ messages }}")];
         let plan = SavePlan::fresh(&config, FloatDtype::F32, Some(1), Some(2), &files).expect("plan");
         let root = tempfile::tempdir().expect("temporary folder");
-        save_model(root.path(), &plan, refs(&weights)).expect("saved");
+        save_model(&mut NewFolder::at(&SystemDisk, root.path()), &plan, refs(&weights)).expect("saved");
         let again = open(root.path());
         assert_eq!(again.config, config);
         assert_eq!(again.load_weights().expect("loads"), weights);
         assert_eq!(again.generation.eos_token_ids, [2]);
         // Saved once more, the companions travel along.
         let second = tempfile::tempdir().expect("temporary folder");
-        save_model(second.path(), &SavePlan::like(&again).expect("plan"), refs(&weights)).expect("saved");
+        save_model(
+            &mut NewFolder::at(&SystemDisk, second.path()),
+            &SavePlan::like(&again).expect("plan"),
+            refs(&weights),
+        )
+        .expect("saved");
         assert_eq!(names(second.path()), names(root.path()));
         let template = second.path().join("additional_chat_templates/short.jinja");
         assert_eq!(fs::read(template).expect("copied"), b"{{ messages }}");
@@ -248,16 +268,19 @@ fn a_broken_model_replaces_nothing() {
     let plan = SavePlan::fresh(&config, FloatDtype::F32, None, None, &[]).expect("plan");
     let root = tempfile::tempdir().expect("temporary folder");
     let target = root.path().join("last");
-    write_folder(&target, OnExisting::Refuse, |dir| save_model(dir, &plan, refs(&good))).expect("saved");
+    write_folder(&SystemDisk, &target, OnExisting::Refuse, |dir| save_model(dir, &plan, refs(&good)))
+        .expect("saved");
     let mut bad = good.clone();
     bad[5].data[3] = f32::NAN;
-    let error = write_folder(&target, OnExisting::Replace, |dir| save_model(dir, &plan, refs(&bad)));
+    let error =
+        write_folder(&SystemDisk, &target, OnExisting::Replace, |dir| save_model(dir, &plan, refs(&bad)));
     let error = error.expect_err("NaN");
     assert_eq!(error.exit_code(), 70);
     assert!(error.to_string().contains(&bad[5].name), "{error}");
     bad[5].data[3] = 1e6;
     let plan_f16 = plan.clone().with_dtype(FloatDtype::F16).expect("plan");
-    let error = write_folder(&target, OnExisting::Replace, |dir| save_model(dir, &plan_f16, refs(&bad)));
+    let error =
+        write_folder(&SystemDisk, &target, OnExisting::Replace, |dir| save_model(dir, &plan_f16, refs(&bad)));
     assert_eq!(error.expect_err("beyond f16").exit_code(), 65);
     assert_eq!(names(root.path()), BTreeSet::from(["last".to_owned()]));
     assert_eq!(open(&target).load_weights().expect("loads"), good);
@@ -269,8 +292,11 @@ fn weights_of_another_model_are_a_bug() {
     let weights = random_weights(&config);
     let plan = SavePlan::fresh(&config, FloatDtype::F32, None, None, &[]).expect("plan");
     let root = tempfile::tempdir().expect("temporary folder");
-    let code =
-        |weights: Vec<WeightRef>| save_model(root.path(), &plan, weights).expect_err("refused").exit_code();
+    let code = |weights: Vec<WeightRef>| {
+        save_model(&mut NewFolder::at(&SystemDisk, root.path()), &plan, weights)
+            .expect_err("refused")
+            .exit_code()
+    };
     let all: Vec<WeightRef> = refs(&weights).collect();
     assert_eq!(code(all[1..].to_vec()), 1);
     assert_eq!(code([&all[..], &all[..1]].concat()), 1);

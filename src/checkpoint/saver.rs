@@ -1,0 +1,240 @@
+//! Saving while training goes on.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::atomic::{OnExisting, write_folder};
+use super::plan::SavePlan;
+use super::series::checkpoint_dir;
+use super::state::{Snapshot, checkpoint_bytes};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::nn::Params;
+
+/// Saves that were due in a row and could not be written after which the run ends.
+const MAX_FAILED_SAVES: usize = 3;
+
+/// Tries at the end of a run, when there is no next step to try again at.
+const LAST_TRIES: usize = 3;
+
+/// Writes the checkpoints of a run on a thread of its own, at most one at a time.
+///
+/// A save that fails costs nothing that is there: it is reported and tried again at the next step, with the state of
+/// its step. Only when a checkpoint is whole and on disk do older ones go.
+#[derive(Debug)]
+pub struct Saver {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    plan: Arc<SavePlan>,
+    limit: Option<usize>,
+    /// Files beside the checkpoints that have to be on disk before one appears.
+    logs: Vec<PathBuf>,
+    /// Steps of the checkpoints that are there, oldest first.
+    kept: Vec<u64>,
+    /// Step of the last checkpoint that was asked for.
+    newest: Option<u64>,
+    /// The checkpoint that no limit removes.
+    best: Option<u64>,
+    writing: Option<JoinHandle<Written>>,
+    failed: Option<Snapshot>,
+    failed_saves: usize,
+}
+
+struct Written {
+    snapshot: Snapshot,
+    result: Result<()>,
+}
+
+impl Saver {
+    /// Saves into `dir`, which holds the checkpoints of the steps `kept`, oldest first; with a `limit`, the newest ones
+    /// and the best one stay.
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        plan: SavePlan,
+        limit: Option<usize>,
+        logs: Vec<PathBuf>,
+        kept: Vec<u64>,
+    ) -> Saver {
+        Saver {
+            disk,
+            dir: dir.to_path_buf(),
+            plan: Arc::new(plan),
+            limit,
+            logs,
+            newest: kept.last().copied(),
+            kept,
+            best: None,
+            writing: None,
+            failed: None,
+            failed_saves: 0,
+        }
+    }
+
+    /// Whether the newest checkpoint, there or under way, is that of `step`.
+    pub fn has(&self, step: u64) -> bool {
+        self.newest == Some(step)
+    }
+
+    /// Refuses to start where the disk has no room for one checkpoint of these parameters.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with both numbers.
+    pub fn check_space(&self, params: &Params, only_model: bool) -> Result<()> {
+        check_space(&*self.disk, &self.dir, checkpoint_bytes(&self.plan, params, only_model))
+    }
+
+    /// Starts to write a checkpoint, after the one before is done; from then on `best` stays whatever the limit says.
+    /// Gives what a user should be told.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when this is the third save in a row that could not be written; what is wrong with the model.
+    pub fn save(&mut self, snapshot: Snapshot, best: Option<u64>) -> Result<Vec<String>> {
+        let mut told = self.join()?;
+        self.best = best;
+        self.newest = Some(snapshot.step);
+        if self.failed.is_some() {
+            self.failed_saves += 1;
+        }
+        if self.failed_saves >= MAX_FAILED_SAVES {
+            return Err(self.give_up(told));
+        }
+        // The older state is not worth its place any more.
+        self.failed = None;
+        told.extend(self.start(snapshot)?);
+        Ok(told)
+    }
+
+    /// Looks at the write under way, without waiting for it; starts a failed one again. Gives what a user should be
+    /// told. Called at every step.
+    ///
+    /// # Errors
+    /// What is wrong with the model.
+    pub fn poll(&mut self) -> Result<Vec<String>> {
+        if let Some(snapshot) = self.failed.take() {
+            return self.start(snapshot);
+        }
+        match &self.writing {
+            Some(thread) if thread.is_finished() => self.join(),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Waits until everything is written, trying again a few times. Gives the newest checkpoint, and what a user should
+    /// be told.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the last save could not be written; what is wrong with the model.
+    pub fn finish(&mut self) -> Result<(Option<PathBuf>, Vec<String>)> {
+        let mut told = self.join()?;
+        for pause_s in 0..LAST_TRIES as u64 {
+            let Some(snapshot) = self.failed.take() else { break };
+            thread::sleep(Duration::from_secs(pause_s));
+            told.extend(self.start(snapshot)?);
+            told.extend(self.join()?);
+        }
+        if self.failed.is_some() {
+            return Err(self.give_up(told));
+        }
+        Ok((self.kept.last().map(|&step| checkpoint_dir(&self.dir, step)), told))
+    }
+
+    fn give_up(&self, told: Vec<String>) -> Error {
+        let last = match self.kept.last() {
+            Some(&step) => format!("{} is whole", checkpoint_dir(&self.dir, step).display()),
+            None => "there is no checkpoint before".to_owned(),
+        };
+        let reason = told.last().map_or(String::new(), |reason| format!(" ({reason})"));
+        Error::Io {
+            path: self.dir.clone(),
+            action: "save checkpoints",
+            source: io::Error::other(format!(
+                "it failed again and again{reason}; {last}: make room or mend the disk, then go on with \
+                 --resume_from_checkpoint"
+            )),
+        }
+    }
+
+    fn start(&mut self, snapshot: Snapshot) -> Result<Vec<String>> {
+        let (disk, plan, logs) = (self.disk.clone(), self.plan.clone(), self.logs.clone());
+        let (dir, target) = (self.dir.clone(), checkpoint_dir(&self.dir, snapshot.step));
+        let work = move || {
+            let result = write(&*disk, &dir, &target, &plan, &logs, &snapshot);
+            Written { snapshot, result }
+        };
+        let thread = thread::Builder::new().name("checkpoint".into()).spawn(work);
+        self.writing = Some(thread.map_err(|e| Error::io(&self.dir, "start the thread that saves", e))?);
+        Ok(Vec::new())
+    }
+
+    fn join(&mut self) -> Result<Vec<String>> {
+        let Some(thread) = self.writing.take() else { return Ok(Vec::new()) };
+        let Ok(Written { snapshot, result }) = thread.join() else {
+            return Err(Error::Internal("the thread that saves checkpoints has panicked".into()));
+        };
+        match result {
+            Ok(()) => {
+                self.failed_saves = 0;
+                self.kept.retain(|&step| step != snapshot.step);
+                self.kept.push(snapshot.step);
+                Ok(self.remove_old())
+            }
+            Err(error @ (Error::Io { .. } | Error::Missing { .. })) => {
+                let told = format!("the checkpoint of step {} is not saved: {error}", snapshot.step);
+                self.failed = Some(snapshot);
+                Ok(vec![told])
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the oldest checkpoints beyond the limit, the best one excepted.
+    fn remove_old(&mut self) -> Vec<String> {
+        let mut told = Vec::new();
+        let newest = self.kept.last().copied();
+        while self.limit.is_some_and(|limit| self.kept.len() > limit) {
+            let goes = |&step: &u64| Some(step) != newest && Some(step) != self.best;
+            let Some(at) = self.kept.iter().position(goes) else { break };
+            let dir = checkpoint_dir(&self.dir, self.kept.remove(at));
+            if let Err(e) = self.disk.remove_dir_all(&dir) {
+                told.push(format!("{}: cannot remove the old checkpoint: {e}", dir.display()));
+            }
+        }
+        told
+    }
+}
+
+/// Everything of one save, in the order in which it has to reach the disk.
+fn write(
+    disk: &dyn Disk,
+    dir: &Path,
+    target: &Path,
+    plan: &SavePlan,
+    logs: &[PathBuf],
+    snapshot: &Snapshot,
+) -> Result<()> {
+    check_space(disk, dir, checkpoint_bytes(plan, &snapshot.params, snapshot.resume.is_none()))?;
+    for log in logs.iter().filter(|log| log.exists()) {
+        disk.sync(log).map_err(|e| Error::io(log, "force to disk", e))?;
+    }
+    write_folder(disk, target, OnExisting::Replace, |folder| snapshot.write(folder, plan))
+}
+
+fn check_space(disk: &dyn Disk, dir: &Path, needed: u64) -> Result<()> {
+    match disk.free_bytes(dir).map_err(|e| Error::io(dir, "ask for the free space of", e))? {
+        Some(free) if free < needed => Err(Error::Io {
+            path: dir.to_path_buf(),
+            action: "save a checkpoint",
+            source: io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!(
+                    "it takes {needed} bytes, and {free} are free; make room, or lower --save_total_limit"
+                ),
+            ),
+        }),
+        _ => Ok(()),
+    }
+}

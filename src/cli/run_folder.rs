@@ -1,0 +1,154 @@
+//! The run folder of `grpo` and `sft`: who has it, what of a run before is in it, where the run goes on.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::checkpoint::{
+    Identity, Manifest, SavedRun, TrainerState, checkpoint_dir, newest_whole, replace_file,
+};
+use crate::config::{CheckpointOptions, ResumeFrom};
+use crate::data::Sample;
+use crate::disk::{Disk, SystemDisk};
+use crate::error::{Error, Result};
+use crate::report::console::escape_control;
+use crate::train::resume::{RunLock, clear, compare, is_occupied, refuse_in_use};
+use crate::train::trainer::Trainer;
+
+/// Refuses a folder that another run has, or that holds files which are neither to be overwritten nor gone on with.
+/// Asked before anything is loaded.
+///
+/// # Errors
+/// [`Error::Busy`] for a folder in use, [`Error::Usage`] for an occupied one, [`Error::Io`].
+pub(super) fn refuse_occupied(options: &CheckpointOptions) -> Result<()> {
+    let dir = &options.output_dir;
+    refuse_in_use(dir)?;
+    let is_new = options.resume_from() == ResumeFrom::Nothing;
+    if is_new && !options.overwrite_output_dir && is_occupied(dir)? {
+        return Err(Error::Usage(format!(
+            "--output_dir {} already holds files; go on with the run in it by --resume_from_checkpoint, name another \
+             folder, or add --overwrite_output_dir",
+            dir.display()
+        )));
+    }
+    Ok(())
+}
+
+/// A run folder that is this run's, as long as it lives.
+pub(super) struct RunFolder {
+    /// How it is written.
+    pub(super) disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    resume: ResumeFrom,
+    allowed: Vec<String>,
+    quiet: bool,
+    _lock: RunLock,
+}
+
+impl RunFolder {
+    /// Takes the folder. With `overwrite_output_dir` the run that is in it goes.
+    ///
+    /// # Errors
+    /// As [`refuse_occupied`].
+    pub(super) fn take(options: &CheckpointOptions, quiet: bool) -> Result<RunFolder> {
+        refuse_occupied(options)?;
+        let disk: Arc<dyn Disk> = Arc::new(SystemDisk);
+        let dir = &options.output_dir;
+        let lock = RunLock::take(&*disk, dir)?;
+        let folder = RunFolder {
+            disk,
+            dir: dir.clone(),
+            resume: options.resume_from(),
+            allowed: options.allow_change.clone(),
+            quiet,
+            _lock: lock,
+        };
+        if let Some(note) = &folder._lock.note {
+            folder.tell(note);
+        }
+        if options.overwrite_output_dir {
+            clear(&*folder.disk, dir)?;
+        }
+        Ok(folder)
+    }
+
+    /// Restores the trainer where the options ask to go on, and writes `config.toml`. Gives the state to go on from;
+    /// `None` is a run from the start.
+    ///
+    /// # Errors
+    /// [`Error::Content`] for a checkpoint that is damaged or of another version, or when none is whole;
+    /// [`Error::Usage`] for a run of another kind.
+    pub(super) fn begin(
+        &self,
+        identity: &Identity,
+        trainer: &mut dyn Trainer,
+        samples: &[Sample],
+        config: &str,
+    ) -> Result<Option<TrainerState>> {
+        let state = match self.checkpoint()? {
+            Some(path) => Some(self.restore(&path, identity, trainer, samples)?),
+            None => None,
+        };
+        replace_file(&*self.disk, &self.dir.join("config.toml"), config.as_bytes())?;
+        Ok(state)
+    }
+
+    /// The checkpoint to go on from.
+    fn checkpoint(&self) -> Result<Option<PathBuf>> {
+        match &self.resume {
+            ResumeFrom::Nothing => Ok(None),
+            ResumeFrom::Newest => {
+                let newest = newest_whole(&self.dir)?;
+                for line in &newest.passed_over {
+                    self.tell(&format!("{line}: it is passed over"));
+                }
+                if newest.step.is_none() && !self.quiet {
+                    self.tell(&format!(
+                        "{} has no checkpoint yet: the run begins at the start",
+                        self.dir.display()
+                    ));
+                }
+                Ok(newest.step.map(|step| checkpoint_dir(&self.dir, step)))
+            }
+            ResumeFrom::Checkpoint(path) => {
+                if !path.is_dir() {
+                    return Err(Error::missing(
+                        path,
+                        "--resume_from_checkpoint names no folder; without a path the newest checkpoint of --output_dir \
+                         is taken",
+                    ));
+                }
+                Manifest::verify(path).map_err(|flaw| Error::content(path, flaw.to_string()))?;
+                Ok(Some(path.clone()))
+            }
+        }
+    }
+
+    fn restore(
+        &self,
+        path: &Path,
+        identity: &Identity,
+        trainer: &mut dyn Trainer,
+        samples: &[Sample],
+    ) -> Result<TrainerState> {
+        let saved = SavedRun::read(path)?;
+        let state = saved.state.clone();
+        let changes = compare(&state.identity, identity, &self.allowed)?;
+        trainer.restore(saved, samples)?;
+        if !self.quiet {
+            self.tell(&format!(
+                "going on from {} (step {} of {})",
+                path.display(),
+                state.global_step,
+                identity.max_steps
+            ));
+        }
+        changes.iter().for_each(|line| self.tell(&format!("changed option: {line}")));
+        Ok(state)
+    }
+
+    fn tell(&self, line: &str) {
+        // A closed standard error is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "{}", escape_control(line));
+    }
+}

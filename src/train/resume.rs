@@ -1,0 +1,308 @@
+//! What a run is, whether a checkpoint is of it, and who has its folder.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value};
+use xxhash_rust::xxh3::Xxh3Default;
+
+use super::run::{COMPLETIONS, EVAL_METRICS, METRICS};
+use crate::checkpoint::{Identity, checkpoint_dir, create_dir_all, list_checkpoints, sweep};
+use crate::data::{ImageSource, Part, Sample};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::nn::Params;
+
+const LOCK: &str = "run.lock";
+
+/// Hash of the weights: names, shapes and f32 values.
+pub fn model_hash(params: &Params) -> String {
+    let mut hasher = Xxh3Default::new();
+    for (_, p) in params.iter() {
+        hasher.update(p.name.as_bytes());
+        p.value.shape().iter().for_each(|&size| hasher.update(&(size as u64).to_le_bytes()));
+        hasher.update(bytemuck::cast_slice(&p.value.to_f32()));
+    }
+    format!("{:032x}", hasher.digest128())
+}
+
+/// Hash of what a run sees of its rows: texts, solutions, other columns, and of each image its name and length. The
+/// folder may have moved.
+pub fn dataset_hash(samples: &[Sample]) -> String {
+    let mut hasher = Xxh3Default::new();
+    let mut text = |text: &str| {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    };
+    for sample in samples {
+        for message in &sample.messages {
+            text(&message.role);
+            for part in &message.content {
+                match part {
+                    Part::Text(words) => text(words),
+                    Part::Image(n) => text(&format!("image {n}")),
+                }
+            }
+        }
+        for image in &sample.images {
+            match image {
+                ImageSource::File(path) => {
+                    text(&path.file_name().unwrap_or_default().to_string_lossy());
+                    text(&path.metadata().map_or(0, |metadata| metadata.len()).to_string());
+                }
+                ImageSource::Bytes(bytes) => text(&bytes.len().to_string()),
+            }
+        }
+        text(sample.solution.as_deref().unwrap_or_default());
+        text(&Value::from(sample.columns.clone()).to_string());
+    }
+    format!("{:032x}", hasher.digest128())
+}
+
+/// What a changed option does to a run that goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// Where and how a run writes and tells, or what changes no bit of it.
+    None,
+    /// How it learns from here on.
+    Tuning,
+    /// What the run is: the steps before and after would belong to different runs.
+    Identity,
+}
+
+/// The meaning of an option; one that is not known here is taken to be the run's identity.
+fn meaning(option: &str) -> Meaning {
+    match option {
+        "output_dir"
+        | "save_steps"
+        | "save_total_limit"
+        | "save_only_model"
+        | "metric_for_best_model"
+        | "logging_steps"
+        | "log_completions"
+        | "num_completions_to_print"
+        | "quiet"
+        | "eval_steps"
+        | "eval_dataset"
+        | "threads"
+        | "gradient_checkpointing" => Meaning::None,
+        "learning_rate" | "lr_scheduler_type" | "warmup_ratio" | "warmup_steps" | "weight_decay"
+        | "adam_beta1" | "adam_beta2" | "adam_epsilon" | "max_grad_norm" => Meaning::Tuning,
+        _ => Meaning::Identity,
+    }
+}
+
+/// Compares what a checkpoint belongs to with what is asked for. Gives a line for each option that differs.
+///
+/// Options that say where the model or the data lie may differ when model and data are the same.
+///
+/// # Errors
+/// [`Error::Usage`] for a difference that changes what the run is and that `allowed` does not name.
+pub fn compare(saved: &Identity, asked: &Identity, allowed: &[String]) -> Result<Vec<String>> {
+    let mut told = Vec::new();
+    let mut refused = Vec::new();
+    let mut differs = |option: &str, was: String, is: String, meaning: Meaning| {
+        let line = format!("{option} was {was} and is {is}");
+        if meaning == Meaning::Identity && !allowed.iter().any(|name| name.replace('-', "_") == option) {
+            refused.push((option.to_owned(), line));
+        } else {
+            told.push(line);
+        }
+    };
+    if saved.command != asked.command {
+        return Err(Error::Usage(format!(
+            "the checkpoint is one of `{}`, and this is `{}`: start from it with --model instead",
+            saved.command, asked.command
+        )));
+    }
+    let (same_model, same_data) =
+        (saved.model_hash == asked.model_hash, saved.dataset_hash == asked.dataset_hash);
+    let mut names: Vec<&String> = saved.options.keys().chain(asked.options.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let (was, is) = (saved.options.get(name), asked.options.get(name));
+        if was == is {
+            continue;
+        }
+        let meaning = match name.as_str() {
+            "model" if same_model => Meaning::None,
+            "dataset" | "dataset_split" | "image_dir" | "max_samples" | "overlong" if same_data => {
+                Meaning::None
+            }
+            // What they come to is compared below.
+            "max_steps" | "num_train_epochs" => Meaning::None,
+            name => meaning(name),
+        };
+        differs(name, show(was), show(is), meaning);
+    }
+    if !same_model && saved.options.get("model") == asked.options.get("model") {
+        differs("model", "of other weights".into(), "changed since".into(), Meaning::Identity);
+    }
+    if !same_data && saved.options.get("dataset") == asked.options.get("dataset") {
+        differs("dataset", "of other rows".into(), "changed since".into(), Meaning::Identity);
+    }
+    if saved.max_steps != asked.max_steps {
+        let (was, is) = (format!("{} steps", saved.max_steps), format!("{} steps", asked.max_steps));
+        differs("max_steps", format!("a run of {was}"), format!("a run of {is}"), Meaning::Identity);
+    }
+    if refused.is_empty() {
+        return Ok(told);
+    }
+    let (names, lines): (Vec<_>, Vec<_>) = refused.into_iter().unzip();
+    Err(Error::Usage(format!(
+        "this is not the run that the checkpoint belongs to: {}; put it back, or allow the change with --allow_change {}",
+        lines.join("; "),
+        names.join(",")
+    )))
+}
+
+fn show(value: Option<&Value>) -> String {
+    value.map_or("not set".to_owned(), Value::to_string)
+}
+
+/// An object of a serialisable value's fields; empty for what is no object.
+pub fn fields(value: &impl serde::Serialize) -> Map<String, Value> {
+    match serde_json::to_value(value) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    }
+}
+
+/// What a run leaves beside checkpoints; a run that overwrites it must not be taken for it.
+const LEFT_BY_A_RUN: [&str; 6] =
+    [METRICS, COMPLETIONS, EVAL_METRICS, "sft_metrics.jsonl", "report.html", "result.json"];
+
+/// Removes what a run before has left: its logs, its report and its checkpoints.
+///
+/// # Errors
+/// [`Error::Io`] for what cannot be removed.
+pub fn clear(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    for path in LEFT_BY_A_RUN.map(|name| dir.join(name)) {
+        match disk.remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                return Err(Error::io(&path, "remove the file of the run before", e));
+            }
+            _ => {}
+        }
+    }
+    for path in list_checkpoints(dir)?.into_iter().map(|step| checkpoint_dir(dir, step)) {
+        disk.remove_dir_all(&path)
+            .map_err(|e| Error::io(&path, "remove the checkpoint of the run before", e))?;
+    }
+    Ok(())
+}
+
+/// Whether a run folder holds anything but a lock.
+///
+/// # Errors
+/// [`Error::Io`] for a folder that cannot be listed.
+pub fn is_occupied(dir: &Path) -> Result<bool> {
+    match std::fs::read_dir(dir) {
+        Ok(entries) => Ok(entries.flatten().any(|entry| entry.file_name() != LOCK)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::io(dir, "list the folder", e)),
+    }
+}
+
+/// Refuses a folder that a run has.
+///
+/// # Errors
+/// [`Error::Busy`] with process, machine and time.
+pub fn refuse_in_use(dir: &Path) -> Result<()> {
+    match File::open(dir.join(LOCK)) {
+        Ok(file) if matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) => {
+            Err(in_use(dir, &file))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn in_use(dir: &Path, lock: &File) -> Error {
+    Error::Busy(format!(
+        "{} is in use by another run ({}); wait for it, stop it, or name another --output_dir",
+        dir.display(),
+        owner(lock)
+    ))
+}
+
+/// A run folder that belongs to this process alone, until it is dropped.
+#[derive(Debug)]
+pub struct RunLock {
+    path: PathBuf,
+    file: File,
+    /// What to tell of a run that had the folder and did not end in order.
+    pub note: Option<String>,
+}
+
+impl RunLock {
+    /// Takes the folder, which is created if it is not there, and removes what an unfinished save has left in it.
+    ///
+    /// The system itself gives the lock back when a process ends, however it ends; the file only says whose it was.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] with process, machine and time when another run has it; [`Error::Io`].
+    pub fn take(disk: &dyn Disk, dir: &Path) -> Result<RunLock> {
+        create_dir_all(disk, dir)?;
+        let path = dir.join(LOCK);
+        let io = |e| Error::io(&path, "lock", e);
+        let mut file = loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .map_err(io)?;
+            match file.try_lock() {
+                Ok(()) if is_at(&file, &path) => break file,
+                // It was removed by the run that had it, between opening and locking.
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(in_use(dir, &file)),
+                Err(TryLockError::Error(e)) => return Err(io(e)),
+            }
+        };
+        let before = owner(&file);
+        let note = (!before.is_empty())
+            .then(|| format!("{}: the run before ({before}) did not end in order", dir.display()));
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let text =
+            format!("process {} on {}, started {seconds} s after 1970", std::process::id(), host.trim());
+        file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(io)?;
+        sweep(disk, dir)?;
+        Ok(RunLock { path, file, note })
+    }
+}
+
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        // While it is still locked, so that nobody finds an empty one. What cannot be removed is only a note.
+        let _ = std::fs::remove_file(&self.path);
+        let _ = self.file.unlock();
+    }
+}
+
+fn owner(mut file: &File) -> String {
+    let mut text = String::new();
+    let _ = file.take(200).read_to_string(&mut text);
+    let _ = std::io::Seek::rewind(&mut file);
+    text
+}
+
+/// Whether `path` still names this open file.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), path.metadata()) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(not(unix))]
+fn is_at(_: &File, path: &Path) -> bool {
+    path.exists()
+}
