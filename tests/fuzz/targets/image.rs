@@ -7,9 +7,9 @@ use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, ImageEncoder};
-use othink::data::ImageSource;
+use othink::data::{ImageSource, MAX_IMAGE_SIDE};
 use othink::processor::ImageConfig;
-use othink::processor::decode::{MAX_SIDE, load_for_model, load_image};
+use othink::processor::decode::{load_for_model, load_image};
 use othink::processor::patches::patches_of;
 use othink::processor::resize::MAX_ASPECT_RATIO;
 use othink::train::plan::image_tokens_at_most;
@@ -67,7 +67,7 @@ pub const TARGET: Target = Target {
         b"\x7f\xff\xff\xff",
         b"\x40\x00",
     ],
-    repair,
+    repair: |bytes| repair(bytes),
     max_bytes: 1 << 12,
 };
 
@@ -82,7 +82,8 @@ fn body(input: &[u8]) -> Outcome {
         }
     };
     assert!(
-        (1..=MAX_SIDE as usize).contains(&image.width) && (1..=MAX_SIDE as usize).contains(&image.height)
+        (1..=MAX_IMAGE_SIDE as usize).contains(&image.width)
+            && (1..=MAX_IMAGE_SIDE as usize).contains(&image.height)
     );
     assert_eq!(image.pixels.len(), image.width * image.height * 3);
     let mut outcome = Outcome::of((input.first(), image.width.min(9), image.height.min(9)));
@@ -170,6 +171,13 @@ fn seeds() -> Vec<Vec<u8>> {
             add(&|file| WebPEncoder::new_lossless(file).write_image(&pixels(bytes), width, height, colour));
         }
     }
+    // A narrow one, which shrinks.
+    let mut narrow = Vec::new();
+    let encoder = PngEncoder::new_with_quality(&mut narrow, CompressionType::Fast, FilterType::Up);
+    encoder
+        .write_image(&[200; 900 * 15], 900, 15, ExtendedColorType::L8)
+        .expect("a small image can be encoded");
+    seeds.push(narrow);
     seeds.extend(golden_jpegs());
     seeds
 }
@@ -197,7 +205,7 @@ fn golden_jpegs() -> Vec<Vec<u8>> {
 }
 
 /// Writes the checksums of a PNG's chunks, and the length of a RIFF file.
-fn repair(bytes: &mut Vec<u8>) {
+fn repair(bytes: &mut [u8]) {
     if bytes.starts_with(b"RIFF") && bytes.len() >= 12 {
         let length = (bytes.len() - 8) as u32;
         bytes[4..8].copy_from_slice(&length.to_le_bytes());

@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use othink::data::{ImageSource, Message, Part, PromptTemplate, ReadOptions, Sample, read};
+use othink::data::{ImageSource, Message, Part, PromptTemplate, ReadOptions, Sample, read, read_usable};
+use othink::error::Result;
 use serde_json::{Value, json};
 
 use super::{Outcome, Target, refused, scratch, write};
@@ -88,6 +89,7 @@ fn body(input: &[u8]) -> Outcome {
         assert!(rows == with_solution, "asking for less gives other rows");
         assert!(rows.iter().all(|row| row.solution.is_some()));
     }
+    leaving_out_bad_rows(&path, &rows);
     let rows = match rows {
         Ok(rows) => rows,
         Err(error) => return refused(&error, &[65]),
@@ -102,6 +104,22 @@ fn body(input: &[u8]) -> Outcome {
     outcome =
         outcome.and(Outcome::of((rows.len().min(3), first.images.len().min(3), first.messages.len().min(3))));
     outcome.and(Outcome::of((first.columns.is_empty(), first.ends_with_assistant())))
+}
+
+/// With bad rows left out the good ones stay as they are, and each bad one has its error.
+fn leaving_out_bad_rows(path: &Path, all: &Result<Vec<Sample>>) {
+    let mut bad = 0;
+    let usable = read_usable(path, &options(false), |error| {
+        refused(&error, &[65]);
+        bad += 1;
+        Ok(())
+    });
+    match (usable, all) {
+        (Ok(usable), Ok(all)) => assert!(bad == 0 && usable == *all),
+        (Ok(usable), Err(_)) => assert!(bad > 0 && !usable.is_empty()),
+        (Err(error), Ok(_)) => panic!("{error}, though every row is good"),
+        (Err(error), Err(_)) => _ = refused(&error, &[65]),
+    }
 }
 
 fn row_holds(n: usize, row: &Sample, folder: &Path) {
@@ -154,9 +172,17 @@ fn written_again(rows: &[Sample], folder: &Path) {
     let path = folder.join("again.jsonl");
     fs::write(&path, &text).expect("the scratch folder can be written");
     match read(&path, &options(false)) {
-        Ok(again) => assert!(again == rows, "{rows:?}\nwas read again as\n{again:?}"),
+        Ok(again) => {
+            let (again, rows) = (without_origin(&again), without_origin(rows));
+            assert!(again == rows, "{rows:?}\nwas read again as\n{again:?}");
+        }
         Err(error) => panic!("{error}\nin {text}"),
     }
+}
+
+/// The rows without the place they were read from.
+fn without_origin(rows: &[Sample]) -> Vec<Sample> {
+    rows.iter().map(|row| Sample { origin: None, ..row.clone() }).collect()
 }
 
 fn seeds() -> Vec<Vec<u8>> {

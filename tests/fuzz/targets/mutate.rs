@@ -1,4 +1,6 @@
-//! Mutations that know a little of structure: words of a format, numbers in text and in binary, bracketed pieces.
+//! Mutations that know a little of structure: words of a format, numbers in text and in binary, bracketed pieces, JSON.
+
+use serde_json::{Map, Value};
 
 use super::Target;
 
@@ -57,8 +59,11 @@ const NUMBERS: [&[u8]; 20] = [
 /// Changes `data` in one to eight places, and mends its lengths and checksums in half of the cases. `other` is an input to
 /// take pieces from.
 pub fn mutate(target: &Target, random: &mut Random, data: &mut Vec<u8>, other: &[u8]) {
-    for _ in 0..1 << random.below(4) {
-        step(target, random, data, other);
+    // Half of the inputs in one place: a later check is only reached where all before it pass.
+    for _ in 0..*random.pick(&[&1, &1, &1, &2, &4, &8]) {
+        if random.below(2) == 0 || !json(random, data) {
+            step(target, random, data, other);
+        }
         data.truncate(target.max_bytes);
     }
     if random.below(2) == 0 {
@@ -84,6 +89,10 @@ fn step(target: &Target, random: &mut Random, data: &mut Vec<u8>, other: &[u8]) 
             data.splice(at..at + replaced, word.iter().copied());
         }
         7 => text_number(random, data, at),
+        // Binary numbers stand where there is no text.
+        8 if data[at..].iter().take(8).all(|byte| (b' '..=b'~').contains(byte)) => {
+            text_number(random, data, at)
+        }
         8 => binary_number(random, data, at),
         9 => {
             let from = random.below(other.len() + 1);
@@ -100,6 +109,66 @@ fn step(target: &Target, random: &mut Random, data: &mut Vec<u8>, other: &[u8]) 
             (0..length).for_each(|i| data.swap(a + i, b + i));
         }
         _ => data.insert(at, random.next() as u8),
+    }
+}
+
+/// Replaces, takes out or doubles one value of the JSON text that the data, or one of its lines, is; false if it is none.
+fn json(random: &mut Random, data: &mut Vec<u8>) -> bool {
+    let at = random.below(data.len() + 1);
+    let line = data[..at].iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
+    let line = line..data[at..].iter().position(|&b| b == b'\n').map_or(data.len(), |i| at + i);
+    for range in [0..data.len(), line] {
+        let Ok(mut root) = serde_json::from_slice::<Value>(&data[range.clone()]) else { continue };
+        let mut left = random.below(count(&root));
+        change(random, &mut root, &mut left);
+        data.splice(range, root.to_string().into_bytes());
+        return true;
+    }
+    false
+}
+
+/// Values in a JSON value, itself included.
+fn count(value: &Value) -> usize {
+    match value {
+        Value::Array(list) => 1 + list.iter().map(count).sum::<usize>(),
+        Value::Object(map) => 1 + map.values().map(count).sum::<usize>(),
+        _ => 1,
+    }
+}
+
+/// Changes the value number `left` in reading order; true when that is done.
+fn change(random: &mut Random, value: &mut Value, left: &mut usize) -> bool {
+    if *left == 0 {
+        *value = match random.below(13) {
+            0 => Value::Null,
+            1 => Value::Bool(random.below(2) == 0),
+            2 => Value::Array(Vec::new()),
+            3 => Value::Array(vec![value.clone(); 1 + random.below(4)]),
+            4 => Value::Object(Map::new()),
+            5 => Value::String(value.to_string()),
+            6 => Value::String(String::new()),
+            7 => Value::from(value.as_i64().unwrap_or_default().wrapping_neg()),
+            8 => Value::from(value.as_i64().unwrap_or_default().wrapping_add(1)),
+            9 => Value::from(0),
+            _ => serde_json::from_slice(random.pick(&NUMBERS)).unwrap_or_default(),
+        };
+        return true;
+    }
+    *left -= 1;
+    match value {
+        Value::Array(list) => list.iter_mut().any(|item| change(random, item, left)),
+        Value::Object(map) => {
+            let found =
+                map.iter_mut().find_map(|(key, item)| change(random, item, left).then(|| key.clone()));
+            // Sometimes the key goes too.
+            if let Some(key) = &found
+                && random.below(8) == 0
+            {
+                map.remove(key);
+            }
+            found.is_some()
+        }
+        _ => false,
     }
 }
 

@@ -1,10 +1,12 @@
 //! Weight files: header and data as `grpo`, `eval` and the like read them, and written again.
 
+use std::path::Path;
+
 use othink::checkpoint::{NamedTensor, Values, write_safetensors};
 use othink::model::safetensors::{Dtype, SafetensorsFile, TensorEntry};
 use serde_json::Value;
 
-use super::{Outcome, Target, refused, scratch, write};
+use super::{Outcome, Target, refused, write};
 
 pub const TARGET: Target = Target {
     name: "safetensors",
@@ -113,8 +115,9 @@ fn written_again(floats: &[Floats], wholes: &[Wholes], raw: &[Raw]) {
     // The writer's own key, which a file of strangers may use for a tensor only by mistake.
     tensors.retain(|tensor| tensor.name != "__metadata__");
 
-    let path = scratch().join("again.safetensors");
-    write_safetensors(&path, &tensors).expect("what was read can be written");
+    let mut file = Vec::new();
+    write_safetensors(&mut file, Path::new("again"), &tensors).expect("what was read can be written");
+    let path = write("again.safetensors", &file);
     let again = SafetensorsFile::open(&path).expect("what was written can be read");
     let map = again.map().expect("nobody changed the file");
     assert_eq!(again.tensors().len(), tensors.len());
