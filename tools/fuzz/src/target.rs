@@ -16,8 +16,9 @@ use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use targets::mutate::{Random, mutate};
 use targets::{Target, run, target};
 
-static TARGET: LazyLock<&Target> =
-    LazyLock::new(|| target(&std::env::var("OTHINK_FUZZ_TARGET").expect("OTHINK_FUZZ_TARGET names a target")));
+static TARGET: LazyLock<&Target> = LazyLock::new(|| {
+    target(&std::env::var("OTHINK_FUZZ_TARGET").expect("OTHINK_FUZZ_TARGET names a target"))
+});
 
 /// Inputs to take pieces from.
 static SEEDS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| (TARGET.seeds)());
@@ -45,7 +46,8 @@ fuzz_target!(init: start(), |input: &[u8]| {
 });
 
 /// Where the input that is running is kept.
-static RUNNING: LazyLock<Option<std::ffi::OsString>> = LazyLock::new(|| std::env::var_os("OTHINK_FUZZ_RUNNING"));
+static RUNNING: LazyLock<Option<std::ffi::OsString>> =
+    LazyLock::new(|| std::env::var_os("OTHINK_FUZZ_RUNNING"));
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
     let mut random = Random::new(seed.into());
