@@ -173,6 +173,13 @@ impl ImageConfig {
         if normalisation.std.iter().any(|&s| s <= 0.0) {
             return Err(read.wrong("image_std", "three positive numbers"));
         }
+        if normalisation.table().iter().flatten().any(|level| !level.is_finite()) {
+            return Err(Error::content(
+                path,
+                "rescale_factor, image_mean and image_std make infinite numbers of grey levels; copy them from the \
+                 original checkpoint",
+            ));
+        }
         let config = ImageConfig {
             min_pixels: pixels("min_pixels", "shortest_edge", default.min_pixels)?,
             max_pixels: pixels("max_pixels", "longest_edge", default.max_pixels)?,
@@ -259,6 +266,8 @@ mod tests {
             (r#"{"patch_size":"14"}"#, "patch_size is \"14\"; expected a whole number"),
             (r#"{"resample":2}"#, "resample is 2; expected 3 (bicubic)"),
             (r#"{"image_std":[1,0,1]}"#, "expected three positive numbers"),
+            (r#"{"rescale_factor":1e300}"#, "infinite numbers"),
+            (r#"{"image_std":1e-45}"#, "infinite numbers"),
             (r#"{"image_mean":[1,2]}"#, "image_mean is [1,2]; expected three numbers"),
             (
                 r#"{"min_pixels":10,"max_pixels":9}"#,

@@ -193,10 +193,6 @@ fn case_57_temperatures_and_cuts_that_leave_nothing() {
 
 #[test]
 fn case_78_options_that_cannot_be() {
-    let dir = ROOT.join("occupied");
-    fs::create_dir_all(&dir).unwrap();
-    fs::write(dir.join("mine.txt"), "x").unwrap();
-    fails(&grpo(&dir), 2, &["--output_dir", "occupied", "--overwrite_output_dir"]);
     let free = ROOT.join("never");
     let with = |options: &[&'static str]| [&grpo(&free)[..], options].concat();
     fails(&with(&["--dtype", "bf16"]), 2, &["--dtype is bf16", "f32"]);
