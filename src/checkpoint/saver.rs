@@ -132,7 +132,7 @@ impl Saver {
         let mut told = self.join()?;
         for pause_s in 0..LAST_TRIES as u64 {
             let Some(snapshot) = self.failed.take() else { break };
-            thread::sleep(Duration::from_secs(pause_s));
+            self.disk.pause(Duration::from_secs(pause_s));
             told.extend(self.start(snapshot)?);
             told.extend(self.join()?);
         }
