@@ -220,6 +220,8 @@ fn write(
     for log in logs.iter().filter(|log| log.exists()) {
         disk.sync(log).map_err(|e| Error::io(log, "force to disk", e))?;
     }
+    // The logs' names too, before the checkpoint's.
+    disk.sync(dir).map_err(|e| Error::io(dir, "force to disk", e))?;
     write_folder(disk, target, OnExisting::Replace, |folder| snapshot.write(folder, plan))
 }
 
