@@ -245,7 +245,8 @@ fn move_into_place(mut temporary: Temporary<'_>, target: &Path, parent: &Path, o
     // Both renames first: a disk may keep the removal of the old files and lose them.
     sync(disk, parent)?;
     if had_old {
-        remove(disk, old).map_err(|e| Error::io(old, "remove the replaced folder", e))?;
+        // The new folder is there, which is what was asked for; a later start sweeps what is left of the old one.
+        let _ = remove(disk, old);
     }
     Ok(())
 }
