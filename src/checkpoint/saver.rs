@@ -1,5 +1,6 @@
 //! Saving while training goes on.
 
+use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +21,15 @@ const MAX_FAILED_SAVES: usize = 3;
 /// Tries at the end of a run, when there is no next step to try again at.
 const LAST_TRIES: usize = 3;
 
+/// A file beside the checkpoints that has to be on disk before one appears, because a checkpoint vouches for it.
+pub trait Log: Debug + Send + Sync {
+    /// Forces what is in it to disk; after an error the next call begins by writing again what may be lost.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    fn force(&self, disk: &dyn Disk) -> Result<()>;
+}
+
 /// Writes the checkpoints of a run on a thread of its own, at most one at a time.
 ///
 /// A save that fails costs nothing that is there: it is reported and tried again at the next step, with the state of
@@ -30,8 +40,7 @@ pub struct Saver {
     dir: PathBuf,
     plan: Arc<SavePlan>,
     limit: Option<usize>,
-    /// Files beside the checkpoints that have to be on disk before one appears.
-    logs: Vec<PathBuf>,
+    logs: Vec<Arc<dyn Log>>,
     /// Steps of the checkpoints that are there, oldest first.
     kept: Vec<u64>,
     /// Step of the last checkpoint that was asked for.
@@ -56,7 +65,7 @@ impl Saver {
         dir: &Path,
         plan: SavePlan,
         limit: Option<usize>,
-        logs: Vec<PathBuf>,
+        logs: Vec<Arc<dyn Log>>,
         kept: Vec<u64>,
     ) -> Saver {
         Saver {
@@ -213,13 +222,11 @@ fn write(
     dir: &Path,
     target: &Path,
     plan: &SavePlan,
-    logs: &[PathBuf],
+    logs: &[Arc<dyn Log>],
     snapshot: &Snapshot,
 ) -> Result<()> {
     check_space(disk, dir, checkpoint_bytes(plan, &snapshot.params, snapshot.resume.is_none()))?;
-    for log in logs.iter().filter(|log| log.exists()) {
-        disk.sync(log).map_err(|e| Error::io(log, "force to disk", e))?;
-    }
+    logs.iter().try_for_each(|log| log.force(disk))?;
     // The logs' names too, before the checkpoint's.
     disk.sync(dir).map_err(|e| Error::io(dir, "force to disk", e))?;
     write_folder(disk, target, OnExisting::Replace, |folder| snapshot.write(folder, plan))

@@ -99,7 +99,8 @@ pub fn sweep(disk: &dyn Disk, run: &Path) -> Result<()> {
             disk.remove_file(&path).map_err(unfinished)?;
         } else if kind == "old" && !is_whole(&target) && (is_whole(&path) || !target.exists()) {
             if target.exists() {
-                disk.remove_dir_all(&target).map_err(|e| Error::io(&target, "remove the damaged folder", e))?;
+                disk.remove_dir_all(&target)
+                    .map_err(|e| Error::io(&target, "remove the damaged folder", e))?;
             }
             disk.rename(&path, &target).map_err(|e| Error::io(&path, "put back", e))?;
         } else {
@@ -200,7 +201,8 @@ mod tests {
         fs::create_dir(run.join("checkpoint-1.old-7-0")).unwrap();
         fs::create_dir(run.join("checkpoint-3.tmp-7-0")).unwrap();
         fs::write(run.join("config.toml.tmp-7"), "half").unwrap();
-        let foreign = ["notes.tmp-1", "checkpoint-1.old-lr1e-5", "checkpoint-1.old-", "checkpoint-01.tmp-7-0"];
+        let foreign =
+            ["notes.tmp-1", "checkpoint-1.old-lr1e-5", "checkpoint-1.old-", "checkpoint-01.tmp-7-0"];
         foreign.iter().for_each(|name| fs::create_dir(run.join(name)).unwrap());
         sweep(&SystemDisk, run).unwrap();
         assert_eq!(names(run).unwrap().len(), 2 + foreign.len());

@@ -13,7 +13,8 @@ use super::interrupt::Interrupt;
 use super::policy::Policy;
 use super::trainer::{Skipped, Step, Trainer};
 use crate::checkpoint::{
-    Best, Identity, ResumeState, SavePlan, Saver, Snapshot, TrainerState, checkpoint_dir, list_checkpoints,
+    Best, Identity, Log, ResumeState, SavePlan, Saver, Snapshot, TrainerState, checkpoint_dir,
+    list_checkpoints,
 };
 use crate::data::Sample;
 use crate::disk::Disk;
@@ -168,8 +169,8 @@ impl Logs {
         [Some(&mut self.metrics), self.completions.as_mut(), self.evaluations.as_mut()].into_iter().flatten()
     }
 
-    fn paths(&mut self) -> Vec<PathBuf> {
-        self.all().map(|log| log.path().to_path_buf()).collect()
+    fn to_be_forced(&mut self) -> Vec<Arc<dyn Log>> {
+        self.all().map(|log| log.log()).collect()
     }
 }
 
@@ -204,7 +205,7 @@ impl<'a> Run<'a> {
             &options.dir,
             SavePlan::like(&trainer.policy().folder)?,
             options.save_total_limit,
-            logs.paths(),
+            logs.to_be_forced(),
             kept,
         );
         saver.check_space(&trainer.policy().params, options.save_only_model)?;
