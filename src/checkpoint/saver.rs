@@ -49,6 +49,8 @@ pub struct Saver {
     best: Option<u64>,
     writing: Option<JoinHandle<Written>>,
     failed: Option<Snapshot>,
+    /// Why the last write failed.
+    reason: String,
     failed_saves: usize,
 }
 
@@ -79,6 +81,7 @@ impl Saver {
             best: None,
             writing: None,
             failed: None,
+            reason: String::new(),
             failed_saves: 0,
         }
     }
@@ -109,7 +112,7 @@ impl Saver {
             self.failed_saves += 1;
         }
         if self.failed_saves >= MAX_FAILED_SAVES {
-            return Err(self.give_up(told));
+            return Err(self.give_up());
         }
         // The older state is not worth its place any more.
         self.failed = None;
@@ -146,23 +149,23 @@ impl Saver {
             told.extend(self.join()?);
         }
         if self.failed.is_some() {
-            return Err(self.give_up(told));
+            return Err(self.give_up());
         }
         Ok((self.kept.last().map(|&step| checkpoint_dir(&self.dir, step)), told))
     }
 
-    fn give_up(&self, told: Vec<String>) -> Error {
+    fn give_up(&self) -> Error {
         let last = match self.kept.last() {
             Some(&step) => format!("{} is whole", checkpoint_dir(&self.dir, step).display()),
             None => "there is no checkpoint before".to_owned(),
         };
-        let reason = told.last().map_or(String::new(), |reason| format!(" ({reason})"));
         Error::Io {
             path: self.dir.clone(),
             action: "save checkpoints",
             source: io::Error::other(format!(
-                "it failed again and again{reason}; {last}: make room or mend the disk, then go on with \
-                 --resume_from_checkpoint"
+                "it failed again and again ({}); {last}: make room or mend the disk, then go on with \
+                 --resume_from_checkpoint",
+                self.reason
             )),
         }
     }
@@ -194,6 +197,7 @@ impl Saver {
             Err(error @ (Error::Io { .. } | Error::Missing { .. })) => {
                 let told = format!("the checkpoint of step {} is not saved: {error}", snapshot.step);
                 self.failed = Some(snapshot);
+                self.reason = error.to_string();
                 Ok(vec![told])
             }
             Err(error) => Err(error),
