@@ -108,14 +108,14 @@ impl Saver {
         let mut told = self.join()?;
         self.best = best;
         self.newest = Some(snapshot.step);
-        if self.failed.is_some() {
+        // The older state is not worth its place any more.
+        if self.failed.take().is_some() {
             self.failed_saves += 1;
         }
         if self.failed_saves >= MAX_FAILED_SAVES {
+            self.failed = Some(snapshot);
             return Err(self.give_up());
         }
-        // The older state is not worth its place any more.
-        self.failed = None;
         told.extend(self.start(snapshot)?);
         Ok(told)
     }
