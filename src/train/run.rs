@@ -219,11 +219,13 @@ impl<'a> Run<'a> {
         loop {
             let done = self.state.global_step;
             let last = done == self.state.identity.max_steps;
-            self.evaluate_if_due(done)?;
+            // A run that was stopped before its evaluation has saved a state that does not know of it.
+            let evaluated = self.evaluate_if_due(done)?;
+            let is_known = self.saver.has(done) && !evaluated;
             let every = self.options.save_steps as u64;
             let due = last || (every > 0 && done > 0 && done.is_multiple_of(every));
             // While steps are skipped, nothing takes the place of what was good.
-            if due && (last || self.state.guard.skipped_in_a_row == 0) && !self.saver.has(done) {
+            if due && (last || self.state.guard.skipped_in_a_row == 0) && !is_known {
                 self.save()?;
             }
             let told = self.saver.poll()?;
@@ -328,12 +330,13 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn evaluate_if_due(&mut self, done: u64) -> Result<()> {
+    /// Whether there was an evaluation.
+    fn evaluate_if_due(&mut self, done: u64) -> Result<bool> {
         let Some(evaluation) = self.evaluation.filter(|evaluation| evaluation.is_due(done)) else {
-            return Ok(());
+            return Ok(false);
         };
         if self.state.evaluated_step == done {
-            return Ok(());
+            return Ok(false);
         }
         let interrupt = &self.options.interrupt;
         let row = evaluation.row(self.trainer.policy(), done - 1, &|_| interrupt.check())?;
@@ -352,7 +355,7 @@ impl<'a> Run<'a> {
         {
             self.state.best = Some(Best { step: done, value });
         }
-        Ok(())
+        Ok(true)
     }
 
     fn snapshot(&self) -> Snapshot {
