@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::resume::{RunLock, clear, compare, is_occupied, refuse_in_use};
 use super::trainer::Trainer;
 use crate::checkpoint::{
-    Identity, Manifest, SavedRun, TrainerState, checkpoint_dir, newest_whole, replace_file,
+    Identity, Manifest, SavedRun, TrainerState, checkpoint_dir, list_checkpoints, newest_whole, replace_file,
 };
 use crate::config::{CheckpointOptions, ResumeFrom};
 use crate::data::Sample;
@@ -77,7 +77,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// [`Error::Content`] for a checkpoint that is damaged or of another version, or when none is whole;
-    /// [`Error::Usage`] for a run of another kind.
+    /// [`Error::Usage`] for a run of another kind, or one that has gone further than the checkpoint named.
     pub fn begin(
         &self,
         identity: &Identity,
@@ -133,6 +133,16 @@ impl RunFolder {
     ) -> Result<TrainerState> {
         let saved = SavedRun::read(path)?;
         let state = saved.state.clone();
+        if let Some(newer) = list_checkpoints(&self.dir)?.into_iter().find(|&step| step > state.global_step)
+            && matches!(self.resume, ResumeFrom::Checkpoint(_))
+        {
+            return Err(Error::Usage(format!(
+                "{} is newer than {}: going on from the older one would drop its lines from the logs, and a later resume \
+                 would take it for this run's; remove it, move it out of the folder, or name another --output_dir",
+                checkpoint_dir(&self.dir, newer).display(),
+                path.display()
+            )));
+        }
         let changes = compare(&state.identity, identity, &self.allowed)?;
         trainer.restore(saved, samples)?;
         if !self.quiet {
