@@ -61,7 +61,7 @@ struct Written {
 
 impl Saver {
     /// Saves into `dir`, which holds the checkpoints of the steps `kept`, oldest first; with a `limit`, the newest ones
-    /// and the best one stay.
+    /// and the `best` one stay.
     pub fn new(
         disk: Arc<dyn Disk>,
         dir: &Path,
@@ -69,6 +69,7 @@ impl Saver {
         limit: Option<usize>,
         logs: Vec<Arc<dyn Log>>,
         kept: Vec<u64>,
+        best: Option<u64>,
     ) -> Saver {
         Saver {
             disk,
@@ -78,7 +79,7 @@ impl Saver {
             logs,
             newest: kept.last().copied(),
             kept,
-            best: None,
+            best,
             writing: None,
             failed: None,
             reason: String::new(),
@@ -151,6 +152,8 @@ impl Saver {
         if self.failed.is_some() {
             return Err(self.give_up());
         }
+        // Also those that a killed run had no time to remove.
+        told.extend(self.remove_old());
         Ok((self.kept.last().map(|&step| checkpoint_dir(&self.dir, step)), told))
     }
 

@@ -85,7 +85,8 @@ pub fn newest_whole(run: &Path) -> Result<Newest> {
 
 /// Removes what writes that did not come to their end have left (`checkpoint-N.tmp-*`, `config.toml.tmp-*`), and puts
 /// back a checkpoint that was being replaced (`checkpoint-N.old-*`) where the new one is not there whole. The folder
-/// belongs to one run at a time, so none of it is in use.
+/// belongs to one run at a time, so none of it is in use. What is there then is on disk: a killed run may have renamed a
+/// checkpoint and not forced its name to disk.
 ///
 /// # Errors
 /// [`Error::Io`] for what the system refuses.
@@ -107,7 +108,7 @@ pub fn sweep(disk: &dyn Disk, run: &Path) -> Result<()> {
             disk.remove_dir_all(&path).map_err(unfinished)?;
         }
     }
-    Ok(())
+    disk.sync(run).map_err(|e| Error::io(run, "force to disk", e))
 }
 
 /// Whether a folder is a whole checkpoint, of this version or of another.

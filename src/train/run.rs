@@ -212,6 +212,7 @@ impl<'a> Run<'a> {
             options.save_total_limit,
             logs.to_be_forced(),
             kept,
+            state.best.as_ref().map(|best| best.step),
         );
         saver.check_space(&trainer.policy().params, options.save_only_model)?;
         let progress = Progress::start(&label, steps, options.quiet);
