@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_rewards_give_exactly_zero() {
+    fn case_45_equal_rewards_give_exactly_zero() {
         // The mean of seven 0.1 is not 0.1 in f64: without the rule the residue would be seen.
         let rewards = [0.1; 7];
         assert_ne!(rewards.iter().sum::<f64>() / 7.0, 0.1);

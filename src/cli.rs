@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use crate::config::HardwareOptions;
 use crate::error::{Error, Result};
-use crate::report::console::escape_control;
+use crate::report::console::one_line;
 use crate::tensor::Device;
 
 pub mod arguments;
@@ -49,7 +49,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing is left to tell it to when standard error is closed too.
-            let _ = writeln!(std::io::stderr(), "error: {}", escape_control(&error.to_string()));
+            let _ = writeln!(std::io::stderr(), "error: {}", one_line(&error.to_string()));
             ExitCode::from(error.exit_code())
         }
     }
@@ -96,19 +96,20 @@ pub fn print(text: &str) -> Result<()> {
         .map_err(|error| Error::io("standard output", "write", error))
 }
 
-/// Replaces the panic hook by one that keeps the first panic's message and place, and prints nothing.
+/// Replaces the panic hook by one that keeps the latest panic's message and place, and prints nothing. (An earlier one may
+/// have been caught: an image decoder's.)
 fn record_panics() -> &'static Mutex<Option<String>> {
-    static FIRST: Mutex<Option<String>> = Mutex::new(None);
+    static LATEST: Mutex<Option<String>> = Mutex::new(None);
     std::panic::set_hook(Box::new(|panic| {
         let payload = panic.payload();
         let message = payload.downcast_ref::<&str>().copied();
         let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        let message = message.unwrap_or("panic without a message").replace('\n', " ");
+        let message = message.unwrap_or("panic without a message");
         let place =
             panic.location().map_or(String::new(), |place| format!(" at {}:{}", place.file(), place.line()));
-        if let Ok(mut first) = FIRST.lock() {
-            first.get_or_insert(format!("{message}{place}"));
+        if let Ok(mut latest) = LATEST.lock() {
+            *latest = Some(format!("{message}{place}"));
         }
     }));
-    &FIRST
+    &LATEST
 }

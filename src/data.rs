@@ -5,6 +5,7 @@
 //! when [`ImageSource::encoded`] is called. [`order`] is the seeded order of an epoch.
 
 mod dataset;
+mod file;
 mod image_path;
 mod jsonl;
 mod nearest;
@@ -13,23 +14,25 @@ mod row;
 mod template;
 
 use std::borrow::Cow;
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
-pub use dataset::{ReadOptions, locate, read};
-pub use jsonl::{MAX_LINE_BYTES, read_objects};
+pub use dataset::{ReadOptions, locate, read, read_usable};
+pub(crate) use file::read_regular_file;
+pub use jsonl::{MAX_LINE_BYTES, Objects, objects};
 pub use nearest::nearest;
 pub use order::order;
 pub use template::PromptTemplate;
 
 /// One row of a dataset.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
-    /// Row number in its dataset, from 0: the name of this row in errors and logs.
+    /// Row number in its dataset, from 0: the name of this row in logs, and in errors where it comes from no file.
     pub row: usize,
+    /// Where the row stands, for errors; none for one that was made in memory.
+    pub origin: Option<Origin>,
     /// The conversation that is the prompt. For SFT the last message is the assistant's.
     pub messages: Vec<Message>,
     /// The images that `Part::Image` refers to, in order.
@@ -40,7 +43,41 @@ pub struct Sample {
     pub columns: serde_json::Map<String, serde_json::Value>,
 }
 
+/// A line of a JSONL file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The file.
+    pub file: Arc<Path>,
+    /// The line, from 1.
+    pub line: usize,
+}
+
 impl Sample {
+    /// `error` with the place of this row, which caused it: file and line, or the row's number. An error that has its
+    /// place already stays as it is.
+    pub fn blame(&self, error: Error) -> Error {
+        let Some(Origin { file, line }) = &self.origin else {
+            return match error {
+                Error::Input(message) => Error::Input(format!("row {}: {message}", self.row)),
+                other => other,
+            };
+        };
+        let behind = |path: &Path, message: &dyn std::fmt::Display| match path == &**file {
+            true => message.to_string(),
+            false => format!("line {line}: {}: {message}", path.display()),
+        };
+        match error {
+            Error::Input(message) => Error::content(file, format!("line {line}: {message}")),
+            Error::Content { path, message } => Error::content(file, behind(&path, &message)),
+            Error::Missing { path, message } => Error::missing(file, behind(&path, &message)),
+            Error::Io { path, action, source } => {
+                let source = std::io::Error::new(source.kind(), behind(&path, &source));
+                Error::Io { path: file.to_path_buf(), action, source }
+            }
+            other => other,
+        }
+    }
+
     /// Whether the conversation already ends with the assistant's words.
     pub fn ends_with_assistant(&self) -> bool {
         self.messages.last().is_some_and(|m| m.role == "assistant")
@@ -62,18 +99,14 @@ impl Sample {
     /// and the solution. R1-V writes `None` for a missing `thinking`; this does not.
     ///
     /// # Errors
-    /// `Input` when there is neither an assistant message nor a solution.
+    /// `Input`, or `Content` with file and line, when there is neither an assistant message nor a solution.
     pub fn supervised(&self) -> Result<Sample> {
         let mut sample = self.clone();
         if self.ends_with_assistant() {
             return Ok(sample);
         }
         let Some(solution) = self.solution.as_deref() else {
-            return Err(Error::Input(format!(
-                "row {}: supervised training needs a target: end `messages` with an assistant \
-                 message or give the row a `solution`",
-                self.row
-            )));
+            return Err(self.blame(Error::Input(NO_TARGET.into())));
         };
         let thinking = self.columns.get("thinking").and_then(|t| t.as_str()).map_or("", str::trim);
         let target =
@@ -82,6 +115,10 @@ impl Sample {
         Ok(sample)
     }
 }
+
+/// What is wrong with a row without a target.
+const NO_TARGET: &str = "supervised training needs a target: end `messages` with an assistant message or give the row \
+                         a `solution`";
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,6 +149,10 @@ pub enum ImageSource {
 
 /// Largest encoded image that is read, in bytes: 256 MiB.
 pub const MAX_IMAGE_FILE_BYTES: u64 = 256 << 20;
+/// Longest side of an image, in pixels.
+pub const MAX_IMAGE_SIDE: u32 = 16_384;
+/// Most bytes that the decoded samples of one image may take: 512 MiB, 179 million pixels of 8-bit RGB.
+pub const MAX_IMAGE_BYTES: u64 = 512 << 20;
 
 impl ImageSource {
     /// The encoded bytes; a file is read now.
@@ -120,23 +161,10 @@ impl ImageSource {
     /// `Missing` if the file has gone, `Content` if it is not a regular file or larger than
     /// [`MAX_IMAGE_FILE_BYTES`], `Io` if it cannot be read.
     pub fn encoded(&self) -> Result<Cow<'_, [u8]>> {
-        let path = match self {
-            ImageSource::Bytes(bytes) => return Ok(Cow::Borrowed(bytes)),
-            ImageSource::File(path) => path,
-        };
-        // Asked before opening: opening a pipe would wait for a writer.
-        let meta = fs::metadata(path).map_err(|e| Error::io(path, "read the image", e))?;
-        if !meta.is_file() {
-            return Err(Error::content(path, "is not a regular file; an image has to be one"));
+        match self {
+            ImageSource::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
+            ImageSource::File(path) => read_regular_file(path, MAX_IMAGE_FILE_BYTES).map(Cow::Owned),
         }
-        if meta.len() > MAX_IMAGE_FILE_BYTES {
-            return Err(Error::content(
-                path,
-                format!("is {} bytes long; images are read up to {MAX_IMAGE_FILE_BYTES}", meta.len()),
-            ));
-        }
-        let bytes = fs::read(path).map_err(|e| Error::io(path, "read the image", e))?;
-        Ok(Cow::Owned(bytes))
     }
 }
 
@@ -148,9 +176,9 @@ mod tests {
         Sample {
             row: 4,
             messages: vec![Message { role: "user".into(), content: vec![Part::Text("How many?".into())] }],
-            images: vec![],
             solution: Some("<answer> 3 </answer>".into()),
             columns: columns.as_object().cloned().unwrap_or_default(),
+            ..Sample::default()
         }
     }
 
@@ -178,12 +206,31 @@ mod tests {
     }
 
     #[test]
+    fn errors_name_the_line_once_and_keep_their_class() {
+        let mut s = sample(serde_json::json!({}));
+        let io = |path: &str| Error::io(path, "read", std::io::ErrorKind::PermissionDenied.into());
+        assert_eq!(s.blame(Error::Input("x".into())).to_string(), "row 4: x");
+        s.origin = Some(Origin { file: Path::new("t.jsonl").into(), line: 7 });
+        for (error, code, message) in [
+            (Error::Input("x".into()), 65, "t.jsonl: line 7: x"),
+            (Error::content("a.png", "broken"), 65, "t.jsonl: line 7: a.png: broken"),
+            (Error::missing("a.png", "gone"), 66, "t.jsonl: line 7: a.png: gone"),
+            (io("a.png"), 74, "t.jsonl: cannot read: line 7: a.png: permission denied"),
+            (Error::Usage("x".into()), 2, "x"),
+        ] {
+            let once = s.blame(error);
+            assert_eq!((once.exit_code(), once.to_string().as_str()), (code, message));
+            assert_eq!(s.blame(once).to_string(), message);
+        }
+    }
+
+    #[test]
     fn encoded_reads_files_lazily_and_only_regular_ones() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.png");
         let source = ImageSource::File(path.clone());
         assert_eq!(source.encoded().unwrap_err().exit_code(), 66);
-        fs::write(&path, b"abc").unwrap();
+        std::fs::write(&path, b"abc").unwrap();
         assert_eq!(source.encoded().unwrap().as_ref(), b"abc");
         assert_eq!(ImageSource::Bytes(Arc::from(&b"xy"[..])).encoded().unwrap().as_ref(), b"xy");
         let folder = ImageSource::File(dir.path().to_path_buf());

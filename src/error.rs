@@ -42,6 +42,9 @@ pub enum Error {
     /// The run stopped to protect itself (NaN loss, failed self-check). Exit code 70.
     #[error("{0}")]
     Protect(String),
+    /// There is not enough memory. Exit code 71.
+    #[error("{0}")]
+    Memory(String),
     /// The operating system refused a read or write. Exit code 74.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
@@ -89,6 +92,7 @@ impl Error {
             Error::Missing { .. } => 66,
             Error::Device(_) | Error::Busy(_) => 69,
             Error::Protect(_) => 70,
+            Error::Memory(_) => 71,
             Error::Io { .. } => 74,
             Error::Interrupted(_) => 75,
         }

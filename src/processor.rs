@@ -31,7 +31,7 @@ pub use self::tokenizer::{DecodeStream, Tokenizer};
 
 use self::control_tokens::Marker;
 use self::positions::expand_images;
-use crate::data::{Message, Part, Sample};
+use crate::data::{ImageSource, Message, Part, Sample};
 use crate::error::{Error, Result};
 
 /// The placeholder that a chat template writes for an image.
@@ -85,8 +85,8 @@ impl Processor {
     /// Loads `tokenizer.json`, the chat template and the image settings of a checkpoint folder.
     ///
     /// # Errors
-    /// [`Error::Missing`] for an absent file, [`Error::Content`] for a broken one or a tokenizer without
-    /// [`IMAGE_TOKEN`], [`Error::Usage`] for impossible pixel limits, [`Error::Io`].
+    /// [`Error::Content`] for an absent or broken file, a link out of the folder, or a tokenizer without [`IMAGE_TOKEN`];
+    /// [`Error::Missing`] for a chat template that the options name and that is not there; [`Error::Usage`] for impossible pixel limits, [`Error::Io`].
     pub fn load(folder: &Path, options: &ProcessorOptions) -> Result<Self> {
         let tokenizer = Tokenizer::load(folder)?;
         let template = ChatTemplate::load(folder, options.chat_template_path.as_deref())?;
@@ -131,12 +131,15 @@ impl Processor {
     /// Control-token strings in message texts stay text (see `control_tokens.rs` for the exact ids).
     ///
     /// # Errors
-    /// [`Error::Input`], naming the row: an image index out of range, an image that no message shows, a number of
-    /// placeholders in the rendered text that is not the number of images, an image whose sides differ 200-fold;
-    /// [`Error::Content`] for a broken image or a failing template; [`Error::Missing`] and [`Error::Io`] for image files.
+    /// Every error has the row's file and line in front, or its number where it has no file. [`Error::Input`] (with a
+    /// file, [`Error::Content`]): an image index out of range, an image that no message shows, a number of placeholders in
+    /// the rendered text that is not the number of images, an image whose sides differ 200-fold; [`Error::Content`] for a
+    /// broken image or a failing template; [`Error::Missing`] and [`Error::Io`] for image files.
     pub fn encode(&self, sample: &Sample, add_generation_prompt: bool) -> Result<Prompt> {
         let encoded = self.encode_messages(&sample.messages, add_generation_prompt);
-        encoded.and_then(|encoded| self.assemble(sample, &sample.messages, encoded)).map_err(in_row(sample))
+        encoded
+            .and_then(|encoded| self.assemble(sample, &sample.messages, encoded))
+            .map_err(|error| sample.blame(error))
     }
 
     /// Splits a conversation whose last message is the assistant's into the prompt before that message's text and the
@@ -152,7 +155,7 @@ impl Processor {
     /// As [`Processor::encode`], and [`Error::Input`] where the last message is not the assistant's, holds an image, or
     /// the template does not render it as the generation prompt followed by its text and a control token.
     pub fn encode_with_completion(&self, sample: &Sample) -> Result<(Prompt, Vec<u32>)> {
-        self.split_completion(sample).map_err(in_row(sample))
+        self.split_completion(sample).map_err(|error| sample.blame(error))
     }
 
     /// Token ids of a completion as a model would have produced it: control tokens in `text` (such as a final
@@ -177,8 +180,9 @@ impl Processor {
                 )));
             };
             *seen = true;
-            let rgb = decode::load_for_model(source, &format!("row {}, image {index}", sample.row))?;
-            images.push(patches::patches_of(&rgb, &self.image_config)?);
+            let rgb = decode::load_for_model(source, &image_name(sample, *index))?;
+            let patches = patches::patches_of(&rgb, &self.image_config);
+            images.push(patches.map_err(|error| of_file(source, error))?);
         }
         match shown.iter().position(|seen| !seen) {
             None => Ok(images),
@@ -277,12 +281,28 @@ impl Processor {
     }
 }
 
-/// Puts the row's number in front of errors that name no file.
-fn in_row(sample: &Sample) -> impl Fn(Error) -> Error {
-    let row = sample.row;
-    move |error| match error {
-        Error::Input(message) => Error::Input(format!("row {row}: {message}")),
-        other => other,
+/// Decodes every image of a row and gives none of them: an error now instead of in the middle of a run.
+///
+/// # Errors
+/// Those of [`Processor::encode`] that are about images.
+pub fn check_images(sample: &Sample) -> Result<()> {
+    let check = |(index, source): (usize, &ImageSource)| {
+        let rgb = decode::load_for_model(source, &image_name(sample, index))?;
+        resize::check_aspect_ratio(rgb.height, rgb.width).map_err(|error| of_file(source, error))
+    };
+    sample.images.iter().enumerate().try_for_each(check).map_err(|error| sample.blame(error))
+}
+
+/// What stands for an image without a file in errors.
+fn image_name(sample: &Sample, index: usize) -> String {
+    format!("row {}, image {index}", sample.row)
+}
+
+/// An error about the pixels of an image, with its file where it has one.
+fn of_file(source: &ImageSource, error: Error) -> Error {
+    match (source, error) {
+        (ImageSource::File(path), Error::Input(message)) => Error::content(path, message),
+        (_, error) => error,
     }
 }
 

@@ -5,6 +5,7 @@
 //! and `by_name`.
 
 mod accuracy;
+mod accuracy_r1v;
 mod answer;
 mod format;
 mod number;
@@ -13,6 +14,7 @@ use crate::data::{Sample, nearest};
 use crate::error::{Error, Result};
 
 pub use accuracy::{Accuracy, is_correct};
+pub use accuracy_r1v::AccuracyR1v;
 pub use answer::extract;
 pub use format::Format;
 
@@ -26,14 +28,20 @@ pub trait Reward: Send + Sync {
     /// `None` when the reward does not apply (no reference answer): the completion then gets
     /// nothing from this reward, as in TRL. Time is linear in the completion's length.
     fn score(&self, sample: &Sample, completion: &str) -> Option<f64>;
+
+    /// Whether a row needs a reference answer for this reward to apply.
+    fn needs_solution(&self) -> bool {
+        false
+    }
 }
 
 /// The known reward names.
-pub const NAMES: [&str; 2] = ["accuracy", "format"];
+pub const NAMES: [&str; 3] = ["accuracy", "accuracy_r1v", "format"];
 
 fn by_name(name: &str) -> Option<Box<dyn Reward>> {
     match name {
         "accuracy" => Some(Box::new(Accuracy)),
+        "accuracy_r1v" => Some(Box::new(AccuracyR1v)),
         "format" => Some(Box::new(Format)),
         _ => None,
     }
@@ -99,6 +107,11 @@ impl RewardSet {
         &self.weights
     }
 
+    /// Whether every row has to have a reference answer.
+    pub fn needs_solution(&self) -> bool {
+        self.rewards.iter().any(|r| r.needs_solution())
+    }
+
     /// Each reward of `completion`, unweighted.
     pub fn score(&self, sample: &Sample, completion: &str) -> Vec<Option<f64>> {
         self.rewards.iter().map(|r| r.score(sample, completion)).collect()
@@ -161,10 +174,17 @@ mod tests {
             error.to_string()
         };
         assert!(message(&["acuracy"], &[]).contains("did you mean `accuracy`?"));
-        assert!(message(&["zzz"], &[]).contains("known: accuracy, format"));
+        assert!(message(&["zzz"], &[]).contains("known: accuracy, accuracy_r1v, format"));
         assert!(message(&["format", "format"], &[]).contains("twice"));
         assert!(message(&[], &[]).contains("no reward"));
         assert!(message(&["format"], &[1.0, 2.0]).contains("2 reward weights for 1 rewards"));
         assert!(message(&["format"], &[f64::NAN]).contains("finite"));
+    }
+
+    #[test]
+    fn rewards_that_compare_need_a_solution() {
+        assert!(set(&["format", "accuracy"], &[]).unwrap().needs_solution());
+        assert!(set(&["accuracy_r1v"], &[]).unwrap().needs_solution());
+        assert!(!set(&["format"], &[]).unwrap().needs_solution());
     }
 }

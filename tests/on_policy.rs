@@ -315,7 +315,7 @@ fn image_lover() -> Policy {
 }
 
 #[test]
-fn vision_tokens_cannot_be_sampled_in_training() {
+fn case_42_vision_tokens_cannot_be_sampled_in_training() {
     let policy = image_lover();
     let prompts = prompts(&policy, "qwen2_vl_a");
     let banned = policy.vision_tokens();

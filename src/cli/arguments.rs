@@ -145,7 +145,7 @@ pub enum Request {
 /// value stands; [`Error::Missing`] or [`Error::Io`] when the config file cannot be read.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request> {
     let mut arguments = normalise(arguments.into_iter().collect());
-    let top = CommandLine::command();
+    let top = command_line();
     let (command, depth) = selected(&top, &arguments);
     let known = known_options(command);
     let file = match config_path(&arguments[depth..]) {
@@ -170,7 +170,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request> {
         arguments.splice(depth..depth, added);
     }
     let words = command_words(&arguments, depth);
-    let parsed = CommandLine::command()
+    let parsed = command_line()
         .try_get_matches_from(&arguments)
         .and_then(|matches| CommandLine::from_arg_matches(&matches));
     match parsed {
@@ -183,6 +183,18 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request> {
         }
         Err(error) => Err(Error::Usage(explain(&error, &top, command, &words, file.as_ref()))),
     }
+}
+
+/// The command line's grammar. A value may begin with a minus sign whatever its type, so that the error names the option.
+fn command_line() -> clap::Command {
+    fn take_negative(command: clap::Command) -> clap::Command {
+        let takes = |arg: clap::Arg| match arg.get_action().takes_values() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        };
+        command.mut_args(takes).mut_subcommands(take_negative)
+    }
+    take_negative(CommandLine::command())
 }
 
 impl Command {
@@ -289,7 +301,7 @@ mod tests {
 
     #[test]
     fn every_definition_is_consistent() {
-        CommandLine::command().debug_assert();
+        command_line().debug_assert();
     }
 
     #[test]
@@ -381,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_refused_with_option_value_and_range() {
+    fn case_78_ranges_are_refused_with_option_value_and_range() {
         for (words, message) in [
             (
                 &["--learning_rate=nan"][..],
@@ -391,7 +403,22 @@ mod tests {
             (&["--beta", "-0.1"], "--beta is -0.1, but must be a finite number of at least 0"),
             (&["--epsilon", "1.5"], "--epsilon is 1.5, but must be above 0 and at most 1"),
             (&["--beta_min", "0.2"], "--beta_min is 0.2, but must not exceed --beta_max, which is 0.1"),
-            (&["--temperature", "0"], "--temperature is 0, but must be a finite number above 0"),
+            (
+                &["--temperature", "0"],
+                "--temperature is 0, but must be a number above 0 that 32 bits can hold",
+            ),
+            (
+                &["--temperature", "1e39"],
+                &format!("--temperature is {}, but must be a number above 0 that 32 bits can hold", 1e39),
+            ),
+            (&["--num_iterations", "0"], "--num_iterations is 0, but must be from 1 to 1000"),
+            (&["--num_train_epochs", "1e7"], "--num_train_epochs is 10000000, but must be at most 1000000"),
+            (&["--max_steps", "0"], "--max_steps is 0, but must be from 1 to 4294967295"),
+            (&["--min_pixels", "99999999"], "--min_pixels is 99999999, but must be from 1 to 67108864"),
+            (
+                &["--reward_weights", "1", "-1e300"],
+                "--reward_weights holds -1e300, but a weight must be from -1000000 to 1000000",
+            ),
             (
                 &["--max_pixels", "100"],
                 "--max_pixels is 100, but must be at least --min_pixels, which is 3136",
@@ -408,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_get_one_line_with_the_nearest_name() {
+    fn case_78_mistakes_get_one_line_with_the_nearest_name() {
         assert_eq!(
             grpo_error(&["--learnin-rate", "1"]),
             "unknown option --learnin_rate; did you mean --learning_rate? (see `othink-train grpo --help`)"

@@ -11,6 +11,7 @@ use crate::config::EvalConfig;
 use crate::data::Sample;
 use crate::error::{Error, Result};
 use crate::report::Progress;
+use crate::report::console::escape_json;
 use crate::reward::{RewardSet, extract};
 use crate::tasks::{blank_sample, majority_accuracy};
 use crate::train::evaluate::{Evaluated, EvaluationOptions, evaluate, mean_score};
@@ -55,7 +56,7 @@ pub fn run(options: &EvalConfig) -> Result<()> {
     let start = Instant::now();
     let quiet = options.quiet.quiet;
     let read = inputs::read_options(&options.data, true)?;
-    let samples = inputs::prompts(inputs::read_rows(&options.data, &read)?);
+    let samples = inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?);
     let mut output = options.output.as_deref().map(OutputFile::create).transpose()?;
     let (dtype, pixels) = (inputs::storage(options.hardware.dtype), inputs::given(options.data.pixels));
     let policy = inputs::load_policy(&options.model, pixels, dtype, quiet)?;
@@ -68,7 +69,9 @@ pub fn run(options: &EvalConfig) -> Result<()> {
         seed: options.seed.seed,
     };
     let shown = match options.blank_images {
-        true => samples.par_iter().map(blank_sample).collect::<Result<Vec<_>>>()?,
+        true => {
+            samples.par_iter().map(blank_sample).collect::<Vec<_>>().into_iter().collect::<Result<_>>()?
+        }
         false => samples.clone(),
     };
     let progress = Progress::start("evaluate", samples.len() as u64, quiet);
@@ -97,7 +100,7 @@ pub fn run(options: &EvalConfig) -> Result<()> {
     };
     let line =
         serde_json::to_string(&summary).map_err(|e| Error::Internal(format!("the result as JSON: {e}")))?;
-    super::print(&(line + "\n"))
+    super::print(&format!("{}\n", escape_json(&line)))
 }
 
 fn row<'a>(sample: &'a Sample, result: &'a Evaluated) -> EvaluatedRow<'a> {

@@ -35,19 +35,24 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     training::require_f32(&options.hardware)?;
     let start = Instant::now();
     let rewards = rewards(options)?;
-    let need_solution = rewards.names().contains(&"accuracy");
+    let need_solution = rewards.needs_solution();
     let read = inputs::read_options(&options.data, need_solution)?;
+    let quiet = options.logging.quiet.quiet;
     if options.dry_run.dry_run {
-        return dry_run(options, &inputs::prompts(inputs::read_rows(&options.data, &read)?));
+        return dry_run(options, &inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?));
     }
     let interrupt = Interrupt::by_signals()?;
     let dir = &options.checkpoint.output_dir;
-    let quiet = options.logging.quiet.quiet;
     refuse_occupied(&options.checkpoint)?;
-    let samples = inputs::prompts(inputs::read_rows(&options.data, &read)?);
+    let samples = inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?);
     let mut evaluation = evaluation(options, &read)?;
-    let policy =
-        training::load(&options.model, inputs::given(options.data.pixels), &options.optimiser, quiet)?;
+    let policy = training::load(
+        &options.model,
+        inputs::given(options.data.pixels),
+        &options.optimiser,
+        options.kl.needs_reference(),
+        quiet,
+    )?;
     let limit =
         policy.prompt_limit(options.rollout.max_prompt_length, options.rollout.max_completion_length)?;
     let fit = training::Fit { limit, supervised: false, overlong: options.order.overlong };
@@ -178,7 +183,7 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluat
     else {
         return Ok(None);
     };
-    let read = ReadOptions { split: "test".into(), ..read.clone() };
+    let read = ReadOptions { split: "test".into(), max_samples: None, ..read.clone() };
     Ok(Some(Evaluation {
         samples: inputs::prompts(crate::data::read(dataset, &read)?),
         rewards: rewards(options)?,

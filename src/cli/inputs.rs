@@ -2,11 +2,14 @@
 
 use std::io::Write;
 
+use rayon::prelude::*;
+
 use crate::config::{DataOptions, DtypeChoice, ModelOptions, OwnPixelOptions, PixelOptions};
 use crate::data::{self, ReadOptions, Sample};
-use crate::error::Result;
-use crate::processor::{Processor, ProcessorOptions};
-use crate::report::console::escape_control;
+use crate::error::{Error, Result};
+use crate::processor::{Processor, ProcessorOptions, check_images};
+use crate::report::Progress;
+use crate::report::console::one_line;
 use crate::tensor::DType;
 use crate::train::policy::Policy;
 
@@ -52,7 +55,7 @@ pub(super) fn warn(processor: &Processor, quiet: bool) {
     }
     for warning in processor.warnings() {
         // A closed standard error is no reason to stop.
-        let _ = writeln!(std::io::stderr(), "warning: {}", escape_control(&warning));
+        let _ = writeln!(std::io::stderr(), "warning: {}", one_line(&warning));
     }
 }
 
@@ -66,15 +69,76 @@ pub(super) fn read_options(options: &DataOptions, need_solution: bool) -> Result
         template: options.prompt_template.parse()?,
         image_dir: options.image_dir.clone(),
         need_solution,
+        max_samples: options.max_samples,
         ..ReadOptions::default()
     })
 }
 
-/// The rows that the options name, at most `max_samples` of them.
-pub(super) fn read_rows(options: &DataOptions, read: &ReadOptions) -> Result<Vec<Sample>> {
-    let mut samples = data::read(&options.dataset, read)?;
-    samples.truncate(options.max_samples.unwrap_or(usize::MAX));
-    Ok(samples)
+/// Rows whose images are decoded between two looks at how many were bad.
+const CHECKED_AT_ONCE: usize = 256;
+
+/// The rows that the options name.
+///
+/// With `--max_bad_rows` above 0, every image is decoded now; rows that cannot be used are left out, and listed on standard
+/// error one line each.
+///
+/// # Errors
+/// That of the first bad row, or [`Error::Content`] when there are more than `max_bad_rows`.
+pub(super) fn read_rows(options: &DataOptions, read: &ReadOptions, quiet: bool) -> Result<Vec<Sample>> {
+    if options.max_bad_rows == 0 {
+        return data::read(&options.dataset, read);
+    }
+    let mut bad = BadRows { options, found: 0 };
+    let samples = data::read_usable(&options.dataset, read, |error| bad.add(error))?;
+    let progress = Progress::start("check rows", samples.len() as u64, quiet);
+    let mut usable = Vec::with_capacity(samples.len());
+    let mut rest = samples.into_iter();
+    loop {
+        let chunk: Vec<Sample> = rest.by_ref().take(CHECKED_AT_ONCE).collect();
+        if chunk.is_empty() {
+            break;
+        }
+        let checks: Vec<Result<()>> = chunk.par_iter().map(check_images).collect();
+        progress.advance(chunk.len() as u64);
+        for (sample, check) in chunk.into_iter().zip(checks) {
+            match check {
+                Ok(()) => usable.push(sample),
+                Err(error) => bad.add(error)?,
+            }
+        }
+    }
+    progress.finish();
+    if usable.is_empty() {
+        let message = format!("has {} rows, and none can be used", bad.found);
+        return Err(Error::content(&options.dataset, message));
+    }
+    Ok(usable)
+}
+
+/// The rows left out so far.
+struct BadRows<'a> {
+    options: &'a DataOptions,
+    found: usize,
+}
+
+impl BadRows<'_> {
+    /// Lists a bad row, or fails where it is one too many.
+    fn add(&mut self, error: Error) -> Result<()> {
+        self.found += 1;
+        let allowed = self.options.max_bad_rows;
+        if self.found > allowed {
+            return Err(Error::content(
+                &self.options.dataset,
+                format!(
+                    "more than {allowed} bad rows, all that --max_bad_rows allows; the next one: {error}"
+                ),
+            ));
+        }
+        // Also where no progress is shown: what is trained on is another dataset. A closed standard error is no reason
+        // to stop.
+        let _ = writeln!(std::io::stderr(), "left out: {}", one_line(&error.to_string()));
+        Ok(())
+    }
 }
 
 /// Rows as prompts: an assistant's closing message, the answer for SFT, is left out.

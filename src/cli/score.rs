@@ -12,6 +12,7 @@ use crate::data::{self, MAX_LINE_BYTES, Part, PromptTemplate, ReadOptions, Sampl
 use crate::error::{Error, Result};
 use crate::processor::Prompt;
 use crate::report::Progress;
+use crate::report::console::escape_json;
 use crate::train::policy::Policy;
 use crate::train::update::{TokenScores, score};
 
@@ -20,7 +21,6 @@ const ROWS_AT_ONCE: usize = 8;
 
 /// A line of the input: as it stands, and what it asks for.
 struct Line {
-    number: usize,
     object: Map<String, Value>,
     sample: Sample,
 }
@@ -44,15 +44,17 @@ pub fn run(options: &ScoreConfig) -> Result<()> {
     // Rows that are printed are progress enough.
     let progress = Progress::start("score", lines.len() as u64, quiet || output.is_none());
     for chunk in lines.chunks(ROWS_AT_ONCE) {
-        let ready = chunk
+        let ready: Vec<_> = chunk
             .par_iter()
-            .map(|line| prepare(&policy, line, options.temperature).map_err(|e| at(options, line, e)))
-            .collect::<Result<Vec<_>>>()?;
+            .map(|line| prepare(&policy, line, options.temperature).map_err(|e| line.sample.blame(e)))
+            .collect();
+        // Collected as they are, so that the error is the first line's and not the first thread's.
+        let ready = ready.into_iter().collect::<Result<Vec<_>>>()?;
         for ((line, ready), logps) in chunk.iter().zip(&ready).zip(log_probs(&policy, &ready)?) {
             let row = scored(line, ready, &logps);
             match &mut output {
                 Some(file) => file.append(&row)?,
-                None => super::print(&format!("{}\n", Value::Object(row)))?,
+                None => super::print(&format!("{}\n", escape_json(&Value::Object(row).to_string())))?,
             }
             progress.advance(1);
         }
@@ -63,11 +65,7 @@ pub fn run(options: &ScoreConfig) -> Result<()> {
 
 /// The lines of the input, with their prompts as a dataset's are read.
 fn read(options: &ScoreConfig) -> Result<Vec<Line>> {
-    let mut objects = Vec::new();
-    data::read_objects(&options.input, MAX_LINE_BYTES, |number, object| {
-        objects.push((number, object));
-        Ok(())
-    })?;
+    let objects = data::objects(&options.input, MAX_LINE_BYTES)?.collect::<Result<Vec<_>>>()?;
     let read = ReadOptions {
         template: PromptTemplate::None,
         image_dir: options.image_dir.clone(),
@@ -75,19 +73,7 @@ fn read(options: &ScoreConfig) -> Result<Vec<Line>> {
         ..ReadOptions::default()
     };
     let samples = data::read(&options.input, &read)?;
-    Ok(objects
-        .into_iter()
-        .zip(samples)
-        .map(|((number, object), sample)| Line { number, object, sample })
-        .collect())
-}
-
-/// Names file and line in an error that has no file of its own.
-fn at(options: &ScoreConfig, line: &Line, error: Error) -> Error {
-    match error {
-        Error::Input(message) => Error::content(&options.input, format!("line {}: {message}", line.number)),
-        other => other,
-    }
+    Ok(objects.into_iter().zip(samples).map(|((_, object), sample)| Line { object, sample }).collect())
 }
 
 fn prepare(policy: &Policy, line: &Line, temperature: Option<f64>) -> Result<Scorable> {

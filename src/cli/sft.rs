@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{inputs, training};
 use crate::checkpoint::Identity;
 use crate::config::{Options, SftConfig};
-use crate::data::Sample;
+use crate::data::{ReadOptions, Sample};
 use crate::disk::SystemDisk;
 use crate::error::Result;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
@@ -31,12 +31,13 @@ pub fn train(options: &SftConfig) -> Result<()> {
     if !options.dry_run.dry_run {
         refuse_occupied(&options.checkpoint)?;
     }
-    let rows = inputs::read_rows(&options.data, &inputs::read_options(&options.data, false)?)?;
+    let read = ReadOptions { need_target: true, ..inputs::read_options(&options.data, false)? };
+    let rows = inputs::read_rows(&options.data, &read, quiet)?;
     let samples = rows.iter().map(Sample::supervised).collect::<Result<Vec<_>>>()?;
     if options.dry_run.dry_run {
         return dry_run(options, &samples);
     }
-    let policy = training::load(&options.model, inputs::given(options.data.pixels), optimiser, quiet)?;
+    let policy = training::load(&options.model, inputs::given(options.data.pixels), optimiser, false, quiet)?;
     let limit = max_length(options, policy.model.config());
     let fit = training::Fit { limit, supervised: true, overlong: options.order.overlong };
     let samples = fit.keep(&policy.processor, samples, quiet)?;

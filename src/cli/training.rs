@@ -21,7 +21,9 @@ use crate::report::{MemoryPlan, Progress};
 use crate::tensor::DType;
 use crate::train::folder::RunFolder;
 use crate::train::interrupt::Interrupt;
-use crate::train::plan::{RowLength, VISION_PREFIX, image_tokens_at_most};
+use crate::train::plan::{
+    RowLength, VISION_PREFIX, available_memory, check_memory, image_tokens_at_most, weights_plan,
+};
 use crate::train::policy::{Policy, check_length};
 use crate::train::run::RunOptions;
 
@@ -40,13 +42,16 @@ pub(super) fn require_f32(hardware: &HardwareOptions) -> Result<()> {
     }
 }
 
-/// Loads the checkpoint for training.
+/// Loads the checkpoint for training, if memory has room for it; with a `reference` for twice its weights.
 pub(super) fn load(
     model: &ModelOptions,
     pixels: OwnPixelOptions,
     optimiser: &OptimiserOptions,
+    reference: bool,
     quiet: bool,
 ) -> Result<Policy> {
+    let config = ModelFolder::open(&model.model)?.config;
+    check_memory(&weights_plan(&config, optimiser.freeze_vision_modules, reference), available_memory())?;
     let mut policy = inputs::load_policy(model, pixels, DType::F32, quiet)?;
     if optimiser.freeze_vision_modules {
         std::sync::Arc::make_mut(&mut policy.params).freeze(VISION_PREFIX);

@@ -41,6 +41,12 @@ pub fn positive(option: &'static str, value: f64) -> Checked {
     require(value.is_finite() && value > 0.0, option, value, "a finite number above 0")
 }
 
+/// Above 0, and so in f32, in which the model computes.
+pub fn positive_f32(option: &'static str, value: f64) -> Checked {
+    let ok = value > 0.0 && (value as f32).is_normal();
+    require(ok, option, value, "a number above 0 that 32 bits can hold")
+}
+
 /// In `[0, 1]`.
 pub fn fraction(option: &'static str, value: f64) -> Checked {
     require((0.0..=1.0).contains(&value), option, value, "between 0 and 1")
@@ -77,22 +83,24 @@ pub fn if_set<T: Copy>(
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn counts_have_an_upper_bound() {
-        assert!(super::count("threads", 4, 1024).is_ok());
-        assert!(super::count("threads", 0, 1024).is_err());
-        let refused = super::count("threads", 100_000, 1024).expect_err("too many");
+        assert!(count("threads", 4, 1024).is_ok());
+        assert!(count("threads", 0, 1024).is_err());
+        let refused = count("threads", 100_000, 1024).expect_err("too many");
         assert_eq!(refused.message, "is 100000, but must be from 1 to 1024");
     }
-
-    use super::*;
 
     #[test]
     fn ranges_hold_their_ends_and_refuse_nan() {
         assert!(fraction("x", 0.0).is_ok() && fraction("x", 1.0).is_ok());
         assert!(positive_fraction("x", 0.0).is_err() && positive_fraction("x", 1.0).is_ok());
         assert!(decay("x", 0.0).is_ok() && decay("x", 1.0).is_err());
-        for check in [non_negative, positive, fraction, positive_fraction, decay] {
+        assert!(positive_f32("x", 1e-30).is_ok());
+        assert!(positive_f32("x", 1e-46).is_err() && positive_f32("x", 1e39).is_err());
+        for check in [non_negative, positive, positive_f32, fraction, positive_fraction, decay] {
             assert!(check("x", f64::NAN).is_err());
             assert!(check("x", f64::INFINITY).is_err());
             assert!(check("x", -1e-9).is_err());

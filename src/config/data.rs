@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{Checked, Violation, at_least, if_set};
+use super::check::{Checked, Violation, at_least, count, if_set};
 use super::names::boolean;
 
 /// A dataset and how its rows become prompts.
@@ -33,6 +33,10 @@ pub struct DataOptions {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_samples: Option<usize>,
+
+    /// Leave out up to N bad rows and list them; above 0 every image is decoded before the start. 0 stops at the first
+    #[arg(long, default_value = "0", value_name = "N")]
+    pub max_bad_rows: usize,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -88,7 +92,7 @@ pub struct PixelOptions {
 
 impl PixelOptions {
     pub(super) fn check(&self) -> Checked {
-        at_least("min_pixels", self.min_pixels, 1)?;
+        count("min_pixels", self.min_pixels, 1 << 26)?;
         if self.max_pixels < self.min_pixels {
             return Err(Violation::new(
                 "max_pixels",

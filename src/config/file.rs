@@ -1,12 +1,16 @@
 //! Config files: TOML entries become command-line arguments, so that both go through one parser.
 
 use std::ffi::OsString;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
 use super::names::nearest;
 use crate::error::{Error, Result};
+
+/// Longest config file, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// An option as the command line knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,9 +55,16 @@ impl ConfigFile {
     /// [`Error::Missing`] or [`Error::Io`] when it cannot be read; [`Error::Usage`] with file and line for broken
     /// TOML, an unknown key (with the nearest known one), a key given twice, or a value that is no option value.
     pub fn read(path: &Path, known: &[KnownOption]) -> Result<Self> {
-        let text = std::fs::read(path).map_err(|error| Error::io(path, "read the config file", error))?;
-        let text = String::from_utf8(text)
-            .map_err(|_| Error::Usage(format!("{}: the config file is not UTF-8", path.display())))?;
+        let refuse = |what: String| Error::Usage(format!("{}: the config file {what}", path.display()));
+        let mut text = Vec::new();
+        // Not only regular files: a shell hands over what a command prints as a pipe.
+        std::fs::File::open(path)
+            .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut text))
+            .map_err(|error| Error::io(path, "read the config file", error))?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(refuse(format!("has more than {MAX_BYTES} bytes; is it the right one?")));
+        }
+        let text = String::from_utf8(text).map_err(|_| refuse("is not UTF-8".to_owned()))?;
         Self::parse(path, &text, known)
     }
 
@@ -175,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_name_file_and_line() {
+    fn case_78_mistakes_name_file_and_line() {
         assert_eq!(
             message("\nlearnin_rate = 1"),
             "run.toml:2: unknown option `learnin_rate`; did you mean `learning_rate`?"

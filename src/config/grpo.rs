@@ -2,9 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{
-    Checked, Violation, at_least, fraction, if_set, non_negative, positive, positive_fraction,
-};
+use super::check::{Checked, Violation, count, fraction, if_set, non_negative, positive, positive_fraction};
 use super::names::boolean;
 
 /// Groups, rewards, advantages and the clipped surrogate.
@@ -15,7 +13,8 @@ pub struct GroupOptions {
     #[arg(long, default_value = "8", value_name = "G")]
     pub num_generations: usize,
 
-    /// Reward functions; the reward is their weighted sum
+    /// Reward functions; the reward is their weighted sum. accuracy reads the answer tag first; accuracy_r1v is R1-V's
+    /// checker, which may take its number from the thinking; format asks for the tags
     #[arg(long, num_args = 1.., value_delimiter = ',', default_values = ["accuracy", "format"], value_name = "NAME")]
     pub reward_funcs: Vec<String>,
 
@@ -85,7 +84,7 @@ impl GroupOptions {
                 ),
             ));
         }
-        at_least("num_iterations", self.num_iterations, 1)?;
+        count("num_iterations", self.num_iterations, 1000)?;
         positive_fraction("epsilon", self.epsilon)?;
         if_set("epsilon_high", self.epsilon_high, positive)?;
         if_set("delta", self.delta, positive)?;
@@ -100,14 +99,18 @@ impl GroupOptions {
                 ),
             ));
         }
-        match self.reward_weights.iter().find(|weight| !weight.is_finite()) {
-            Some(weight) => {
-                Err(Violation::new("reward_weights", format!("holds {weight}, which is not finite")))
-            }
+        match self.reward_weights.iter().find(|weight| weight.is_nan() || weight.abs() > MAX_WEIGHT) {
+            Some(weight) => Err(Violation::new(
+                "reward_weights",
+                format!("holds {weight}, but a weight must be from -{MAX_WEIGHT} to {MAX_WEIGHT}"),
+            )),
             None => Ok(()),
         }
     }
 }
+
+/// Largest weight of a reward, either way: sums and squares of rewards stay finite.
+const MAX_WEIGHT: f64 = 1e6;
 
 /// What the centred rewards are divided by.
 #[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]

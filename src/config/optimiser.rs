@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{Checked, Violation, at_least, count, decay, fraction, if_set, non_negative, positive};
+use super::check::{Checked, Violation, count, decay, fraction, if_set, non_negative, positive};
 use super::names::boolean;
 
 /// AdamW, its learning rate over the run, and how much data a step takes.
@@ -92,7 +92,11 @@ impl OptimiserOptions {
             return Err(Violation::new("gradient_accumulation_steps", message));
         }
         positive("num_train_epochs", self.num_train_epochs)?;
-        if_set("max_steps", self.max_steps, |option, value| at_least(option, value, 1))?;
+        if self.num_train_epochs > MAX_EPOCHS {
+            let message = format!("is {}, but must be at most {MAX_EPOCHS}", self.num_train_epochs);
+            return Err(Violation::new("num_train_epochs", message));
+        }
+        if_set("max_steps", self.max_steps, |option, value| count(option, value, u32::MAX as usize))?;
         non_negative("max_grad_norm", self.max_grad_norm)?;
         non_negative("weight_decay", self.weight_decay)?;
         decay("adam_beta1", self.adam_beta1)?;
@@ -100,6 +104,9 @@ impl OptimiserOptions {
         positive("adam_epsilon", self.adam_epsilon)
     }
 }
+
+/// Most passes over a dataset: the number of steps stays countable.
+const MAX_EPOCHS: f64 = 1e6;
 
 /// Shape of the learning rate after warm-up, with transformers' names.
 #[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]

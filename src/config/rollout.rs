@@ -2,9 +2,7 @@
 
 use serde::Serialize;
 
-use super::check::{
-    Checked, Violation, at_least, fraction, if_set, non_negative, positive, positive_fraction,
-};
+use super::check::{Checked, Violation, at_least, fraction, if_set, positive_f32, positive_fraction};
 use super::names::boolean;
 
 /// Sampling of completions, as transformers defines each option.
@@ -55,16 +53,16 @@ impl RolloutOptions {
     pub(super) fn check(&self) -> Checked {
         if_set("max_prompt_length", self.max_prompt_length, |option, value| at_least(option, value, 1))?;
         check_lengths(self.max_completion_length, self.min_new_tokens)?;
-        non_negative("temperature", self.temperature)?;
+        temperature("temperature", self.temperature)?;
         positive_fraction("top_p", self.top_p)?;
         if_set("min_p", self.min_p, fraction)?;
-        positive("repetition_penalty", self.repetition_penalty)?;
+        positive_f32("repetition_penalty", self.repetition_penalty)?;
         check_stop_strings(&self.stop_strings)
     }
 
     /// As `check`, and greedy decoding is refused: a group of equal completions teaches nothing.
     pub(super) fn check_for_training(&self) -> Checked {
-        positive("temperature", self.temperature)?;
+        positive_f32("temperature", self.temperature)?;
         self.check()
     }
 }
@@ -128,12 +126,17 @@ impl OwnRolloutOptions {
     pub(super) fn check(&self) -> Checked {
         at_least("num_generations", self.num_generations, 1)?;
         check_lengths(self.max_completion_length, self.min_new_tokens)?;
-        if_set("temperature", self.temperature, non_negative)?;
+        if_set("temperature", self.temperature, temperature)?;
         if_set("top_p", self.top_p, positive_fraction)?;
         if_set("min_p", self.min_p, fraction)?;
-        if_set("repetition_penalty", self.repetition_penalty, positive)?;
+        if_set("repetition_penalty", self.repetition_penalty, positive_f32)?;
         check_stop_strings(&self.stop_strings)
     }
+}
+
+/// 0 (greedy), or what logits can be divided by.
+fn temperature(option: &'static str, value: f64) -> Checked {
+    if value == 0.0 { Ok(()) } else { positive_f32(option, value) }
 }
 
 fn check_lengths(max_completion_length: usize, min_new_tokens: usize) -> Checked {

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::image_path::ImageRoots;
 use super::row::RowReader;
-use super::{MAX_LINE_BYTES, PromptTemplate, Sample, read_objects};
+use super::{MAX_LINE_BYTES, Origin, PromptTemplate, Sample, objects};
 use crate::error::{Error, Result};
 
 /// How a dataset is read.
@@ -22,6 +23,10 @@ pub struct ReadOptions {
     pub any_absolute_image: bool,
     /// Whether a row without `solution` is an error (rewards and `eval` need it).
     pub need_solution: bool,
+    /// Whether a row without a target for SFT (an assistant's closing message, or a solution) is an error.
+    pub need_target: bool,
+    /// Only so many rows from the first on are read.
+    pub max_samples: Option<usize>,
     /// Longest line in bytes.
     pub max_line_bytes: usize,
 }
@@ -35,6 +40,8 @@ impl Default for ReadOptions {
             image_dir: None,
             any_absolute_image: false,
             need_solution: false,
+            need_target: false,
+            max_samples: None,
             max_line_bytes: MAX_LINE_BYTES,
         }
     }
@@ -59,22 +66,48 @@ impl Default for ReadOptions {
 /// `Missing` if there is no such dataset or image folder; `Content` naming file and line for a
 /// bad row, or the file if it has no rows; `Io` for a failed read.
 pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Sample>> {
-    let file = locate(path, &options.split)?;
+    read_usable(path, options, Err)
+}
+
+/// As [`read`], but a bad row's error goes to `bad`, which ends the reading with an error or lets it go on without the
+/// row. `Sample::row` and `max_samples` count bad rows too.
+///
+/// # Errors
+/// As [`read`], and those of `bad`; `Content` if no row can be used.
+pub fn read_usable(
+    path: &Path,
+    options: &ReadOptions,
+    mut bad: impl FnMut(Error) -> Result<()>,
+) -> Result<Vec<Sample>> {
+    let file: Arc<Path> = locate(path, &options.split)?.into();
     let roots =
         ImageRoots::new(&file, options.image_dir.as_deref())?.with_any_absolute(options.any_absolute_image);
-    let reader = RowReader { roots, template: options.template, need_solution: options.need_solution };
-    let mut samples = Vec::new();
-    read_objects(&file, options.max_line_bytes, |line, object| {
-        let sample = reader
-            .sample(samples.len(), object)
-            .map_err(|reason| Error::content(&file, format!("line {line}: {reason}")))?;
-        samples.push(sample);
-        Ok(())
-    })?;
-    if samples.is_empty() {
-        return Err(Error::content(&file, "has no rows; a dataset needs at least one JSON object"));
+    let reader = RowReader {
+        roots,
+        template: options.template,
+        need_solution: options.need_solution,
+        need_target: options.need_target,
+    };
+    let (mut samples, mut rows) = (Vec::new(), 0);
+    let most = options.max_samples.unwrap_or(usize::MAX);
+    for (row, object) in objects(&file, options.max_line_bytes)?.take(most).enumerate() {
+        rows = row + 1;
+        let sample = object.and_then(|(line, object)| {
+            let sample = reader.sample(row, object);
+            let sample = sample.map_err(|reason| Error::content(&file, format!("line {line}: {reason}")))?;
+            Ok(Sample { origin: Some(Origin { file: file.clone(), line }), ..sample })
+        });
+        match sample {
+            Ok(sample) => samples.push(sample),
+            Err(error @ Error::Content { .. }) => bad(error)?,
+            Err(error) => return Err(error),
+        }
     }
-    Ok(samples)
+    match (samples.len(), rows) {
+        (0, 0) => Err(Error::content(&file, "has no rows; a dataset needs at least one JSON object")),
+        (0, rows) => Err(Error::content(&file, format!("has {rows} rows, and none can be used"))),
+        _ => Ok(samples),
+    }
 }
 
 /// The JSONL file that holds `split` of the dataset at `path`.
@@ -108,18 +141,37 @@ pub fn locate(path: &Path, split: &str) -> Result<PathBuf> {
     if split == "train" {
         candidates.extend([path.join("data.jsonl"), path.join("metadata.jsonl")]);
     }
-    candidates.into_iter().find(|c| c.is_file()).ok_or_else(|| {
-        let mut found: Vec<String> = fs::read_dir(path)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .filter(|name| name.ends_with(".jsonl"))
-            .collect();
-        found.sort_unstable();
-        let found = if found.is_empty() { "none".to_string() } else { found.join(", ") };
-        Error::missing(path, format!("has no {split}.jsonl (JSONL files found: {found})"))
-    })
+    candidates
+        .into_iter()
+        .find(|c| c.is_file())
+        .ok_or_else(|| Error::missing(path, format!("has no {split}.jsonl; {}", found_in(path))))
+}
+
+/// Most files that an error lists.
+const LISTED: usize = 20;
+
+/// What a dataset folder has instead of the split that was asked for, in words.
+fn found_in(folder: &Path) -> String {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let name = |entry: fs::DirEntry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        match entry.path().join("metadata.jsonl").is_file() {
+            true => Some(format!("{name}/metadata.jsonl")),
+            false => name.ends_with(".jsonl").then_some(name),
+        }
+    };
+    let mut found: Vec<String> = entries.filter_map(name).collect();
+    found.sort_unstable();
+    let more = match found.len() {
+        0 => return "no JSONL file is there either".to_owned(),
+        count if count > LISTED => format!(" and {} more", count - LISTED),
+        _ => String::new(),
+    };
+    found.truncate(LISTED);
+    format!(
+        "JSONL files found: {}{more} (--dataset_split names the split, or give one file)",
+        found.join(", ")
+    )
 }
 
 #[cfg(test)]
@@ -131,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_hold_one_file_per_split() {
+    fn case_27_folders_hold_one_file_per_split() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, question: &str| {
             let path = dir.path().join(name);
@@ -152,7 +204,9 @@ mod tests {
 
         let missing = read(dir.path(), &options("dev")).unwrap_err();
         assert_eq!(missing.exit_code(), 66);
-        assert!(missing.to_string().contains("data.jsonl, test.jsonl, train.jsonl"), "{missing}");
+        let found =
+            "JSONL files found: data.jsonl, test.jsonl, train.jsonl, train/metadata.jsonl (--dataset_split";
+        assert!(missing.to_string().contains(found), "{missing}");
         assert_eq!(read(dir.path(), &options("../x")).unwrap_err().exit_code(), 2);
     }
 
@@ -168,7 +222,47 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_read() {
+    fn case_33_bad_rows_are_left_out_and_keep_their_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("train.jsonl");
+        fs::write(
+            &path,
+            "oops\n{\"problem\":\"a\"}\n\n{\"problem\":3}\n{\"problem\":\"b\"}\n{\"problem\":\"c\"}\n",
+        )
+        .unwrap();
+        let mut bad = Vec::new();
+        let keep = |error: Error, bad: &mut Vec<String>| {
+            bad.push(error.to_string());
+            Ok(())
+        };
+        let options = ReadOptions { max_samples: Some(4), ..ReadOptions::default() };
+        let samples = read_usable(&path, &options, |error| keep(error, &mut bad)).unwrap();
+        let place = |s: &Sample| (s.row, s.origin.as_ref().unwrap().line);
+        assert_eq!(samples.iter().map(place).collect::<Vec<_>>(), [(1, 2), (3, 5)]);
+        assert!(
+            bad.len() == 2 && bad[0].contains("line 1, column 1") && bad[1].contains("line 4: `problem`")
+        );
+        let first = ReadOptions { max_samples: Some(1), ..ReadOptions::default() };
+        let none = read_usable(&path, &first, |error| keep(error, &mut bad)).unwrap_err();
+        assert!(none.to_string().contains("1 rows, and none can be used"), "{none}");
+    }
+
+    #[test]
+    fn supervised_rows_need_a_target() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("train.jsonl");
+        let rows = r#"{"problem":"a","solution":"1"}
+{"prompt":"a","completion":"b"}
+{"problem":"a"}"#;
+        fs::write(&path, rows).unwrap();
+        let options = ReadOptions { need_target: true, ..ReadOptions::default() };
+        let message = read(&path, &options).unwrap_err().to_string();
+        assert!(message.contains("line 3: supervised training needs a target"), "{message}");
+        assert_eq!(read(&path, &ReadOptions { max_samples: Some(2), ..options }).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn case_27_nothing_to_read() {
         let dir = tempfile::tempdir().unwrap();
         let gone = read(&dir.path().join("gone.jsonl"), &ReadOptions::default()).unwrap_err();
         assert_eq!(gone.exit_code(), 66);

@@ -82,7 +82,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn only_regular_files_under_the_roots() {
+    fn case_38_only_regular_files_under_the_roots() {
         let dir = tempfile::tempdir().unwrap();
         let at = |p: &str| dir.path().join(p);
         for folder in ["set/images", "other", "set-secret"] {

@@ -1,66 +1,104 @@
 //! JSONL: one JSON object per line, with errors that name file and line.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde::de::{self, MapAccess, Visitor};
+use serde::de::{self, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::file::open_regular_file;
 use crate::error::{Error, Result};
 
-/// Longest line that is read unless the caller says otherwise, in bytes: 64 MiB.
-pub const MAX_LINE_BYTES: usize = 64 << 20;
+/// Longest line that is read unless the caller says otherwise, in bytes: 16 MiB. A line's values take up to some
+/// thirty times its bytes in memory.
+pub const MAX_LINE_BYTES: usize = 16 << 20;
 
-/// Calls `each(line, object)` for every object of the JSONL file at `path`; lines count from 1.
+/// The objects of a JSONL file in its order, each with its line, from 1.
 ///
-/// Blank lines, CRLF line ends, a missing last line end and a byte-order mark are fine.
-/// Memory is bounded by the longest line, itself bounded by `max_line_bytes`.
+/// Blank lines, CRLF line ends, a missing last line end and a byte-order mark are fine. Memory is bounded by the longest
+/// line, itself bounded. An item is an error of
+/// - `Content`, naming the line, for bad JSON, a value that is not an object, a key given twice at any depth, invalid
+///   UTF-8 or an overlong line; the next item is the next line's;
+/// - `Io` for a failed read; nothing comes after it.
+pub struct Objects {
+    path: PathBuf,
+    reader: BufReader<File>,
+    max_line_bytes: usize,
+    line: Vec<u8>,
+    number: usize,
+    failed: bool,
+}
+
+/// Opens the JSONL file at `path`, whose lines may have `max_line_bytes`.
 ///
 /// # Errors
-/// `Missing` if there is no such file; `Content` naming the line for bad JSON, a value that
-/// is not an object, a key given twice, invalid UTF-8 or an overlong line; `Io` for a failed
-/// read; and whatever `each` returns.
-pub fn read_objects(
-    path: &Path,
-    max_line_bytes: usize,
-    mut each: impl FnMut(usize, Map<String, Value>) -> Result<()>,
-) -> Result<()> {
-    // Asked before opening: opening a pipe would wait for a writer.
-    let meta = fs::metadata(path).map_err(|e| Error::io(path, "read", e))?;
-    if !meta.is_file() {
-        return Err(Error::content(path, "is not a regular file; a JSONL file was expected"));
+/// `Missing` if there is no such file, `Content` if it is not a regular one, `Io` if it cannot be opened.
+pub fn objects(path: &Path, max_line_bytes: usize) -> Result<Objects> {
+    let (file, _) = open_regular_file(path)?;
+    let reader = BufReader::with_capacity(1 << 16, file);
+    Ok(Objects {
+        path: path.to_path_buf(),
+        reader,
+        max_line_bytes,
+        line: Vec::new(),
+        number: 0,
+        failed: false,
+    })
+}
+
+impl Iterator for Objects {
+    type Item = Result<(usize, Map<String, Value>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.failed {
+            let number = self.number + 1;
+            let object = match self.read_line() {
+                Ok(false) => return None,
+                Ok(true) if self.line.len() > self.max_line_bytes => {
+                    Err(format!(": longer than {} bytes; one row per line?", self.max_line_bytes))
+                }
+                Ok(true) => {
+                    let line = if number == 1 { without_mark(&self.line) } else { &self.line };
+                    if line.iter().all(u8::is_ascii_whitespace) {
+                        continue;
+                    }
+                    parse_line(line)
+                }
+                Err(error) => {
+                    self.failed = true;
+                    return Some(Err(Error::io(&self.path, "read", error)));
+                }
+            };
+            return Some(match object {
+                Ok(object) => Ok((number, object)),
+                Err(reason) => Err(Error::content(&self.path, format!("line {number}{reason}"))),
+            });
+        }
+        None
     }
-    let file = File::open(path).map_err(|e| Error::io(path, "read", e))?;
-    let mut reader = BufReader::with_capacity(1 << 16, file);
-    let limit = u64::try_from(max_line_bytes).unwrap_or(u64::MAX).saturating_add(1);
-    let mut line = Vec::new();
-    for number in 1.. {
-        line.clear();
-        let taken = Read::by_ref(&mut reader)
-            .take(limit)
-            .read_until(b'\n', &mut line)
-            .map_err(|e| Error::io(path, "read", e))?;
-        if taken == 0 {
-            break;
+}
+
+impl Objects {
+    /// Reads the next line without its end; of an overlong one, one byte more than allowed. `false` at the end.
+    fn read_line(&mut self) -> std::io::Result<bool> {
+        self.line.clear();
+        let limit = self.max_line_bytes as u64 + 1;
+        let taken = Read::by_ref(&mut self.reader).take(limit).read_until(b'\n', &mut self.line)?;
+        if self.line.last() == Some(&b'\n') {
+            self.line.pop();
+        } else if self.line.len() > self.max_line_bytes {
+            self.reader.skip_until(b'\n')?;
         }
-        if line.last() == Some(&b'\n') {
-            line.pop();
-        }
-        if line.len() > max_line_bytes {
-            let message = format!("line {number}: longer than {max_line_bytes} bytes; one row per line?");
-            return Err(Error::content(path, message));
-        }
-        let bytes = if number == 1 { line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&line) } else { &line };
-        if bytes.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        let object = parse_line(bytes).map_err(|m| Error::content(path, format!("line {number}{m}")))?;
-        each(number, object)?;
+        self.number += usize::from(taken > 0);
+        Ok(taken > 0)
     }
-    Ok(())
+}
+
+fn without_mark(line: &[u8]) -> &[u8] {
+    line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line)
 }
 
 /// The object on one line, or the rest of the message after `line N`.
@@ -82,29 +120,87 @@ fn parse_line(bytes: &[u8]) -> std::result::Result<Map<String, Value>, String> {
     })
 }
 
-/// A row object; unlike `Map`'s own reading, a key given twice is an error.
+/// A row object.
 struct Row(Map<String, Value>);
 
 impl<'de> Deserialize<'de> for Row {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         struct RowVisitor;
         impl<'de> Visitor<'de> for RowVisitor {
             type Value = Row;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a JSON object (one row of the dataset)")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> std::result::Result<Row, A::Error> {
-                let mut map = Map::new();
-                while let Some((key, value)) = access.next_entry::<String, Value>()? {
-                    if map.contains_key(&key) {
-                        return Err(de::Error::custom(format!("the column `{key}` is given twice")));
-                    }
-                    map.insert(key, value);
-                }
-                Ok(Row(map))
+            fn visit_map<A: MapAccess<'de>>(self, access: A) -> std::result::Result<Row, A::Error> {
+                entries(access, "column").map(Row)
             }
         }
         deserializer.deserialize_map(RowVisitor)
+    }
+}
+
+/// The entries of an object; unlike in `Map`'s own reading, a key given twice is an error.
+fn entries<'de, A: MapAccess<'de>>(
+    mut access: A,
+    what: &str,
+) -> std::result::Result<Map<String, Value>, A::Error> {
+    let mut map = Map::new();
+    while let Some((key, Unambiguous(value))) = access.next_entry::<String, Unambiguous>()? {
+        if map.contains_key(&key) {
+            return Err(de::Error::custom(format!("the {what} `{key}` is given twice")));
+        }
+        map.insert(key, value);
+    }
+    Ok(map)
+}
+
+/// A JSON value in which no object has a key twice.
+struct Unambiguous(Value);
+
+impl<'de> Deserialize<'de> for Unambiguous {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct ValueVisitor;
+        impl<'de> Visitor<'de> for ValueVisitor {
+            type Value = Unambiguous;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON value")
+            }
+            fn visit_unit<E>(self) -> std::result::Result<Unambiguous, E> {
+                Ok(Unambiguous(Value::Null))
+            }
+            fn visit_bool<E>(self, value: bool) -> std::result::Result<Unambiguous, E> {
+                Ok(Unambiguous(value.into()))
+            }
+            fn visit_u64<E>(self, value: u64) -> std::result::Result<Unambiguous, E> {
+                Ok(Unambiguous(value.into()))
+            }
+            fn visit_i64<E>(self, value: i64) -> std::result::Result<Unambiguous, E> {
+                Ok(Unambiguous(value.into()))
+            }
+            fn visit_f64<E>(self, value: f64) -> std::result::Result<Unambiguous, E> {
+                Ok(Unambiguous(value.into()))
+            }
+            fn visit_str<E>(self, value: &str) -> std::result::Result<Unambiguous, E> {
+                Ok(Unambiguous(value.into()))
+            }
+            fn visit_string<E>(self, value: String) -> std::result::Result<Unambiguous, E> {
+                Ok(Unambiguous(value.into()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut access: A,
+            ) -> std::result::Result<Unambiguous, A::Error> {
+                let mut list = Vec::new();
+                while let Some(Unambiguous(value)) = access.next_element()? {
+                    list.push(value);
+                }
+                Ok(Unambiguous(list.into()))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, access: A) -> std::result::Result<Unambiguous, A::Error> {
+                entries(access, "key").map(|map| Unambiguous(map.into()))
+            }
+        }
+        deserializer.deserialize_any(ValueVisitor)
     }
 }
 
@@ -112,20 +208,19 @@ impl<'de> Deserialize<'de> for Row {
 mod tests {
     use super::*;
 
-    fn read(bytes: &[u8], limit: usize) -> Result<Vec<(usize, Map<String, Value>)>> {
+    fn all(bytes: &[u8], limit: usize) -> Vec<Result<(usize, Map<String, Value>)>> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data.jsonl");
-        fs::write(&path, bytes).unwrap();
-        let mut rows = Vec::new();
-        read_objects(&path, limit, |line, object| {
-            rows.push((line, object));
-            Ok(())
-        })?;
-        Ok(rows)
+        std::fs::write(&path, bytes).unwrap();
+        objects(&path, limit).unwrap().collect()
+    }
+
+    fn read(bytes: &[u8], limit: usize) -> Result<Vec<(usize, Map<String, Value>)>> {
+        all(bytes, limit).into_iter().collect()
     }
 
     #[test]
-    fn blank_lines_crlf_bom_and_missing_last_newline() {
+    fn case_28_blank_lines_crlf_bom_and_missing_last_newline() {
         let rows = read(b"\xEF\xBB\xBF{\"a\":1}\r\n\r\n  \n{\"a\":2}", 100).unwrap();
         let found: Vec<_> = rows.iter().map(|(line, o)| (*line, o["a"].as_i64().unwrap())).collect();
         assert_eq!(found, [(1, 1), (4, 2)]);
@@ -133,14 +228,16 @@ mod tests {
     }
 
     #[test]
-    fn every_bad_line_is_named() {
+    fn case_28_every_bad_line_is_named() {
         let deep = [b"{\"a\":1}\n{\"a\":".to_vec(), b"[".repeat(100_000)].concat();
-        let cases: [(&[u8], &[&str]); 7] = [
+        let cases: [(&[u8], &[&str]); 9] = [
             (b"{\"a\":1}\n{\"a\" 2}\n", &["line 2, column 6", "not valid JSON"]),
             (b"{\"a\":1}\n{\"a\": \"tex", &["line 2", "truncated"]),
             (b"{\"a\":1}\n\n[1,2]\n", &["line 3", "a JSON object"]),
             (b"{\"a\":\"\xFF\"}\n", &["line 1", "byte 7", "UTF-8"]),
             (b"{\"a\":1,\"a\":2}\n", &["line 1", "`a` is given twice"]),
+            (b"{\"a\":[{\"b\":{\"c\":1,\"c\":1}}]}\n", &["line 1", "the key `c` is given twice"]),
+            (b"\xFF\xFE{\0}\0", &["line 1", "byte 1", "save the file as UTF-8"]),
             (b"{\"a\":1}{\"a\":2}\n", &["line 1", "not valid JSON"]),
             (&deep, &["line 2", "recursion"]),
         ];
@@ -163,12 +260,36 @@ mod tests {
         assert!(message.contains("line 2") && message.contains("20 bytes"), "{message}");
     }
 
+    /// Reading goes on behind every kind of bad line, an overlong one included.
+    #[test]
+    fn case_28_the_lines_behind_a_bad_one_are_read() {
+        let long = format!("{{\"a\":\"{}\"}}", "x".repeat(200_000));
+        let bad = ["{", "[1]", "{\"a\":1,\"a\":2}", &long, "\u{feff}{}"];
+        let text: String =
+            bad.iter().enumerate().map(|(i, line)| format!("{line}\n{{\"n\":{i}}}\r\n\n")).collect();
+        let items = all(text.as_bytes(), 100);
+        assert_eq!(items.len(), 10);
+        for (i, pair) in items.chunks(2).enumerate() {
+            assert!(pair[0].as_ref().unwrap_err().to_string().contains(&format!("line {}", 3 * i + 1)));
+            let (line, object) = pair[1].as_ref().unwrap();
+            assert_eq!((*line, object["n"].as_u64()), (3 * i + 2, Some(i as u64)));
+        }
+    }
+
+    /// The values are those of serde_json's own reading.
+    #[test]
+    fn values_of_every_kind() {
+        let text = r#"{"a":[null,true,-1,18446744073709551615,1e-7,0.1,"\u00e9\n",{"b":{}}],"z":1,"y":[]}"#;
+        let (_, row) = read(text.as_bytes(), 1000).unwrap().remove(0);
+        assert_eq!(Value::Object(row), serde_json::from_str::<Value>(text).unwrap());
+    }
+
     #[test]
     fn missing_files_and_folders_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
-        let none = read_objects(&dir.path().join("no.jsonl"), 10, |_, _| Ok(())).unwrap_err();
+        let none = objects(&dir.path().join("no.jsonl"), 10).err().unwrap();
         assert_eq!(none.exit_code(), 66);
-        let folder = read_objects(dir.path(), 10, |_, _| Ok(())).unwrap_err();
+        let folder = objects(dir.path(), 10).err().unwrap();
         assert_eq!(folder.exit_code(), 65);
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use super::image_path::ImageRoots;
-use super::{ImageSource, Message, Part, PromptTemplate, Sample, nearest};
+use super::{ImageSource, Message, NO_TARGET, Part, PromptTemplate, Sample, nearest};
 
 /// Columns with a meaning; all others are kept in `Sample::columns`.
 const KNOWN: [&str; 8] =
@@ -22,6 +22,9 @@ const SYNONYMS: [(&str, &str); 7] = [
     ("image_file", "image"),
 ];
 
+/// Most images of one row: each is decoded and held with all others of its row.
+const MAX_IMAGES: usize = 512;
+
 /// Why a row is refused; the caller adds file and line.
 type RowResult<T> = std::result::Result<T, String>;
 
@@ -30,6 +33,7 @@ pub(super) struct RowReader {
     pub(super) roots: ImageRoots,
     pub(super) template: PromptTemplate,
     pub(super) need_solution: bool,
+    pub(super) need_target: bool,
 }
 
 /// A piece of a message before its image is known.
@@ -51,11 +55,17 @@ impl RowReader {
     pub(super) fn sample(&self, row: usize, mut object: Map<String, Value>) -> RowResult<Sample> {
         let solution = self.take_solution(&mut object)?;
         let (messages, names) = self.take_conversation(&mut object)?;
+        if self.need_target && solution.is_none() && messages.last().is_none_or(|m| m.role != "assistant") {
+            return Err(NO_TARGET.into());
+        }
+        if names.len() > MAX_IMAGES {
+            return Err(format!("the row has {} images; at most {MAX_IMAGES} are taken", names.len()));
+        }
         let images = names
             .iter()
             .map(|name| self.roots.resolve(name).map(ImageSource::File))
             .collect::<RowResult<Vec<_>>>()?;
-        Ok(Sample { row, messages, images, solution, columns: object })
+        Ok(Sample { row, origin: None, messages, images, solution, columns: object })
     }
 
     fn take_solution(&self, object: &mut Map<String, Value>) -> RowResult<Option<String>> {
@@ -310,7 +320,7 @@ impl Sample {
         let mut content: Vec<Part> = (0..images.len()).map(Part::Image).collect();
         content.push(Part::Text(template.apply(problem)));
         let messages = vec![Message { role: "user".into(), content }];
-        Sample { row, messages, images, solution, columns: Map::new() }
+        Sample { row, messages, images, solution, ..Sample::default() }
     }
 
     /// The image files that the sample names.

@@ -117,7 +117,7 @@ impl Context<'_> {
                 },
             })
             .collect();
-        Ok(Sample { row: index, messages, images, solution: None, columns: serde_json::Map::new() })
+        Ok(Sample { row: index, messages, images, ..Sample::default() })
     }
 }
 

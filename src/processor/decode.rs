@@ -14,26 +14,24 @@
 //! most 4 pixels wide with subsampled chroma, where libjpeg repeats the chroma samples and jpeg-decoder interpolates.
 //! libjpeg patches over some damage to the coded data; here a damaged or truncated JPEG is an error.
 
-use std::io::{Cursor, Read};
+use std::io::Cursor;
+use std::panic::catch_unwind;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use regex::bytes::Regex;
 
-use crate::data::ImageSource;
+pub(crate) use crate::data::read_regular_file;
+use crate::data::{ImageSource, MAX_IMAGE_BYTES, MAX_IMAGE_FILE_BYTES, MAX_IMAGE_SIDE};
 use crate::error::{Error, Result};
 use crate::processor::jpeg::decode_jpeg;
 use crate::processor::transparency::{transparent_colour, whiten};
 
-/// Longest accepted side, in pixels.
-pub const MAX_SIDE: u32 = 16_384;
-/// Most bytes that the decoded samples of one image may take. (While it is decoded, a progressive JPEG takes some four
-/// times as much: its coefficients, planes and pixels.)
-pub const MAX_DECODED_BYTES: u64 = 512 << 20;
-/// Most bytes that one encoded image may take.
-pub const MAX_ENCODED_BYTES: u64 = 256 << 20;
+/// Images that decode to more bytes are decoded one at a time, however many threads there are: a progressive JPEG takes
+/// some four times as much (its coefficients, planes and pixels).
+const LARGE_BYTES: u64 = 64 << 20;
 
 /// An upright 8-bit RGB image.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,11 +49,11 @@ pub struct RgbImage {
 ///
 /// # Errors
 /// [`Error::Missing`] where a file is not there, [`Error::Io`] where it cannot be read, [`Error::Content`] where it is
-/// not a regular file, not a png, jpeg or webp, broken, or beyond [`MAX_SIDE`], [`MAX_DECODED_BYTES`] or
-/// [`MAX_ENCODED_BYTES`]. The limits are checked on the header, before any pixel is decoded.
+/// not a regular file, not a png, jpeg or webp, broken, or beyond [`MAX_IMAGE_SIDE`], [`MAX_IMAGE_BYTES`] or
+/// [`MAX_IMAGE_FILE_BYTES`]. The limits are checked on the header, before any pixel is decoded.
 pub fn load_image(source: &ImageSource, name: &str) -> Result<RgbImage> {
     match source {
-        ImageSource::File(path) => decode_image(&read_regular_file(path, MAX_ENCODED_BYTES)?, path),
+        ImageSource::File(path) => decode_image(&read_image(path)?, path),
         ImageSource::Bytes(bytes) => decode_image(bytes, Path::new(name)),
     }
 }
@@ -68,7 +66,7 @@ pub fn load_for_model(source: &ImageSource, name: &str) -> Result<RgbImage> {
     let read;
     let (encoded, name): (&[u8], &Path) = match source {
         ImageSource::File(path) => {
-            read = read_regular_file(path, MAX_ENCODED_BYTES)?;
+            read = read_image(path)?;
             (&read, path)
         }
         ImageSource::Bytes(bytes) => (bytes, Path::new(name)),
@@ -80,42 +78,58 @@ pub fn load_for_model(source: &ImageSource, name: &str) -> Result<RgbImage> {
     Ok(image)
 }
 
+fn read_image(path: &Path) -> Result<Vec<u8>> {
+    read_regular_file(path, MAX_IMAGE_FILE_BYTES).map_err(|error| match error {
+        Error::Missing { path, .. } => {
+            Error::missing(path, "the image is not there; put it back or take its row out of the dataset")
+        }
+        other => other,
+    })
+}
+
 /// Decodes png, jpeg or webp bytes, the format told by the content. `name` stands in errors only.
 ///
 /// # Errors
 /// As [`load_image`].
 pub fn decode_image(encoded: &[u8], name: &Path) -> Result<RgbImage> {
-    if encoded.len() as u64 > MAX_ENCODED_BYTES {
-        return Err(too_long(name, encoded.len() as u64, MAX_ENCODED_BYTES));
+    if encoded.len() as u64 > MAX_IMAGE_FILE_BYTES {
+        let message = format!("image of {} bytes; at most {MAX_IMAGE_FILE_BYTES} are read", encoded.len());
+        return Err(Error::content(name, message));
     }
     let format = supported_format(encoded, name)?;
+    // The decoders assert some of what they expect of a file; a file that breaks that is a broken file, no more.
+    catch_unwind(|| decode(encoded, format, name)).unwrap_or_else(|_| {
+        let format = format_name(format);
+        Err(Error::content(name, format!("broken {format} image: its decoder gave up; replace the file")))
+    })
+}
+
+fn decode(encoded: &[u8], format: ImageFormat, name: &Path) -> Result<RgbImage> {
     let broken = |error: image::ImageError| {
-        Error::content(name, format!("broken {} image: {error}; replace the file", format_name(format)))
+        // Some of the decoders' texts end with a line feed.
+        let reason = error.to_string();
+        let reason = reason.trim_end();
+        Error::content(name, format!("broken {} image: {reason}; replace the file", format_name(format)))
     };
     let mut reader = ImageReader::with_format(Cursor::new(encoded), format);
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(MAX_DECODED_BYTES);
+    limits.max_alloc = Some(MAX_IMAGE_BYTES);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();
-    if width == 0 || height == 0 || width > MAX_SIDE || height > MAX_SIDE {
-        return Err(Error::content(
-            name,
-            format!(
-                "image of {width} x {height} pixels: sides must be 1 to {MAX_SIDE}; scale the image down first"
-            ),
-        ));
+    let refused = |what: String| {
+        let message = format!("image of {width} x {height} pixels{what}; scale the image down first");
+        Error::content(name, message)
+    };
+    if width == 0 || height == 0 || width > MAX_IMAGE_SIDE || height > MAX_IMAGE_SIDE {
+        return Err(refused(format!(": sides must be 1 to {MAX_IMAGE_SIDE}")));
     }
-    if decoder.total_bytes() > MAX_DECODED_BYTES {
-        return Err(Error::content(
-            name,
-            format!(
-                "image of {width} x {height} pixels takes {} bytes decoded, more than {MAX_DECODED_BYTES}; \
-                 scale the image down first",
-                decoder.total_bytes()
-            ),
-        ));
+    let bytes = decoder.total_bytes();
+    if bytes > MAX_IMAGE_BYTES {
+        return Err(refused(format!(" takes {bytes} bytes decoded, more than {MAX_IMAGE_BYTES}")));
     }
+    static LARGE: Mutex<()> = Mutex::new(());
+    let _alone = (bytes > LARGE_BYTES).then(|| LARGE.lock().unwrap_or_else(PoisonError::into_inner));
     let orientation = orientation(&mut decoder);
     // Bit depth and colour type of a PNG header: 16-bit grey, with or without `tRNS`.
     let saturates = format == ImageFormat::Png && encoded.get(24..26) == Some(&[16, 0]);
@@ -128,48 +142,40 @@ pub fn decode_image(encoded: &[u8], name: &Path) -> Result<RgbImage> {
     Ok(into_rgb(image, saturates))
 }
 
-/// Reads a whole file after making sure that it is a regular file (a pipe would hang, a device never end) of at most
-/// `max_bytes`.
-///
-/// # Errors
-/// [`Error::Missing`], [`Error::Io`], and [`Error::Content`] for anything but a regular file of that size.
-pub(crate) fn read_regular_file(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
-    let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, "read", e))?;
-    if !metadata.is_file() {
-        let kind = if metadata.is_dir() { "a folder" } else { "a pipe, socket or device" };
-        return Err(Error::content(path, format!("expected a regular file, found {kind}")));
-    }
-    if metadata.len() > max_bytes {
-        return Err(too_long(path, metadata.len(), max_bytes));
-    }
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, "read", e))?;
-    let mut bytes = Vec::with_capacity(metadata.len() as usize);
-    // One byte more than allowed, so that a file that grew since the check is noticed.
-    file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, "read", e))?;
-    if bytes.len() as u64 > max_bytes {
-        return Err(too_long(path, bytes.len() as u64, max_bytes));
-    }
-    Ok(bytes)
-}
-
-fn too_long(path: &Path, length: u64, max_bytes: u64) -> Error {
-    Error::content(path, format!("file of {length} bytes; at most {max_bytes} are read"))
-}
-
 /// The format of `encoded` by its first bytes, if it is one of the three that are built in.
 fn supported_format(encoded: &[u8], name: &Path) -> Result<ImageFormat> {
     let found = match image::guess_format(encoded) {
         Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)) => return Ok(format),
-        Ok(format) => format_name(format).to_string(),
-        Err(_) if encoded.is_empty() => "an empty file".to_string(),
-        Err(_) if encoded.get(4..8) == Some(b"ftyp") => "HEIF, AVIF or MP4".to_string(),
-        Err(_) if encoded.trim_ascii_start().first() == Some(&b'<') => "SVG, HTML or XML text".to_string(),
-        Err(_) => "an unknown format".to_string(),
+        Ok(format) => format_name(format),
+        Err(_) => name_of_unknown(encoded),
     };
-    Err(Error::content(
-        name,
-        format!("{found} is not supported as an image; convert it to png, jpeg or webp"),
-    ))
+    let mend = match found {
+        LFS_POINTER => "fetch the file itself (git lfs pull)",
+        _ => "convert it to png, jpeg or webp",
+    };
+    Err(Error::content(name, format!("{found} is not supported as an image; {mend}")))
+}
+
+const LFS_POINTER: &str = "a Git LFS pointer";
+
+/// What bytes are that the image crate has no name for.
+fn name_of_unknown(encoded: &[u8]) -> &'static str {
+    let text = encoded.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(encoded).trim_ascii_start();
+    let begins = |start: &[u8]| text.get(..start.len()).is_some_and(|head| head.eq_ignore_ascii_case(start));
+    match (encoded.get(4..8), encoded.get(8..12)) {
+        _ if encoded.is_empty() => "an empty file",
+        (Some(b"ftyp"), Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"mif1" | b"msf1")) => "HEIC",
+        (Some(b"ftyp"), Some(b"avif" | b"avis")) => "AVIF",
+        (Some(b"ftyp"), _) => "a video or HEIF file",
+        (Some(b"JXL "), _) => "JPEG XL",
+        _ if encoded.starts_with(b"\xFF\x0A") => "JPEG XL",
+        _ if begins(b"version https://git-lfs") => LFS_POINTER,
+        _ if begins(b"<svg") => "SVG",
+        _ if begins(b"<!doctype html") || begins(b"<html") => "HTML text",
+        _ if begins(b"<") => "SVG, HTML or XML text",
+        _ if begins(b"%PDF") => "PDF",
+        _ => "an unknown format",
+    }
 }
 
 fn format_name(format: ImageFormat) -> &'static str {

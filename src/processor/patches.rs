@@ -43,13 +43,22 @@ impl Patches {
     }
 }
 
+/// Most bytes of one image's patches. A still image is repeated `temporal_patch_size` times, which a file says.
+const MAX_PATCH_BYTES: usize = 1 << 30;
+
 /// Resizes to what [`smart_resize`] says and cuts the result into patches.
 ///
 /// # Errors
-/// [`Error::Input`] as [`smart_resize`].
+/// [`Error::Input`] as [`smart_resize`], and where the patches would take more than 1 GiB.
 pub fn patches_of(image: &RgbImage, config: &ImageConfig) -> Result<Patches> {
     let (height, width) =
         smart_resize(image.height, image.width, config.factor(), config.min_pixels, config.max_pixels)?;
+    if height * width * 3 * config.temporal_patch_size > MAX_PATCH_BYTES {
+        return Err(Error::Input(format!(
+            "an image becomes {width} x {height} pixels of {} frames, more than {MAX_PATCH_BYTES} bytes; lower max_pixels",
+            config.temporal_patch_size
+        )));
+    }
     patchify(&resize_bicubic(image, height, width), config)
 }
 
@@ -126,6 +135,15 @@ mod tests {
         let normalisation =
             Normalisation { rescale_factor: 1.0 / 255.0, mean: [0.0, 0.5, 0.2], std: [1.0, 0.5, 0.1] };
         assert_eq!(patches.normalised(&normalisation), [0.0, 1.0, 0.0, 1.0, -1.0, 0.0]);
+    }
+
+    #[test]
+    fn repeated_frames_are_bounded() {
+        let config =
+            ImageConfig { temporal_patch_size: 1024, min_pixels: 1 << 20, max_pixels: 1 << 20, ..tiny() };
+        let image = RgbImage { width: 1, height: 1, pixels: vec![0; 3] };
+        let error = patches_of(&image, &config).unwrap_err();
+        assert!(error.to_string().contains("1024 x 1024 pixels of 1024 frames"), "{error}");
     }
 
     #[test]

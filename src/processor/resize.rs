@@ -5,8 +5,8 @@ use crate::processor::decode::RgbImage;
 
 /// Largest accepted ratio of the longer side to the shorter one (the limit of Qwen2-VL's own processor).
 pub const MAX_ASPECT_RATIO: f64 = 200.0;
-/// Most pixels of a resized image: a guard against absurd `min_pixels`, far above any model's context.
-const MAX_RESIZED_PIXELS: f64 = (1u64 << 28) as f64;
+/// Most pixels of a resized image: a guard against absurd `min_pixels`, above any model's context (85,000 tokens).
+const MAX_RESIZED_PIXELS: f64 = (1u64 << 26) as f64;
 
 /// The `(height, width)` to which Qwen2-VL resizes an image of `height` x `width` pixels: both multiples of `factor`
 /// (patch size times merge size), their product within `min_pixels ..= max_pixels` where rounding allows, the aspect
@@ -18,7 +18,7 @@ const MAX_RESIZED_PIXELS: f64 = (1u64 << 28) as f64;
 ///
 /// # Errors
 /// [`Error::Input`] where a side or limit is 0, the ratio of the sides exceeds [`MAX_ASPECT_RATIO`], or the result
-/// would have more than 2^28 pixels.
+/// would have more than 2^26 pixels.
 pub fn smart_resize(
     height: usize,
     width: usize,
@@ -32,14 +32,8 @@ pub fn smart_resize(
              pixels: none may be 0"
         )));
     }
+    check_aspect_ratio(height, width)?;
     let (h, w, f) = (height as f64, width as f64, factor as f64);
-    let ratio = h.max(w) / h.min(w);
-    if ratio > MAX_ASPECT_RATIO {
-        return Err(Error::Input(format!(
-            "image of {width} x {height} pixels: its sides differ by a factor of {ratio:.1}, at most {MAX_ASPECT_RATIO} \
-             is accepted; crop or pad it"
-        )));
-    }
     let mut h_bar = (h / f).round_ties_even() * f;
     let mut w_bar = (w / f).round_ties_even() * f;
     if h_bar * w_bar > max_pixels as f64 {
@@ -58,6 +52,21 @@ pub fn smart_resize(
         )));
     }
     Ok((h_bar as usize, w_bar as usize))
+}
+
+/// Refuses an image whose longer side is more than [`MAX_ASPECT_RATIO`] times the shorter one.
+///
+/// # Errors
+/// [`Error::Input`].
+pub fn check_aspect_ratio(height: usize, width: usize) -> Result<()> {
+    let ratio = height.max(width) as f64 / height.min(width) as f64;
+    if ratio <= MAX_ASPECT_RATIO {
+        return Ok(());
+    }
+    Err(Error::Input(format!(
+        "image of {width} x {height} pixels: its sides differ by a factor of {ratio:.1}, at most {MAX_ASPECT_RATIO} is \
+         accepted; crop or pad it"
+    )))
 }
 
 /// Bits after the binary point of the filter's integer weights. 8 bits of grey, 22 of weight and 2 of head-room for the
@@ -211,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn smart_resize_refuses_what_cannot_be_fitted() {
+    fn case_35_smart_resize_refuses_what_cannot_be_fitted() {
         let message = |h, w, min| smart_resize(h, w, 28, min, 1 << 40).unwrap_err().to_string();
         assert!(smart_resize(200, 1, 28, 3136, 14_112).is_ok());
         assert!(message(201, 1, 3136).contains("201.0"), "{}", message(201, 1, 3136));

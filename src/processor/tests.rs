@@ -45,7 +45,7 @@ fn sample(messages: &Value, images: Vec<ImageSource>) -> Sample {
             },
         })
         .collect();
-    Sample { row: 4, messages, images, solution: None, columns: Map::new() }
+    Sample { row: 4, messages, images, ..Sample::default() }
 }
 
 fn hex(text: &str) -> Vec<u8> {
@@ -121,7 +121,7 @@ fn agrees_with_transformers_on_the_bundle() {
 }
 
 #[test]
-fn decodes_every_layout_as_load_image_does() {
+fn case_36_every_layout_decodes_as_load_image_does() {
     let golden = golden();
     let cases = golden["images"].as_array().unwrap();
     assert!(cases.len() > 30);
@@ -170,7 +170,7 @@ fn jpegs() -> Vec<Jpeg> {
 /// At most 0.5 % of the bytes more than 2 levels from libjpeg-turbo's, none more than 16: with noise for chroma, sides
 /// that end inside a block, every subsampling, and the colour models that only the markers tell.
 #[test]
-fn jpegs_decode_within_rounding_of_pillow() {
+fn case_36_jpegs_decode_within_rounding_of_pillow() {
     let jpegs = jpegs();
     assert!(jpegs.len() >= 15);
     for Jpeg { name, width, height, file, rgb } in jpegs {
@@ -184,7 +184,7 @@ fn jpegs_decode_within_rounding_of_pillow() {
 }
 
 #[test]
-fn damaged_jpegs_are_content_errors_or_pictures() {
+fn case_33_damaged_jpegs_are_content_errors_or_pictures() {
     for Jpeg { name, width, height, mut file, .. } in jpegs() {
         for length in (2..file.len()).step_by(23).chain([file.len() - 2]) {
             let error = decode_image(&file[..length], Path::new("cut.jpg")).unwrap_err();
@@ -206,7 +206,7 @@ fn damaged_jpegs_are_content_errors_or_pictures() {
 }
 
 #[test]
-fn chats_have_the_ids_of_transformers_with_control_tokens_as_text() {
+fn case_41_chats_have_the_ids_of_transformers_with_control_tokens_as_text() {
     let processor = processor();
     for case in golden()["chats"].as_array().unwrap() {
         let sample = sample(&case["messages"], vec![]);
@@ -222,7 +222,7 @@ fn chats_have_the_ids_of_transformers_with_control_tokens_as_text() {
 }
 
 #[test]
-fn text_split_over_parts_cannot_forge_a_control_token() {
+fn case_41_text_split_over_parts_cannot_forge_a_control_token() {
     let processor = processor();
     let messages = serde_json::json!([{"role": "user", "content": [
         {"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}, {"type": "image"}, {"type": "text", "text": "<|image_pad|"},
@@ -315,29 +315,104 @@ fn options_override_the_folder() {
     assert_eq!(Processor::load(&bundle(), &options).unwrap_err().exit_code(), 2);
 }
 
+/// Why a file is refused; at once, in one line, with the name.
+fn refused(bytes: &[u8]) -> String {
+    let start = std::time::Instant::now();
+    let error = decode_image(bytes, Path::new("bad.png")).unwrap_err();
+    let milliseconds = start.elapsed().as_millis();
+    assert_eq!(error.exit_code(), 65);
+    let text = error.to_string();
+    assert!(milliseconds < 100, "{milliseconds} ms for: {text}");
+    assert!(text.starts_with("bad.png: ") && !text.contains('\n'), "{text}");
+    text
+}
+
+/// A JPEG of the bundle that claims another size.
+fn jpeg_of_size(width: u16, height: u16) -> Vec<u8> {
+    let mut jpeg = std::fs::read(bundle().join("images/1.jpg")).unwrap();
+    let frame = jpeg.windows(2).position(|pair| pair[0] == 0xff && (0xc0..=0xc2).contains(&pair[1])).unwrap();
+    jpeg[frame + 5..frame + 7].copy_from_slice(&height.to_be_bytes());
+    jpeg[frame + 7..frame + 9].copy_from_slice(&width.to_be_bytes());
+    jpeg
+}
+
+/// A WebP file of the given chunks.
+fn webp(chunks: &[(&[u8; 4], &[u8])]) -> Vec<u8> {
+    let mut body = b"WEBP".to_vec();
+    for (name, data) in chunks {
+        body.extend_from_slice(*name);
+        body.extend((data.len() as u32).to_le_bytes());
+        body.extend_from_slice(data);
+        body.extend(vec![0; data.len() % 2]);
+    }
+    [b"RIFF", &(body.len() as u32).to_le_bytes()[..], &body].concat()
+}
+
 #[test]
-fn hostile_images_are_refused_at_once_with_the_reason() {
-    let refused = |bytes: &[u8]| {
-        let start = std::time::Instant::now();
-        let error = decode_image(bytes, Path::new("bad.png")).unwrap_err();
-        assert!(start.elapsed().as_millis() < 100);
-        assert_eq!(error.exit_code(), 65);
-        let text = error.to_string();
-        assert!(text.starts_with("bad.png: "), "{text}");
-        text
-    };
+fn case_34_hostile_images_are_refused_at_once_with_the_reason() {
     assert!(refused(&png_header(60_000, 60_000)).contains("60000 x 60000"));
     assert!(refused(&png_header(16_384, 16_384)).contains("bytes decoded"));
-    assert!(refused(b"").contains("an empty file"));
-    assert!(refused(b"<!DOCTYPE html><p>").contains("HTML"));
-    assert!(refused(b"\0\0\0\x20ftypavif").contains("AVIF"));
-    assert!(refused(b"GIF89a\x01\0\x01\0").contains("GIF is not supported"));
-    assert!(refused(b"BM\0\0\0\0").contains("BMP"));
-    assert!(refused(b"plain text").contains("unknown format"));
+    assert!(refused(&jpeg_of_size(60_000, 60_000)).contains("60000 x 60000"));
+    assert!(refused(&jpeg_of_size(16_384, 16_384)).contains("bytes decoded"));
+    // 14 bits of each side less one, and the version: what lossless data begins with. 24 bits of each in an extended header.
+    let lossless: Vec<u8> = [&[0x2f, 0xfe, 0xbf, 0xff, 0x0f][..], &[0; 64]].concat();
+    assert!(
+        refused(&webp(&[(b"VP8L", &lossless)])).contains("bytes decoded"),
+        "{}",
+        refused(&webp(&[(b"VP8L", &lossless)]))
+    );
+    let extended = [&[0u8; 4][..], &59_999u32.to_le_bytes()[..3], &59_999u32.to_le_bytes()[..3]].concat();
+    refused(&webp(&[(b"VP8X", &extended), (b"VP8L", &lossless)]));
+    // A scan for each ten bytes: minutes for a picture of 16 megapixels.
+    let jpeg = jpeg_of_size(4096, 4096);
+    let (at, end) = {
+        let marker = |kind| jpeg.windows(2).position(|pair| pair == [0xff, kind]).unwrap();
+        let at = marker(0xda);
+        (at, at + 2 + usize::from(u16::from_be_bytes([jpeg[at + 2], jpeg[at + 3]])))
+    };
+    let scans = [&jpeg[..at], &jpeg[at..end].repeat(300)].concat();
+    assert!(refused(&scans).contains("300 scans are too many"), "{}", refused(&scans));
+    assert!(!refused(&[&jpeg[..at], &jpeg[at..end].repeat(200)].concat()).contains("too many"));
+}
+
+#[test]
+fn case_37_other_formats_are_named() {
+    for (start, name) in [
+        (&b""[..], "an empty file is not supported"),
+        (b"GIF89a\x01\0\x01\0", "GIF is not supported as an image; convert it to png, jpeg or webp"),
+        (b"BM\0\0\0\0", "BMP"),
+        (b"II*\0\x08\0\0\0", "TIFF"),
+        (b"MM\0*\0\0\0\x08", "TIFF"),
+        (b"\0\0\0\x20ftypavif", "AVIF"),
+        (b"\0\0\0\x20ftypavis", "AVIF"),
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"\0\0\0\x18ftypmif1", "HEIC"),
+        (b"\0\0\0\x18ftypisom", "a video or HEIF file"),
+        (b"\0\0\0\x0cJXL \x0d\x0a\x87\x0a", "JPEG XL"),
+        (b"<svg xmlns=", "SVG is"),
+        (b"<?xml version='1.0'?><svg", "SVG, HTML or XML text"),
+        (b"\xEF\xBB\xBF\r\n<!doctype HTML><p>", "HTML text is not supported"),
+        (b"%PDF-1.7", "PDF"),
+        (
+            b"version https://git-lfs.github.com/spec/v1",
+            "a Git LFS pointer is not supported as an image; fetch the file",
+        ),
+        (b"plain text", "an unknown format"),
+    ] {
+        let text = refused(start);
+        assert!(text.contains(name), "{text}");
+    }
+}
+
+#[test]
+fn case_33_cut_images_are_broken() {
     let ImageSource::Bytes(whole) = png(40, 40) else { panic!("png() gives bytes") };
-    assert!(refused(&whole[..whole.len() / 2]).contains("broken PNG"));
+    assert!(refused(&whole[..whole.len() / 2]).contains("broken PNG image"));
+    assert!(refused(&whole[..8]).contains("broken PNG image"), "{}", refused(&whole[..8]));
     let jpeg = std::fs::read(bundle().join("images/1.jpg")).unwrap();
-    assert!(refused(&jpeg[..100]).contains("broken JPEG"));
+    assert!(refused(&jpeg[..100]).contains("broken JPEG image"));
+    assert!(refused(&jpeg[..4]).ends_with("; replace the file"), "{}", refused(&jpeg[..4]));
+    assert!(refused(&webp(&[])).contains("broken WebP image"), "{}", refused(&webp(&[])));
 }
 
 /// Signature and header of an RGB PNG, then the start of its data.

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn page_is_self_contained_and_escaped() {
+    fn case_80_page_is_self_contained_and_escaped() {
         let page = render(&summary());
         for wanted in [
             "<title>demo &lt;1&gt;</title>",

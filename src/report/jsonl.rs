@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::console::escape_json;
 use crate::checkpoint::Log;
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
@@ -65,11 +66,16 @@ impl JsonLines {
     /// [`Error::Io`] when it cannot be read or written.
     pub fn resume(disk: &dyn Disk, path: impl AsRef<Path>, first_step: u64) -> Result<Self> {
         let path = path.as_ref();
-        let length = match File::open(path) {
-            Ok(file) => rows_before(file, first_step).map_err(|error| Error::io(path, "read", error))?,
+        // Asked before opening: a device may never end, a pipe would wait for a writer.
+        let length = match path.metadata() {
+            Ok(metadata) if !metadata.is_file() => {
+                return Err(Error::content(path, "is no regular file, so no run can go on with it"));
+            }
+            Ok(_) => File::open(path).and_then(|file| rows_before(file, first_step)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Self::create(disk, path),
-            Err(error) => return Err(Error::io(path, "open", error)),
+            Err(error) => Err(error),
         };
+        let length = length.map_err(|error| Error::io(path, "read", error))?;
         let file = disk.append(path, length).map_err(|error| Error::io(path, "open", error))?;
         Ok(Self::of(path, file, length))
     }
@@ -95,10 +101,10 @@ impl JsonLines {
     /// # Errors
     /// [`Error::Io`] when the disk refuses; [`Error::Internal`] when the record is not JSON-like.
     pub fn append(&mut self, record: &impl Serialize) -> Result<()> {
-        let line = serde_json::to_vec(record)
+        let json = serde_json::to_string(record)
             .map_err(|error| Error::Internal(format!("a record is not JSON: {error}")))?;
         let mut state = self.log.lock();
-        state.pending.extend_from_slice(&line);
+        state.pending.extend_from_slice(escape_json(&json).as_bytes());
         state.pending.push(b'\n');
         state.flush(&self.log.path)
     }

@@ -23,6 +23,10 @@ impl Reward for Accuracy {
     fn score(&self, sample: &Sample, completion: &str) -> Option<f64> {
         sample.solution.as_deref().map(|solution| f64::from(u8::from(is_correct(completion, solution))))
     }
+
+    fn needs_solution(&self) -> bool {
+        true
+    }
 }
 
 /// Whether the answer found in `completion` (see [`super::extract`]) is `solution`'s.
@@ -115,28 +119,42 @@ mod tests {
         }
     }
 
+    /// Every reward, so that a later one is held to it too. The fastest of three times: other work may be going on.
     #[test]
-    fn hostile_answers_are_decided_quickly() {
-        let start = std::time::Instant::now();
+    fn case_51_hostile_answers_are_decided_in_10_ms() {
+        let rewards = crate::reward::NAMES.map(|name| crate::reward::by_name(name).unwrap());
+        let judge = |completion: &str, solution: &str| {
+            let sample = Sample { solution: Some(solution.into()), ..Sample::default() };
+            for reward in &rewards {
+                let seconds = (0..3).map(|_| {
+                    let start = std::time::Instant::now();
+                    assert_ne!(reward.score(&sample, completion), Some(1.0), "{}", reward.name());
+                    start.elapsed().as_secs_f64()
+                });
+                let fastest = seconds.fold(f64::INFINITY, f64::min);
+                let shown = &completion[..30.min(completion.len())];
+                assert!(fastest < 0.01, "{}: {fastest} s on {shown:?}...", reward.name());
+            }
+        };
         for inner in [
             "5^(5^(5^(5^5)))".to_string(),
             "\\frac{".repeat(100_000),
+            "\\frac{1}{".repeat(100_000) + &"}".repeat(100_000),
+            "\\boxed{".repeat(100_000),
             "9".repeat(1_000_000),
             "9".repeat(4_000),
             "1/".repeat(2_000),
+            "1,".repeat(500_000),
             "\\text".repeat(800),
             "=".repeat(4_000),
+            " answer ".repeat(125_000),
             "0/0".into(),
             "1/0".into(),
         ] {
-            assert!(
-                !is_correct(&format!("<answer>{inner}</answer>"), "3"),
-                "{}",
-                &inner[..10.min(inner.len())]
-            );
-            assert!(!is_correct("<answer>3</answer>", &inner));
+            judge(&format!("<answer>{inner}</answer>"), "3");
+            judge(&inner, "3");
+            judge("<answer>3</answer>", &inner);
         }
-        assert!(start.elapsed().as_secs_f64() < 1.0, "{:?}", start.elapsed());
         // Longer than any number that is computed with, and still equal as text.
         let long = "9".repeat(100);
         assert!(is_correct(&format!("<answer>{long}</answer>"), &long));

@@ -32,7 +32,7 @@ fn tagged(text: &str) -> Option<&str> {
 }
 
 /// The content of the last `\boxed{..}`, braces balanced.
-fn boxed(text: &str) -> Option<&str> {
+pub(super) fn boxed(text: &str) -> Option<&str> {
     let inner = &text[text.rfind("\\boxed{")? + "\\boxed{".len()..];
     let mut depth = 1usize;
     for (at, byte) in inner.bytes().enumerate() {

@@ -86,6 +86,15 @@ impl Quantity {
         Some(Quantity { value, unit: unit(group(8).unwrap_or(""))? })
     }
 
+    /// Equal values, a percentage's being its number or its hundredth, whatever the units.
+    pub(super) fn has_value_of(&self, other: &Quantity) -> bool {
+        let values = |quantity: &Quantity| {
+            let hundredth = quantity.value.over(100).filter(|_| quantity.unit == Unit::Percent);
+            [Some(quantity.value), hundredth]
+        };
+        values(self).into_iter().flatten().any(|value| values(other).contains(&Some(value)))
+    }
+
     /// Equal values whose units do not contradict each other.
     ///
     /// A unit may be missing on one side. A percentage equals both its number and its

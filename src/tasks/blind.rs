@@ -6,7 +6,7 @@ use std::io::Cursor;
 use image::{ImageDecoder, ImageReader, Rgb, RgbImage};
 
 use super::encode_png;
-use crate::data::{ImageSource, Sample};
+use crate::data::{ImageSource, MAX_IMAGE_BYTES, MAX_IMAGE_SIDE, Sample};
 use crate::error::{Error, Result};
 
 /// The accuracy of the best constant answer: the share of the most frequent one; 0 for none.
@@ -22,15 +22,12 @@ pub fn majority_accuracy<S: AsRef<str>>(answers: &[S]) -> f64 {
 /// Level of all channels of a blanked image: an empty sheet, the nearest thing without content to what the tasks draw on.
 const BLANK: u8 = 255;
 
-/// The longest side that is blanked, in pixels.
-const MAX_SIDE_PX: u32 = 16_384;
-
 /// A plain white PNG of the same size as `source` is shown (EXIF orientation applied), so that
 /// it takes as many tokens. White is the same for all: an image's own mean may tell.
 ///
 /// # Errors
 /// Those of reading `source`; `Content` (or `Input`, if it has no file) if it is not an image
-/// that can be read or has a side above 16,384 pixels.
+/// that can be read or is larger than any that is decoded.
 pub fn blank_image(source: &ImageSource) -> Result<ImageSource> {
     let encoded = source.encoded()?;
     let wrong = |reason: String| match source {
@@ -44,8 +41,12 @@ pub fn blank_image(source: &ImageSource) -> Result<ImageSource> {
         .into_decoder()
         .map_err(unreadable)?;
     let (mut width, mut height) = decoder.dimensions();
-    if width.max(height) > MAX_SIDE_PX {
-        return Err(wrong(format!("is {width} x {height} pixels; the longest side may be {MAX_SIDE_PX}")));
+    let bytes = 3 * u64::from(width) * u64::from(height);
+    if width.max(height) > MAX_IMAGE_SIDE || bytes > MAX_IMAGE_BYTES {
+        return Err(wrong(format!(
+            "is {width} x {height} pixels; the longest side may be {MAX_IMAGE_SIDE}, the whole {MAX_IMAGE_BYTES} bytes; \
+             scale the image down first"
+        )));
     }
     // Orientations 5 to 8 of EXIF are quarter turns.
     if decoder.orientation().map_err(unreadable)?.to_exif() >= 5 {
@@ -58,10 +59,11 @@ pub fn blank_image(source: &ImageSource) -> Result<ImageSource> {
 /// `sample` with every image blanked.
 ///
 /// # Errors
-/// As [`blank_image`].
+/// As [`blank_image`], with the row's file and line.
 pub fn blank_sample(sample: &Sample) -> Result<Sample> {
     let mut blanked = sample.clone();
-    blanked.images = sample.images.iter().map(blank_image).collect::<Result<_>>()?;
+    let images = sample.images.iter().map(blank_image).collect::<Result<_>>();
+    blanked.images = images.map_err(|error| sample.blame(error))?;
     Ok(blanked)
 }
 

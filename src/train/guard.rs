@@ -2,6 +2,7 @@
 
 use crate::checkpoint::GuardState;
 use crate::error::{Error, Result};
+use crate::report::Row;
 
 /// Steps skipped in a row after which the run stops.
 pub const MAX_SKIPPED: u64 = 3;
@@ -67,12 +68,23 @@ impl GuardState {
     }
 }
 
+/// A line if the first pass over a rollout did not give the log-probabilities that were sampled with: their ratio is
+/// exactly 1 by construction.
+pub fn off_policy(step: u64, row: &Row) -> Option<String> {
+    let key = "sampling/sampling_logp_difference/max";
+    let difference = row.get(key)?.as_f64().filter(|&difference| difference > 0.0)?;
+    Some(format!(
+        "step {step}: {key} is {difference:e}, so sampling and training disagree: this is a bug in othink-train; please \
+         report it"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn spikes_are_told_against_the_median() {
+    fn case_55_spikes_are_told_against_the_median() {
         let mut guard = GuardState::default();
         let mut told = Vec::new();
         for step in 0..40 {
@@ -86,6 +98,15 @@ mod tests {
         let mut kl = |step, value| guard.accept(step, &[Watched { name: "kl", floor: 0.1, value }]).len();
         assert_eq!((0..9).map(|step| kl(step, 1e-9)).sum::<usize>(), 0);
         assert_eq!((kl(9, 0.09), kl(10, 0.11)), (0, 1));
+    }
+
+    #[test]
+    fn case_56_a_ratio_that_is_not_one_is_told() {
+        let row = |difference: f64| -> Row {
+            [("sampling/sampling_logp_difference/max".to_owned(), difference.into())].into_iter().collect()
+        };
+        assert!(off_policy(7, &row(1e-6)).is_some_and(|line| line.starts_with("step 7: ")));
+        assert_eq!((off_policy(7, &row(0.0)), off_policy(7, &Row::new())), (None, None));
     }
 
     #[test]

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use crate::data::{ImageSource, Sample};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::model::qwen2_vl::weights::parameters;
 use crate::processor::resize::MAX_ASPECT_RATIO;
 use crate::processor::{ImageConfig, Processor};
 use crate::report::MemoryPlan;
+use crate::report::memory::readable_bytes;
 
 /// What the names of the vision tower's parameters begin with.
 pub const VISION_PREFIX: &str = "visual.";
@@ -99,24 +100,69 @@ pub struct TrainingShape {
     pub recompute: bool,
 }
 
-/// Bytes by purpose: exact for weights, gradients and optimiser; for the rest the largest that `shape` allows.
-pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape) -> MemoryPlan {
-    const F32: u64 = 4;
+const F32: u64 = 4;
+
+/// Bytes that a run holds whatever its data, by purpose: exact.
+pub fn weights_plan(config: &Qwen2VlConfig, freeze_vision: bool, reference: bool) -> MemoryPlan {
     let elements = |counted: &dyn Fn(&str) -> bool| -> u64 {
         let list = parameters(config).into_iter().filter(|(name, _)| counted(name));
         list.map(|(_, dims)| dims.iter().map(|&d| d as u64).product::<u64>()).sum()
     };
     let all = elements(&|_| true);
-    let trainable = elements(&|name| !(shape.freeze_vision && name.starts_with(VISION_PREFIX)));
-    let text = &config.text;
+    let trainable = elements(&|name| !(freeze_vision && name.starts_with(VISION_PREFIX)));
     let mut plan = MemoryPlan::default();
     plan.add("weights", all * F32);
     plan.add("gradients", trainable * F32);
     plan.add("AdamW moments", 2 * trainable * F32);
-    if shape.reference {
+    if reference {
         // Frozen tensors are shared with the policy.
         plan.add("reference weights", trainable * F32);
     }
+    // While training goes on with the next step.
+    plan.add("copy for the checkpoint being written", 3 * trainable * F32);
+    plan
+}
+
+/// Refuses to load a model whose weights, gradients and optimiser alone do not fit into memory.
+///
+/// # Errors
+/// [`Error::Memory`] with the plan, when it takes more than `available` bytes.
+pub fn check_memory(plan: &MemoryPlan, available: Option<u64>) -> Result<()> {
+    let needed = plan.total_bytes();
+    if available.is_none_or(|available| needed <= available) {
+        return Ok(());
+    }
+    let rows: Vec<String> =
+        plan.rows.iter().map(|(purpose, bytes)| format!("{purpose} {}", readable_bytes(*bytes))).collect();
+    Err(Error::Memory(format!(
+        "training this model takes at least {} and {} are available ({}): take a smaller model, a larger machine, or \
+         --freeze_vision_modules",
+        readable_bytes(needed),
+        readable_bytes(available.unwrap_or(0)),
+        rows.join(", ")
+    )))
+}
+
+/// Bytes of memory that this process may still take: of the machine, within the limit of its control group. `None`
+/// where the system does not say.
+pub fn available_memory() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let meminfo = read("/proc/meminfo")?;
+    let kib = |name: &str| -> Option<u64> {
+        meminfo.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
+    };
+    let machine = (kib("MemAvailable:")? + kib("SwapFree:").unwrap_or(0)) * 1024;
+    // Version 2 of control groups, else version 1; no limit is a word or an enormous number.
+    let group =
+        read("/sys/fs/cgroup/memory.max").or_else(|| read("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
+    let limit = group.and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX);
+    Some(machine.min(limit))
+}
+
+/// Bytes by purpose: exact for weights, gradients and optimiser; for the rest the largest that `shape` allows.
+pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape) -> MemoryPlan {
+    let mut plan = weights_plan(config, shape.freeze_vision, shape.reference);
+    let text = &config.text;
     let prompts = shape.micro_batch.div_ceil(shape.group);
     let rows = (prompts * shape.prompt_tok + shape.micro_batch * shape.completion_tok) as u64;
     let vision = &config.vision;
@@ -159,6 +205,24 @@ mod tests {
 
     fn bundle() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bundles/qwen2_vl_a")
+    }
+
+    #[test]
+    fn case_59_a_model_that_memory_cannot_hold_is_refused() {
+        let config = crate::model::folder::ModelFolder::open(bundle().to_str().unwrap()).unwrap().config;
+        let plan = weights_plan(&config, false, true);
+        // Weights, gradients, two moments, the reference, three copies for a checkpoint.
+        assert_eq!(plan.total_bytes(), 8 * 4 * 412_800);
+        assert!(weights_plan(&config, true, true).total_bytes() < plan.total_bytes());
+        assert!(check_memory(&plan, Some(plan.total_bytes())).is_ok() && check_memory(&plan, None).is_ok());
+        let error = check_memory(&plan, Some(plan.total_bytes() - 1)).unwrap_err();
+        assert_eq!(error.exit_code(), 71);
+        for part in ["at least 12.6 MiB", "AdamW moments 3.1 MiB", "--freeze_vision_modules"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        if cfg!(target_os = "linux") {
+            assert!(available_memory().is_some_and(|bytes| bytes > 1 << 20));
+        }
     }
 
     #[test]

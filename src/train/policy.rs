@@ -33,6 +33,17 @@ impl Policy {
     pub fn load(model: &str, options: &ProcessorOptions, dtype: DType) -> Result<Policy> {
         let folder = ModelFolder::open(model)?;
         let processor = Processor::load(&folder.dir, options)?;
+        let (ids, rows) = (processor.tokenizer().id_limit(), folder.config.text.vocab_size);
+        if ids > rows {
+            return Err(Error::content(
+                &folder.dir,
+                format!(
+                    "the tokenizer has ids up to {}, but the embedding only {rows} rows (vocab_size): tokenizer.json and \
+                     config.json do not belong together",
+                    ids - 1
+                ),
+            ));
+        }
         if processor.image_token() != folder.config.image_token_id {
             return Err(Error::content(
                 &folder.dir,
@@ -135,14 +146,16 @@ impl Policy {
 
     /// Prompts of some rows, images decoded on all threads. A prompt longer than `limit` tokens fails.
     pub fn encode(&self, samples: &[&Sample], limit: usize) -> Result<Vec<Prompt>> {
-        samples
+        let prompts: Vec<Result<Prompt>> = samples
             .par_iter()
             .map(|sample| {
                 let prompt = self.processor.encode(sample, true)?;
                 check_length(sample, prompt.tokens.len(), limit)?;
                 Ok(prompt)
             })
-            .collect()
+            .collect();
+        // Not collected at once, so that the error is the first row's and not the first thread's.
+        prompts.into_iter().collect()
     }
 
     /// Tokens left for a prompt beside a completion of `completion` tokens; fails when there are none.
@@ -172,10 +185,9 @@ pub fn check_length(sample: &Sample, tokens: usize, limit: usize) -> Result<()> 
     if tokens <= limit {
         return Ok(());
     }
-    Err(Error::Input(format!(
-        "row {}: {tokens} tokens (images included), but only {limit} fit; lower --max_pixels, raise \
+    Err(sample.blame(Error::Input(format!(
+        "{tokens} tokens (images included), but only {limit} fit; lower --max_pixels, raise \
          --max_prompt_length (sft: --max_length) within the model's context, or, in training, leave such rows out with \
-         --overlong skip (nothing is truncated: that would cut through image tokens)",
-        sample.row
-    )))
+         --overlong skip (nothing is truncated: that would cut through image tokens)"
+    ))))
 }

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::evaluate::{EvaluationOptions, evaluate, mean_score};
+use super::guard::off_policy;
 use super::interrupt::Interrupt;
 use super::policy::Policy;
 use super::trainer::{Skipped, Step, Trainer};
 use crate::checkpoint::{
-    Best, Identity, Log, ResumeState, SavePlan, Saver, Snapshot, TrainerState, checkpoint_dir,
-    list_checkpoints,
+    Best, Identity, Log, ResumeState, SavePlan, Saver, Snapshot, TrainerState, list_checkpoints,
 };
 use crate::data::Sample;
 use crate::disk::Disk;
@@ -278,7 +278,8 @@ impl<'a> Run<'a> {
     }
 
     fn accept(&mut self, step: u64, done: Step) -> Result<()> {
-        let told = self.state.guard.accept(step, &done.watched);
+        let mut told = self.state.guard.accept(step, &done.watched);
+        told.extend(off_policy(step, &done.row));
         self.tell(told);
         self.log_step(done.row)?;
         if self.is_logged(step) {
@@ -305,10 +306,8 @@ impl<'a> Run<'a> {
         let dump = self.dump(step, &batch).unwrap_or_else(|error| format!("not written: {error}"));
         self.tell(vec![format!("step {step} is skipped: {reason}; its batch: {dump}")]);
         let Err(error) = ended else { return Ok(()) };
-        let last = match list_checkpoints(&self.options.dir)?.last() {
-            Some(&step) => {
-                format!("the last checkpoint is {}", checkpoint_dir(&self.options.dir, step).display())
-            }
+        let last = match self.wait()? {
+            Some(path) => format!("the last checkpoint is {}", path.display()),
             None => "no checkpoint was saved before".to_owned(),
         };
         Err(Error::Protect(format!(

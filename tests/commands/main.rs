@@ -3,8 +3,10 @@
 mod cases;
 mod cases_data;
 mod cases_model;
+mod cases_options;
+mod cases_processor;
 mod cases_run;
-mod faults;
+mod cases_weights;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -81,15 +83,22 @@ fn success(words: &[&str]) -> String {
 
 /// Asserts that the command fails with `code`, nothing on standard output and one `error: ` line that holds `parts`.
 fn fails(words: &[&str], code: i32, parts: &[&str]) {
+    let message = fails_loudly(words, code, parts);
+    assert!(message.starts_with("error: "), "{words:?}: {message}");
+}
+
+/// As [`fails`], with warnings before the error; gives all of standard error.
+fn fails_loudly(words: &[&str], code: i32, parts: &[&str]) -> String {
     let output = othink(words);
     let message = String::from_utf8(output.stderr).expect("UTF-8");
     assert_eq!(output.status.code(), Some(code), "{words:?}: {message}");
     assert!(output.stdout.is_empty(), "{words:?} printed something");
-    let error = message.trim_end();
+    let error = message.trim_end().lines().last().unwrap_or_default();
     assert!(error.starts_with("error: ") && !error.contains("internal error"), "{words:?}: {message}");
     for part in parts {
         assert!(error.contains(part), "{part:?} is not in {message:?}");
     }
+    message
 }
 
 /// A copy of the checkpoint that a test may break.

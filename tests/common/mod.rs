@@ -63,7 +63,7 @@ fn conversation(name: &str, row: usize, example: &Value) -> Sample {
     }
     let answer = example["completion"].as_str().unwrap().trim_end_matches("<|im_end|>").to_string();
     messages.push(Message { role: "assistant".into(), content: vec![Part::Text(answer)] });
-    Sample { row, messages, images, solution: None, columns: serde_json::Map::new() }
+    Sample { row, messages, images, ..Sample::default() }
 }
 
 /// The bundle's prompts, without the answers.

@@ -10,7 +10,7 @@ fn reader(template: PromptTemplate, need_solution: bool) -> (TempDir, RowReader)
         std::fs::write(dir.path().join(name), b"x").unwrap();
     }
     let roots = ImageRoots::new(&dir.path().join("train.jsonl"), None).unwrap();
-    (dir, RowReader { roots, template, need_solution })
+    (dir, RowReader { roots, template, need_solution, need_target: false })
 }
 
 fn read(row: Value) -> RowResult<Sample> {
@@ -117,7 +117,7 @@ fn hugging_face_image_folder_and_text_only_rows() {
 }
 
 #[test]
-fn refusals_say_what_is_wrong_and_how_to_mend_it() {
+fn case_31_refusals_say_what_is_wrong_and_how_to_mend_it() {
     let cases = [
         (
             json!({"image_path": "a.png", "question": "?", "ground_truth": 3}),
@@ -168,6 +168,13 @@ fn refusals_say_what_is_wrong_and_how_to_mend_it() {
         let message = read(row).unwrap_err();
         assert!(wanted.iter().all(|w| message.contains(w)), "{shown}: {message}");
     }
+}
+
+#[test]
+fn the_number_of_images_is_bounded() {
+    assert_eq!(read(json!({"images": vec!["a.png"; MAX_IMAGES], "problem": "?"})).unwrap().images.len(), 512);
+    let message = read(json!({"images": vec!["a.png"; 513], "problem": "?"})).unwrap_err();
+    assert!(message.contains("513 images") && message.contains("at most 512"), "{message}");
 }
 
 #[test]

@@ -134,14 +134,14 @@ impl Problems {
             }
             let first: Vec<&str> = names.iter().take(LISTED).map(String::as_str).collect();
             // Writing to a String cannot fail.
-            let _ = write!(text, "\n  {} {kind}: {}", names.len(), first.join(", "));
+            let _ = write!(text, "; {} {kind}: {}", names.len(), first.join(", "));
             if names.len() > LISTED {
                 text.push_str(", ...");
             }
         }
         if self.missing.iter().any(|name| name == LM_HEAD) {
             text.push_str(
-                "\n  (a model without lm_head shares the embedding: its config.json says \"tie_word_embeddings\": true)",
+                " (a model without lm_head shares the embedding: its config.json says \"tie_word_embeddings\": true)",
             );
         }
         Some(text)

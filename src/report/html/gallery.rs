@@ -6,6 +6,11 @@ use std::path::Path;
 use super::{escape, thumbnail};
 use crate::report::record::CompletionRecord;
 
+/// Most images shown of a prompt.
+const SHOWN_IMAGES: usize = 8;
+/// Most characters shown of a text; the whole of it is in `completions.jsonl`.
+const SHOWN_CHARS: usize = 20_000;
+
 /// Writes a section with one block per prompt, its completions from the best reward to the worst.
 pub fn write(page: &mut String, completions: &[CompletionRecord]) {
     let mut step = None;
@@ -28,19 +33,23 @@ pub fn write(page: &mut String, completions: &[CompletionRecord]) {
 
 fn write_group(page: &mut String, first: &CompletionRecord, group: &[CompletionRecord]) {
     page.push_str("<div class=\"group\"><div>");
-    for path in &first.images {
+    for path in first.images.iter().take(SHOWN_IMAGES) {
         match thumbnail::data_uri(Path::new(path)) {
             Ok(uri) => {
                 let _ = write!(page, "<img src=\"{uri}\" alt=\"{}\">", escape(path));
             }
             Err(reason) => {
-                let _ = write!(page, "<p class=\"missing\">{}: {}</p>", escape(path), escape(&reason));
+                let _ = write!(page, "<p class=\"missing\">{}</p>", escape(&reason.to_string()));
             }
         }
     }
-    let _ = write!(page, "<p class=\"prompt\">{}</p>", escape(&first.prompt));
+    if first.images.len() > SHOWN_IMAGES {
+        let _ =
+            write!(page, "<p class=\"missing\">and {} more images</p>", first.images.len() - SHOWN_IMAGES);
+    }
+    let _ = write!(page, "<p class=\"prompt\">{}</p>", shown(&first.prompt));
     if let Some(solution) = &first.solution {
-        let _ = write!(page, "<p class=\"note\">Reference: {}</p>", escape(solution));
+        let _ = write!(page, "<p class=\"note\">Reference: {}</p>", shown(solution));
     }
     page.push_str("</div><div class=\"completions\">\n");
     let mut ranked: Vec<&CompletionRecord> = group.iter().collect();
@@ -71,13 +80,24 @@ fn write_completion(page: &mut String, completion: &CompletionRecord) {
     let answer = completion
         .answer
         .as_ref()
-        .map_or("no answer read".to_owned(), |answer| format!("answer: {}", escape(answer)));
+        .map_or("no answer read".to_owned(), |answer| format!("answer: {}", shown(answer)));
     let _ = writeln!(
         page,
         "<br>{answer} · {} tokens{cut}</p><pre>{}</pre></div>",
         completion.length,
-        escape(&completion.completion)
+        shown(&completion.completion)
     );
+}
+
+/// The beginning of a text, escaped, and how much is left out.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        None => escape(text),
+        Some((end, _)) => {
+            let left_out = text[end..].chars().count();
+            format!("{} [{left_out} characters left out]", escape(&text[..end]))
+        }
+    }
 }
 
 /// Up to three decimals, and nothing where the value is not a number.
@@ -92,6 +112,23 @@ fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_texts_and_many_images_are_cut() {
+        let completion = CompletionRecord {
+            completion: format!("<{}", "é".repeat(1 << 20)),
+            images: vec!["/nowhere.png".into(); 100],
+            ..CompletionRecord::default()
+        };
+        let mut page = String::new();
+        write(&mut page, &[completion]);
+        assert!(page.len() < 50_000, "{}", page.len());
+        assert!(
+            page.contains("&lt;éé")
+                && page.contains(&format!("é [{} characters left out]", (1 << 20) - 19_999))
+        );
+        assert!(page.contains("and 92 more images"));
+    }
 
     #[test]
     fn groups_are_ranked_and_sections_closed() {

@@ -3,30 +3,29 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageFormat, RgbImage};
+
+use crate::data::ImageSource;
+use crate::error::{Error, Result};
+use crate::processor::decode::load_for_model;
 
 /// Longer side of a thumbnail, in pixels: twice the width it is shown at.
 const SIDE: u32 = 460;
-/// Memory that decoding one image may take; larger ones are shown by name.
-const DECODE_BYTES: u64 = 256 << 20;
 
-/// The image as a PNG in a `data:` address, shrunk to [`SIDE`] and upright; or why there is none.
-pub fn data_uri(path: &Path) -> Result<String, String> {
-    let mut reader = ImageReader::open(path)
-        .and_then(ImageReader::with_guessed_format)
-        .map_err(|error| error.to_string())?;
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(DECODE_BYTES);
-    reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(|error| error.to_string())?;
-    let orientation = decoder.orientation().map_err(|error| error.to_string())?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
-    image.apply_orientation(orientation);
+/// What the model saw of the image, upright and shrunk to [`SIDE`], as a PNG in a `data:` address.
+///
+/// # Errors
+/// Those of reading the image, within the same bounds as for the model.
+pub fn data_uri(path: &Path) -> Result<String> {
+    let unfit = |what: &str| Error::Internal(format!("{}: {what}", path.display()));
+    let decoded = load_for_model(&ImageSource::File(path.to_path_buf()), "")?;
+    let image = RgbImage::from_raw(decoded.width as u32, decoded.height as u32, decoded.pixels);
+    let mut image = DynamicImage::from(image.ok_or_else(|| unfit("fewer pixels than its size tells"))?);
     if image.width().max(image.height()) > SIDE {
         image = image.thumbnail(SIDE, SIDE);
     }
     let mut png = Cursor::new(Vec::new());
-    image.to_rgba8().write_to(&mut png, ImageFormat::Png).map_err(|error| error.to_string())?;
+    image.write_to(&mut png, ImageFormat::Png).map_err(|error| unfit(&error.to_string()))?;
     Ok(format!("data:image/png;base64,{}", base64(png.get_ref())))
 }
 
@@ -67,5 +66,14 @@ mod tests {
         std::fs::write(&path, "not an image").unwrap();
         assert!(data_uri(&path).is_err());
         assert!(data_uri(&folder.path().join("none.png")).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_in_an_images_place_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        assert!(data_uri(&path).unwrap_err().to_string().contains("a pipe"));
     }
 }

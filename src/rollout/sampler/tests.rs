@@ -265,7 +265,7 @@ fn min_new_tokens_bans_eos_until_reached() {
 }
 
 #[test]
-fn non_finite_rows_are_refused() {
+fn case_57_rows_without_a_token_to_sample_are_refused() {
     let sample = SamplingParams::default();
     let context = SamplingContext::default();
     for params in [sample.clone(), greedy()] {
@@ -288,14 +288,14 @@ fn non_finite_rows_are_refused() {
 
 /// Scores that overflow under a tiny temperature still make a distribution.
 #[test]
-fn tiny_temperature_tends_to_greedy() {
+fn case_57_tiny_temperature_tends_to_greedy() {
     let params = SamplingParams { temperature: 1e-37, ..SamplingParams::default() };
     params.validate().expect("tiny but normal");
     assert_eq!(plain(&[1.0, 40.0, -3.0], &params), [0.0, 1.0, 0.0]);
 }
 
 #[test]
-fn ranges_are_checked_by_name() {
+fn case_57_ranges_are_checked_by_name() {
     let ok = SamplingParams::default();
     ok.validate().expect("defaults are valid");
     let cases = [
