@@ -90,13 +90,15 @@ impl Reward for StopsAtScore {
 #[derive(Clone, Copy)]
 struct Start {
     resumes: bool,
+    /// Resumes from the checkpoint of this step and not from the newest one.
+    from: Option<u64>,
     save_steps: usize,
     /// The look of the trainer, and the score of an evaluation, at which it is asked to stop.
     stop_at: Option<usize>,
     stop_at_score: Option<usize>,
 }
 
-const NEW: Start = Start { resumes: false, save_steps: 1, stop_at: None, stop_at_score: None };
+const NEW: Start = Start { resumes: false, from: None, save_steps: 1, stop_at: None, stop_at_score: None };
 const RESUMED: Start = Start { resumes: true, ..NEW };
 
 /// Runs in `root/run` until the end or an error. Gives how often the trainer looked whether to stop.
@@ -108,7 +110,10 @@ fn attempt(disk: &FaultyDisk, root: &Path, start: Start) -> Result<usize> {
         save_steps: start.save_steps,
         save_total_limit: Some(2),
         save_only_model: false,
-        resume_from_checkpoint: start.resumes.then(|| "true".into()),
+        resume_from_checkpoint: match start.from {
+            Some(step) => Some(checkpoint_dir(&dir, step).display().to_string()),
+            None => start.resumes.then(|| "true".into()),
+        },
         allow_change: Vec::new(),
     };
     let disk: Arc<FaultyDisk> = Arc::new(disk.clone());
@@ -390,4 +395,21 @@ fn case_62_a_run_that_is_asked_to_stop_in_an_evaluation_makes_it_when_it_goes_on
         assert!(error.exit_code() == 75 && error.to_string().contains("SIGUSR1"), "{error}");
         finish(root, &format!("stopped at score {at}"));
     }
+}
+
+#[test]
+fn an_older_checkpoint_is_gone_on_from_when_no_newer_one_is_there() {
+    let root = folder();
+    let root = root.path();
+    attempt(&FaultyDisk::new(root), root, NEW).unwrap();
+    let start = Start { from: Some(3), ..RESUMED };
+    let error = attempt(&FaultyDisk::new(root), root, start).unwrap_err();
+    assert_eq!(error.exit_code(), 2, "{error}");
+    for part in ["checkpoint-4 is newer than", "checkpoint-3", "--output_dir"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    is_as_undisturbed(root, "refused");
+    fs::remove_dir_all(checkpoint_dir(&root.join("run"), 4)).unwrap();
+    attempt(&FaultyDisk::new(root), root, start).unwrap();
+    is_as_undisturbed(root, "gone on from checkpoint-3");
 }
