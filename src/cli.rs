@@ -22,7 +22,6 @@ mod inputs;
 mod inspect;
 mod output;
 mod parity;
-mod run_folder;
 mod score;
 mod sft;
 mod tasks;

@@ -7,6 +7,8 @@ use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 /// The operations. [`SystemDisk`] performs them; each is atomic or not as the operating system's is.
 pub trait Disk: Debug + Send + Sync {
@@ -30,6 +32,11 @@ pub trait Disk: Debug + Send + Sync {
 
     /// Removes a folder and all that is in it; links in it are removed, not followed.
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+
+    /// Waits before something that failed is tried again.
+    fn pause(&self, time: Duration) {
+        thread::sleep(time);
+    }
 
     /// Bytes that this user may still write below `path`; `None` where the system does not say.
     fn free_bytes(&self, path: &Path) -> io::Result<Option<u64>>;

@@ -1,6 +1,7 @@
 //! Training and evaluation: each step names the stages of the data flow in order.
 
 pub mod evaluate;
+pub mod folder;
 pub mod grpo;
 pub mod guard;
 pub mod interrupt;

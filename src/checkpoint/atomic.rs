@@ -64,8 +64,7 @@ pub fn write_folder<T>(
     sync(disk, &temporary.path)?;
     // Again: the folder may have appeared while this one was being filled.
     refuse_existing(target, on_existing)?;
-    move_into_place(temporary, target, &beside("old"))?;
-    sync(disk, parent)?;
+    move_into_place(temporary, target, parent, &beside("old"))?;
     Ok(value)
 }
 
@@ -230,7 +229,7 @@ fn refuse_existing(target: &Path, on_existing: OnExisting) -> Result<()> {
     Ok(())
 }
 
-fn move_into_place(mut temporary: Temporary<'_>, target: &Path, old: &Path) -> Result<()> {
+fn move_into_place(mut temporary: Temporary<'_>, target: &Path, parent: &Path, old: &Path) -> Result<()> {
     let disk = temporary.disk;
     let had_old = target.symlink_metadata().is_ok();
     if had_old {
@@ -243,8 +242,11 @@ fn move_into_place(mut temporary: Temporary<'_>, target: &Path, old: &Path) -> R
         return Err(Error::io(target, "rename the finished folder to", e));
     }
     temporary.renamed = true;
+    // Both renames first: a disk may keep the removal of the old files and lose them.
+    sync(disk, parent)?;
     if had_old {
-        remove(disk, old).map_err(|e| Error::io(old, "remove the replaced folder", e))?;
+        // The new folder is there, which is what was asked for; a later start sweeps what is left of the old one.
+        let _ = remove(disk, old);
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Saving while training goes on.
 
+use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +21,15 @@ const MAX_FAILED_SAVES: usize = 3;
 /// Tries at the end of a run, when there is no next step to try again at.
 const LAST_TRIES: usize = 3;
 
+/// A file beside the checkpoints that has to be on disk before one appears, because a checkpoint vouches for it.
+pub trait Log: Debug + Send + Sync {
+    /// Forces what is in it to disk; after an error the next call begins by writing again what may be lost.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    fn force(&self, disk: &dyn Disk) -> Result<()>;
+}
+
 /// Writes the checkpoints of a run on a thread of its own, at most one at a time.
 ///
 /// A save that fails costs nothing that is there: it is reported and tried again at the next step, with the state of
@@ -30,8 +40,7 @@ pub struct Saver {
     dir: PathBuf,
     plan: Arc<SavePlan>,
     limit: Option<usize>,
-    /// Files beside the checkpoints that have to be on disk before one appears.
-    logs: Vec<PathBuf>,
+    logs: Vec<Arc<dyn Log>>,
     /// Steps of the checkpoints that are there, oldest first.
     kept: Vec<u64>,
     /// Step of the last checkpoint that was asked for.
@@ -40,6 +49,8 @@ pub struct Saver {
     best: Option<u64>,
     writing: Option<JoinHandle<Written>>,
     failed: Option<Snapshot>,
+    /// Why the last write failed.
+    reason: String,
     failed_saves: usize,
 }
 
@@ -50,14 +61,15 @@ struct Written {
 
 impl Saver {
     /// Saves into `dir`, which holds the checkpoints of the steps `kept`, oldest first; with a `limit`, the newest ones
-    /// and the best one stay.
+    /// and the `best` one stay.
     pub fn new(
         disk: Arc<dyn Disk>,
         dir: &Path,
         plan: SavePlan,
         limit: Option<usize>,
-        logs: Vec<PathBuf>,
+        logs: Vec<Arc<dyn Log>>,
         kept: Vec<u64>,
+        best: Option<u64>,
     ) -> Saver {
         Saver {
             disk,
@@ -67,9 +79,10 @@ impl Saver {
             logs,
             newest: kept.last().copied(),
             kept,
-            best: None,
+            best,
             writing: None,
             failed: None,
+            reason: String::new(),
             failed_saves: 0,
         }
     }
@@ -96,14 +109,14 @@ impl Saver {
         let mut told = self.join()?;
         self.best = best;
         self.newest = Some(snapshot.step);
-        if self.failed.is_some() {
+        // The older state is not worth its place any more.
+        if self.failed.take().is_some() {
             self.failed_saves += 1;
         }
         if self.failed_saves >= MAX_FAILED_SAVES {
-            return Err(self.give_up(told));
+            self.failed = Some(snapshot);
+            return Err(self.give_up());
         }
-        // The older state is not worth its place any more.
-        self.failed = None;
         told.extend(self.start(snapshot)?);
         Ok(told)
     }
@@ -132,28 +145,30 @@ impl Saver {
         let mut told = self.join()?;
         for pause_s in 0..LAST_TRIES as u64 {
             let Some(snapshot) = self.failed.take() else { break };
-            thread::sleep(Duration::from_secs(pause_s));
+            self.disk.pause(Duration::from_secs(pause_s));
             told.extend(self.start(snapshot)?);
             told.extend(self.join()?);
         }
         if self.failed.is_some() {
-            return Err(self.give_up(told));
+            return Err(self.give_up());
         }
+        // Also those that a killed run had no time to remove.
+        told.extend(self.remove_old());
         Ok((self.kept.last().map(|&step| checkpoint_dir(&self.dir, step)), told))
     }
 
-    fn give_up(&self, told: Vec<String>) -> Error {
+    fn give_up(&self) -> Error {
         let last = match self.kept.last() {
             Some(&step) => format!("{} is whole", checkpoint_dir(&self.dir, step).display()),
             None => "there is no checkpoint before".to_owned(),
         };
-        let reason = told.last().map_or(String::new(), |reason| format!(" ({reason})"));
         Error::Io {
             path: self.dir.clone(),
             action: "save checkpoints",
             source: io::Error::other(format!(
-                "it failed again and again{reason}; {last}: make room or mend the disk, then go on with \
-                 --resume_from_checkpoint"
+                "it failed again and again ({}); {last}: make room or mend the disk, then go on with \
+                 --resume_from_checkpoint",
+                self.reason
             )),
         }
     }
@@ -185,6 +200,7 @@ impl Saver {
             Err(error @ (Error::Io { .. } | Error::Missing { .. })) => {
                 let told = format!("the checkpoint of step {} is not saved: {error}", snapshot.step);
                 self.failed = Some(snapshot);
+                self.reason = error.to_string();
                 Ok(vec![told])
             }
             Err(error) => Err(error),
@@ -213,13 +229,13 @@ fn write(
     dir: &Path,
     target: &Path,
     plan: &SavePlan,
-    logs: &[PathBuf],
+    logs: &[Arc<dyn Log>],
     snapshot: &Snapshot,
 ) -> Result<()> {
     check_space(disk, dir, checkpoint_bytes(plan, &snapshot.params, snapshot.resume.is_none()))?;
-    for log in logs.iter().filter(|log| log.exists()) {
-        disk.sync(log).map_err(|e| Error::io(log, "force to disk", e))?;
-    }
+    logs.iter().try_for_each(|log| log.force(disk))?;
+    // The logs' names too, before the checkpoint's.
+    disk.sync(dir).map_err(|e| Error::io(dir, "force to disk", e))?;
     write_folder(disk, target, OnExisting::Replace, |folder| snapshot.write(folder, plan))
 }
 

@@ -20,15 +20,17 @@ pub fn checkpoint_dir(run: &Path, step: u64) -> PathBuf {
 pub fn list_checkpoints(run: &Path) -> Result<Vec<u64>> {
     let mut steps: Vec<u64> = names(run)?
         .iter()
-        .filter_map(|name| {
-            let digits = name.strip_prefix("checkpoint-")?;
-            // A name that is not written by us (`checkpoint-007`) is not taken for ours.
-            digits.parse().ok().filter(|step: &u64| step.to_string() == digits)
-        })
+        .filter_map(|name| step_of(name))
         .filter(|&step| checkpoint_dir(run, step).is_dir())
         .collect();
     steps.sort_unstable();
     Ok(steps)
+}
+
+/// The step of a checkpoint's name. One that is not written by us (`checkpoint-007`) is not taken for ours.
+fn step_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("checkpoint-")?;
+    digits.parse().ok().filter(|step: &u64| step.to_string() == digits)
 }
 
 fn names(run: &Path) -> Result<Vec<String>> {
@@ -81,26 +83,47 @@ pub fn newest_whole(run: &Path) -> Result<Newest> {
     ))
 }
 
-/// Removes what saves that did not come to their end have left (`checkpoint-N.tmp-*`), and puts back a checkpoint that
-/// was being replaced (`checkpoint-N.old-*`). The folder belongs to one run at a time, so none of it is in use.
+/// Removes what writes that did not come to their end have left (`checkpoint-N.tmp-*`, `config.toml.tmp-*`), and puts
+/// back a checkpoint that was being replaced (`checkpoint-N.old-*`) where the new one is not there whole. The folder
+/// belongs to one run at a time, so none of it is in use. What is there then is on disk: a killed run may have renamed a
+/// checkpoint and not forced its name to disk.
 ///
 /// # Errors
 /// [`Error::Io`] for what the system refuses.
 pub fn sweep(disk: &dyn Disk, run: &Path) -> Result<()> {
     for name in names(run)? {
         let path = run.join(&name);
-        let Some((target, kind)) = name.split_once('.') else { continue };
-        if !target.starts_with("checkpoint-") {
-            continue;
-        }
+        let Some((target, kind)) = leftover(&name) else { continue };
         let target = run.join(target);
-        if kind.starts_with("old-") && !target.exists() {
+        let unfinished = |e| Error::io(&path, "remove the unfinished", e);
+        if path.is_file() {
+            disk.remove_file(&path).map_err(unfinished)?;
+        } else if kind == "old" && !is_whole(&target) && (is_whole(&path) || !target.exists()) {
+            if target.exists() {
+                disk.remove_dir_all(&target)
+                    .map_err(|e| Error::io(&target, "remove the damaged folder", e))?;
+            }
             disk.rename(&path, &target).map_err(|e| Error::io(&path, "put back", e))?;
-        } else if kind.starts_with("old-") || kind.starts_with("tmp-") {
-            disk.remove_dir_all(&path).map_err(|e| Error::io(&path, "remove the unfinished folder", e))?;
+        } else {
+            disk.remove_dir_all(&path).map_err(unfinished)?;
         }
     }
-    Ok(())
+    disk.sync(run).map_err(|e| Error::io(run, "force to disk", e))
+}
+
+/// Whether a folder is a whole checkpoint, of this version or of another.
+fn is_whole(dir: &Path) -> bool {
+    !matches!(Manifest::verify(dir), Err(Flaw::Damaged(_)))
+}
+
+/// What a leftover was to become, and whether it is `tmp` or `old`; `None` for a name that this program does not give
+/// (`checkpoint-100.old-lr1e-5` is a user's).
+fn leftover(name: &str) -> Option<(&str, &str)> {
+    let (target, suffix) = name.rsplit_once('.')?;
+    let (kind, numbers) = suffix.split_once('-')?;
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_ours = target == "config.toml" || step_of(target).is_some();
+    (is_ours && ["tmp", "old"].contains(&kind) && numbers.split('-').all(is_number)).then_some((target, kind))
 }
 
 #[cfg(test)]
@@ -178,9 +201,32 @@ mod tests {
         fs::rename(put(run, 2), run.join("checkpoint-2.old-7-0")).unwrap();
         fs::create_dir(run.join("checkpoint-1.old-7-0")).unwrap();
         fs::create_dir(run.join("checkpoint-3.tmp-7-0")).unwrap();
-        fs::create_dir(run.join("notes.tmp-1")).unwrap();
+        fs::write(run.join("config.toml.tmp-7"), "half").unwrap();
+        let foreign =
+            ["notes.tmp-1", "checkpoint-1.old-lr1e-5", "checkpoint-1.old-", "checkpoint-01.tmp-7-0"];
+        foreign.iter().for_each(|name| fs::create_dir(run.join(name)).unwrap());
         sweep(&SystemDisk, run).unwrap();
-        assert_eq!(names(run).unwrap().len(), 3);
+        assert_eq!(names(run).unwrap().len(), 2 + foreign.len());
         assert_eq!(newest_whole(run).unwrap().step, Some(2));
+    }
+
+    #[test]
+    fn of_several_leftovers_the_whole_one_is_put_back() {
+        // A replaced folder whose removal failed half-way, and a second replacement that the power cut short: in
+        // either order of their names.
+        for (damaged, whole) in [("old-7-0", "old-7-1"), ("old-7-1", "old-7-0")] {
+            let run = tempfile::tempdir().unwrap();
+            let run = run.path();
+            let aside = |kind: &str| {
+                let aside = run.join(format!("checkpoint-2.{kind}"));
+                fs::rename(put(run, 2), &aside).unwrap();
+                aside
+            };
+            fs::remove_file(aside(damaged).join("weights")).unwrap();
+            aside(whole);
+            sweep(&SystemDisk, run).unwrap();
+            assert_eq!(names(run).unwrap(), ["checkpoint-2"]);
+            assert_eq!(newest_whole(run).unwrap().step, Some(2));
+        }
     }
 }

@@ -1,12 +1,13 @@
 //! `othink-train grpo`.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::run_folder::{RunFolder, refuse_occupied};
 use super::{inputs, training};
 use crate::checkpoint::Identity;
 use crate::config::{BetaScheduleType, GrpoConfig, KlOptions, Options, RolloutOptions};
 use crate::data::{ReadOptions, Sample};
+use crate::disk::SystemDisk;
 use crate::error::Result;
 use crate::kl::{Adaptive, BetaController, BetaSchedule, Constant, Cosine, Linear, Othink};
 use crate::loss::LossConfig;
@@ -16,6 +17,7 @@ use crate::reward::RewardSet;
 use crate::rollout::MAX_SEQUENCES;
 use crate::rollout::sampler::SamplingParams;
 use crate::train::evaluate::EvaluationOptions;
+use crate::train::folder::{RunFolder, refuse_occupied};
 use crate::train::grpo::{GrpoOptions, GrpoTrainer};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
@@ -68,7 +70,7 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         max_steps: steps,
     };
     let mut trainer = trainer(options, policy, rewards, limit, samples.len(), steps)?;
-    let folder = RunFolder::take(&options.checkpoint, quiet)?;
+    let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
     let run_options = RunOptions {
         log_completions: options.completions.log_completions,

@@ -1,16 +1,18 @@
 //! `othink-train sft`.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::run_folder::{RunFolder, refuse_occupied};
 use super::{inputs, training};
 use crate::checkpoint::Identity;
 use crate::config::{Options, SftConfig};
 use crate::data::{ReadOptions, Sample};
+use crate::disk::SystemDisk;
 use crate::error::Result;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::report::html::RunSummary;
 use crate::report::read_rows;
+use crate::train::folder::{RunFolder, refuse_occupied};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
 use crate::train::resume::{dataset_hash, fields, model_hash};
@@ -57,7 +59,7 @@ pub fn train(options: &SftConfig) -> Result<()> {
         max_steps: steps,
     };
     let mut trainer = SftTrainer::new(policy, trainer_options, training::adamw(optimiser), stream)?;
-    let folder = RunFolder::take(&options.checkpoint, quiet)?;
+    let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
     let run_options = training::run_options(&folder, &options.checkpoint, &options.logging, &interrupt);
     let saved = run(&mut trainer, &samples, &run_options, identity, resumed, None)?;

@@ -6,7 +6,6 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::inputs;
-use super::run_folder::RunFolder;
 use crate::config::{
     CheckpointOptions, DtypeChoice, HardwareOptions, LoggingOptions, ModelOptions, OptimiserOptions,
     Overlong, OwnPixelOptions,
@@ -20,6 +19,7 @@ use crate::processor::Processor;
 use crate::report::html::{self, RunSummary};
 use crate::report::{MemoryPlan, Progress};
 use crate::tensor::DType;
+use crate::train::folder::RunFolder;
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{
     RowLength, VISION_PREFIX, available_memory, check_memory, image_tokens_at_most, weights_plan,

@@ -184,7 +184,8 @@ impl GrpoTrainer {
             }
             Err(error) => {
                 self.suspect = completions;
-                // A skipped step is over; any other is made again.
+                // A step that is skipped is over. One that was stopped is made again, over the same rollout: the
+                // weights that sampled it are gone.
                 let is_over = matches!(error, Error::Protect(_));
                 self.rollout = (!is_new && (more || !is_over)).then_some(rollout);
                 Err(error)

@@ -176,11 +176,18 @@ pub fn fields(value: &impl serde::Serialize) -> Map<String, Value> {
 const LEFT_BY_A_RUN: [&str; 6] =
     [METRICS, COMPLETIONS, EVAL_METRICS, "sft_metrics.jsonl", "report.html", "result.json"];
 
-/// Removes what a run before has left: its logs, its report and its checkpoints.
+/// Removes what a run before has left: its checkpoints, the newest first, then its logs and its report. Cut short at any
+/// point, it leaves a shorter run, and what is gone does not come back after a power cut.
 ///
 /// # Errors
 /// [`Error::Io`] for what cannot be removed.
 pub fn clear(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    let force = || disk.sync(dir).map_err(|e| Error::io(dir, "force to disk", e));
+    for path in list_checkpoints(dir)?.into_iter().rev().map(|step| checkpoint_dir(dir, step)) {
+        disk.remove_dir_all(&path)
+            .map_err(|e| Error::io(&path, "remove the checkpoint of the run before", e))?;
+        force()?;
+    }
     for path in LEFT_BY_A_RUN.map(|name| dir.join(name)) {
         match disk.remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => {
@@ -189,11 +196,7 @@ pub fn clear(disk: &dyn Disk, dir: &Path) -> Result<()> {
             _ => {}
         }
     }
-    for path in list_checkpoints(dir)?.into_iter().map(|step| checkpoint_dir(dir, step)) {
-        disk.remove_dir_all(&path)
-            .map_err(|e| Error::io(&path, "remove the checkpoint of the run before", e))?;
-    }
-    Ok(())
+    force()
 }
 
 /// Whether a run folder holds anything but a lock.

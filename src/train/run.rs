@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ use super::interrupt::Interrupt;
 use super::policy::Policy;
 use super::trainer::{Skipped, Step, Trainer};
 use crate::checkpoint::{
-    Best, Identity, ResumeState, SavePlan, Saver, Snapshot, TrainerState, list_checkpoints,
+    Best, Identity, Log, ResumeState, SavePlan, Saver, Snapshot, TrainerState, list_checkpoints,
 };
 use crate::data::Sample;
 use crate::disk::Disk;
@@ -35,7 +35,10 @@ pub const EVAL_METRICS: &str = "eval_metrics.jsonl";
 const SKIPPED_DIR: &str = "skipped";
 
 /// Saves in a row that may be put off because the logs can't be written.
-const MAX_DEFERRED_SAVES: usize = 3;
+const MAX_PUT_OFF_SAVES: usize = 3;
+
+/// Pauses of 1, 2, ... seconds after each of which the logs are tried again where there is no next step.
+const LAST_PAUSES_S: u64 = 2;
 
 /// Where a run writes, and how often.
 #[derive(Clone, Debug)]
@@ -136,7 +139,9 @@ struct Run<'a> {
     state: TrainerState,
     logs: Logs,
     saver: Saver,
-    deferred_saves: usize,
+    /// Whether a save was put off and not made up for yet.
+    put_off: bool,
+    put_off_saves: usize,
     progress: Progress,
 }
 
@@ -169,8 +174,8 @@ impl Logs {
         [Some(&mut self.metrics), self.completions.as_mut(), self.evaluations.as_mut()].into_iter().flatten()
     }
 
-    fn paths(&mut self) -> Vec<PathBuf> {
-        self.all().map(|log| log.path().to_path_buf()).collect()
+    fn to_be_forced(&mut self) -> Vec<Arc<dyn Log>> {
+        self.all().map(|log| log.log()).collect()
     }
 }
 
@@ -205,13 +210,25 @@ impl<'a> Run<'a> {
             &options.dir,
             SavePlan::like(&trainer.policy().folder)?,
             options.save_total_limit,
-            logs.paths(),
+            logs.to_be_forced(),
             kept,
+            state.best.as_ref().map(|best| best.step),
         );
         saver.check_space(&trainer.policy().params, options.save_only_model)?;
         let progress = Progress::start(&label, steps, options.quiet);
         progress.skip(state.global_step);
-        Ok(Run { trainer, samples, options, evaluation, state, logs, saver, deferred_saves: 0, progress })
+        Ok(Run {
+            trainer,
+            samples,
+            options,
+            evaluation,
+            state,
+            logs,
+            saver,
+            put_off: false,
+            put_off_saves: 0,
+            progress,
+        })
     }
 
     /// Steps, with evaluations and checkpoints where they are due.
@@ -219,12 +236,16 @@ impl<'a> Run<'a> {
         loop {
             let done = self.state.global_step;
             let last = done == self.state.identity.max_steps;
-            self.evaluate_if_due(done)?;
+            // A run that was stopped before its evaluation has saved a state that does not know of it.
+            let evaluated = self.evaluate_if_due(done)?;
+            let is_known = self.saver.has(done) && !evaluated;
             let every = self.options.save_steps as u64;
             let due = last || (every > 0 && done > 0 && done.is_multiple_of(every));
             // While steps are skipped, nothing takes the place of what was good.
-            if due && (last || self.state.guard.skipped_in_a_row == 0) && !self.saver.has(done) {
-                self.save()?;
+            if due && (last || self.state.guard.skipped_in_a_row == 0) && !is_known {
+                self.save(last)?;
+            } else if self.put_off {
+                self.make_up()?;
             }
             let told = self.saver.poll()?;
             self.tell(told);
@@ -327,12 +348,13 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn evaluate_if_due(&mut self, done: u64) -> Result<()> {
+    /// Whether there was an evaluation.
+    fn evaluate_if_due(&mut self, done: u64) -> Result<bool> {
         let Some(evaluation) = self.evaluation.filter(|evaluation| evaluation.is_due(done)) else {
-            return Ok(());
+            return Ok(false);
         };
         if self.state.evaluated_step == done {
-            return Ok(());
+            return Ok(false);
         }
         let interrupt = &self.options.interrupt;
         let row = evaluation.row(self.trainer.policy(), done - 1, &|_| interrupt.check())?;
@@ -351,7 +373,7 @@ impl<'a> Run<'a> {
         {
             self.state.best = Some(Best { step: done, value });
         }
-        Ok(())
+        Ok(true)
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -369,23 +391,46 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn save(&mut self) -> Result<()> {
+    /// Saves; puts it off while the logs can't be written, but not where there is no next step (`last`).
+    fn save(&mut self, last: bool) -> Result<()> {
         // A checkpoint vouches for the lines before it.
-        let flushed = self.logs.all().try_for_each(JsonLines::flush);
+        let mut flushed = self.flush();
+        for pause_s in 1..=if last { LAST_PAUSES_S } else { 0 } {
+            if flushed.is_ok() {
+                break;
+            }
+            self.options.disk.pause(Duration::from_secs(pause_s));
+            flushed = self.flush();
+        }
         if let Err(error) = flushed {
-            self.deferred_saves += 1;
-            if self.deferred_saves >= MAX_DEFERRED_SAVES {
+            self.put_off_saves += 1;
+            if last || self.put_off_saves >= MAX_PUT_OFF_SAVES {
                 return Err(error);
             }
+            self.put_off = true;
             let step = self.state.global_step;
             self.tell(vec![format!("the checkpoint of step {step} is put off: {error}")]);
             return Ok(());
         }
-        self.deferred_saves = 0;
+        self.save_now()
+    }
+
+    /// Makes up for a save that was put off, as soon as the logs can be written.
+    fn make_up(&mut self) -> Result<()> {
+        let is_good = self.state.guard.skipped_in_a_row == 0;
+        if is_good && self.flush().is_ok() { self.save_now() } else { Ok(()) }
+    }
+
+    fn save_now(&mut self) -> Result<()> {
+        (self.put_off, self.put_off_saves) = (false, 0);
         let best = self.state.best.as_ref().map(|best| best.step);
         let told = self.saver.save(self.snapshot(), best)?;
         self.tell(told);
         Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.logs.all().try_for_each(JsonLines::flush)
     }
 
     /// Saves what is done before an error ends the run, and waits for what is being written.
@@ -403,7 +448,7 @@ impl<'a> Run<'a> {
         match ended {
             Ok(()) => {
                 let path = saved?;
-                self.logs.all().try_for_each(JsonLines::flush)?;
+                self.flush()?;
                 self.progress.finish();
                 path.ok_or_else(|| Error::Internal("a run has ended without a checkpoint".into()))
             }
@@ -431,7 +476,7 @@ impl<'a> Run<'a> {
     }
 
     fn save_and_wait(&mut self) -> Result<Option<PathBuf>> {
-        self.save()?;
+        self.save(true)?;
         self.wait()
     }
 

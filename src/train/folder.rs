@@ -1,26 +1,26 @@
-//! The run folder of `grpo` and `sft`: who has it, what of a run before is in it, where the run goes on.
+//! The folder of a run: who has it, what of a run before is in it, where the run goes on.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::resume::{RunLock, clear, compare, is_occupied, refuse_in_use};
+use super::trainer::Trainer;
 use crate::checkpoint::{
-    Identity, Manifest, SavedRun, TrainerState, checkpoint_dir, newest_whole, replace_file,
+    Identity, Manifest, SavedRun, TrainerState, checkpoint_dir, list_checkpoints, newest_whole, replace_file,
 };
 use crate::config::{CheckpointOptions, ResumeFrom};
 use crate::data::Sample;
-use crate::disk::{Disk, SystemDisk};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::report::console::escape_control;
-use crate::train::resume::{RunLock, clear, compare, is_occupied, refuse_in_use};
-use crate::train::trainer::Trainer;
 
 /// Refuses a folder that another run has, or that holds files which are neither to be overwritten nor gone on with.
 /// Asked before anything is loaded.
 ///
 /// # Errors
 /// [`Error::Busy`] for a folder in use, [`Error::Usage`] for an occupied one, [`Error::Io`].
-pub(super) fn refuse_occupied(options: &CheckpointOptions) -> Result<()> {
+pub fn refuse_occupied(options: &CheckpointOptions) -> Result<()> {
     let dir = &options.output_dir;
     refuse_in_use(dir)?;
     let is_new = options.resume_from() == ResumeFrom::Nothing;
@@ -35,9 +35,10 @@ pub(super) fn refuse_occupied(options: &CheckpointOptions) -> Result<()> {
 }
 
 /// A run folder that is this run's, as long as it lives.
-pub(super) struct RunFolder {
+#[derive(Debug)]
+pub struct RunFolder {
     /// How it is written.
-    pub(super) disk: Arc<dyn Disk>,
+    pub disk: Arc<dyn Disk>,
     dir: PathBuf,
     resume: ResumeFrom,
     allowed: Vec<String>,
@@ -50,9 +51,8 @@ impl RunFolder {
     ///
     /// # Errors
     /// As [`refuse_occupied`].
-    pub(super) fn take(options: &CheckpointOptions, quiet: bool) -> Result<RunFolder> {
+    pub fn take(disk: Arc<dyn Disk>, options: &CheckpointOptions, quiet: bool) -> Result<RunFolder> {
         refuse_occupied(options)?;
-        let disk: Arc<dyn Disk> = Arc::new(SystemDisk);
         let dir = &options.output_dir;
         let lock = RunLock::take(&*disk, dir)?;
         let folder = RunFolder {
@@ -77,8 +77,8 @@ impl RunFolder {
     ///
     /// # Errors
     /// [`Error::Content`] for a checkpoint that is damaged or of another version, or when none is whole;
-    /// [`Error::Usage`] for a run of another kind.
-    pub(super) fn begin(
+    /// [`Error::Usage`] for a run of another kind, or one that has gone further than the checkpoint named.
+    pub fn begin(
         &self,
         identity: &Identity,
         trainer: &mut dyn Trainer,
@@ -133,6 +133,16 @@ impl RunFolder {
     ) -> Result<TrainerState> {
         let saved = SavedRun::read(path)?;
         let state = saved.state.clone();
+        if let Some(newer) = list_checkpoints(&self.dir)?.into_iter().find(|&step| step > state.global_step)
+            && matches!(self.resume, ResumeFrom::Checkpoint(_))
+        {
+            return Err(Error::Usage(format!(
+                "{} is newer than {}: going on from the older one would drop its lines from the logs, and a later resume \
+                 would take it for this run's; remove it, move it out of the folder, or name another --output_dir",
+                checkpoint_dir(&self.dir, newer).display(),
+                path.display()
+            )));
+        }
         let changes = compare(&state.identity, identity, &self.allowed)?;
         trainer.restore(saved, samples)?;
         if !self.quiet {
