@@ -75,8 +75,33 @@ fn case_56_sampling_and_training_agree_in_the_first_pass() {
     assert!(rows.iter().all(|row| row["sampling/sampling_logp_difference/max"] == 0.0));
 }
 
+/// A run that ends with the test at the latest, also when that fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error means that it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl std::ops::Deref for Running {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
 /// Starts a command; standard error goes to a file beside the run folder.
-fn start(words: &[&str], dir: &Path) -> (Child, PathBuf) {
+fn start(words: &[&str], dir: &Path) -> (Running, PathBuf) {
     let log = dir.with_extension("stderr");
     let child = Command::new(env!("CARGO_BIN_EXE_othink-train"))
         .args(words)
@@ -86,7 +111,7 @@ fn start(words: &[&str], dir: &Path) -> (Child, PathBuf) {
         .stderr(fs::File::create(&log).unwrap())
         .spawn()
         .unwrap();
-    (child, log)
+    (Running(child), log)
 }
 
 /// Waits until `ready`, at most a minute.
@@ -184,7 +209,7 @@ fn is_caught(pid: u32, signal: u32) -> bool {
 fn case_62_a_signal_that_nohup_switched_off_stays_off() {
     let dir = ROOT.join("nohup");
     let words = endless(&dir);
-    let mut child = Command::new("nohup")
+    let child = Command::new("nohup")
         .arg(env!("CARGO_BIN_EXE_othink-train"))
         .args(&words)
         .current_dir(&*ROOT)
@@ -193,6 +218,7 @@ fn case_62_a_signal_that_nohup_switched_off_stays_off() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    let mut child = Running(child);
     wait_until("a step", || rows(&dir) >= 1);
     send(&child, rustix::process::Signal::HUP);
     let before = rows(&dir);
@@ -378,6 +404,14 @@ fn case_67_changed_options() {
     let checkpoint = dir.join("checkpoint-2");
     let words = [&four_steps(&dir)[..], &["--resume_from_checkpoint", text(&checkpoint)]].concat();
     let with = |options: &[&'static str]| [&words[..], options].concat();
+    // Back to an older checkpoint only when the newer ones are gone: their lines would be.
+    fails(&words, 2, &["checkpoint-3 is newer than", "checkpoint-2"]);
+    let forget_newer = || {
+        for newer in (3..7).map(|step| dir.join(format!("checkpoint-{step}"))).filter(|dir| dir.exists()) {
+            fs::remove_dir_all(newer).unwrap();
+        }
+    };
+    forget_newer();
     fails(&with(&["--seed", "1"]), 2, &["seed was 42 and is 1", "--allow_change seed"]);
     fails(
         &with(&["--beta_max", "0.2", "--top_k", "5"]),
@@ -408,6 +442,7 @@ fn case_67_changed_options() {
     let text_of_rows = fs::read_to_string(&*LEARNABLE).unwrap();
     let kept: Vec<&str> = text_of_rows.lines().skip(1).collect();
     fs::write(&moved, kept.join("\n")).unwrap();
+    forget_newer();
     fails(&other, 2, &["dataset was", "--allow_change dataset"]);
     success(&[&longer[..], &["--allow_change", "max-steps"]].concat());
     assert_eq!(read(&dir.join("metrics.jsonl")).len(), 6);
