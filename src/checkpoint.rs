@@ -22,7 +22,4 @@ pub use safetensors::{FloatDtype, NamedTensor, Values, write_safetensors};
 pub use save::{WeightRef, save_model};
 pub use saver::{Log, Saver};
 pub use series::{Newest, checkpoint_dir, list_checkpoints, newest_whole, sweep};
-pub use state::{
-    Best, GuardState, Identity, ResumeState, SavedRollout, SavedRun, Snapshot, TrainerState,
-    read_trainer_state,
-};
+pub use state::{Best, GuardState, Identity, ResumeState, SavedRollout, SavedRun, Snapshot, TrainerState};

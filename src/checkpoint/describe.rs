@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::manifest::Manifest;
 use super::plan::COMPANION_FILES;
+use super::state::{Identity, has_trainer_state, read_trainer_state};
 use crate::error::{Error, Result};
 use crate::model::folder::{Dialect, ModelFolder};
 use crate::model::hub;
@@ -46,6 +48,8 @@ pub struct CheckpointDescription {
     pub eos_token_ids: Vec<u32>,
     /// Which tokenizer, processor and generation files are there.
     pub companions: Vec<&'static str>,
+    /// Whether a run can go on from it, in words.
+    pub resumable: String,
 }
 
 /// What a run folder holds.
@@ -114,10 +118,26 @@ fn describe_checkpoint(path_or_name: &str) -> Result<CheckpointDescription> {
         weight_files,
         sharded: folder.is_sharded(),
         eos_token_ids: folder.generation.eos_token_ids.clone(),
+        resumable: resumable(&folder.dir),
         companions: COMPANION_FILES.into_iter().filter(|name| folder.dir.join(name).is_file()).collect(),
         config: folder.config,
         dir: folder.dir,
     })
+}
+
+/// Whether a run can go on from a folder, and where. Sizes and checksums are compared, so every file is read.
+fn resumable(dir: &Path) -> String {
+    if !has_trainer_state(dir) {
+        return "no: it holds a model alone".to_owned();
+    }
+    match (Manifest::verify(dir), read_trainer_state(dir)) {
+        (Ok(()), Ok(state)) => {
+            let Identity { command, max_steps, .. } = state.identity;
+            format!("yes: {command}, step {} of {max_steps}", state.global_step)
+        }
+        (Err(flaw), _) => format!("no: it {flaw}"),
+        (_, Err(error)) => format!("no: {error}"),
+    }
 }
 
 /// Modules in the order of the data flow, and what their parameters' names begin with.
@@ -288,7 +308,8 @@ impl fmt::Display for CheckpointDescription {
         }
         let companions =
             if self.companions.is_empty() { "none".to_owned() } else { self.companions.join(", ") };
-        write!(f, "other files    {companions}")
+        writeln!(f, "other files    {companions}")?;
+        write!(f, "resumable      {}", self.resumable)
     }
 }
 
@@ -307,11 +328,12 @@ impl fmt::Display for RunDescription {
             match described {
                 Ok(checkpoint) => write!(
                     f,
-                    "\n  {}  {} parameters, {}, {} bytes",
+                    "\n  {}  {} parameters, {}, {} bytes; resumable {}",
                     path.display(),
                     grouped(checkpoint.parameters()),
                     checkpoint.dtypes(),
-                    grouped(checkpoint.weight_bytes())
+                    grouped(checkpoint.weight_bytes()),
+                    checkpoint.resumable
                 )?,
                 Err(message) => write!(f, "\n  {}  cannot be read: {message}", path.display())?,
             }

@@ -317,6 +317,11 @@ impl SavedRun {
     }
 }
 
+/// Whether a folder is of a run, and not a model alone.
+pub fn has_trainer_state(dir: &Path) -> bool {
+    dir.join(STATE_FILE).is_file()
+}
+
 /// The step and identity of a checkpoint, without its weights.
 ///
 /// # Errors

@@ -365,6 +365,14 @@ fn case_66_damaged_checkpoints_are_passed_over() {
     };
     flip(dir.join("checkpoint-4/optimizer.safetensors"));
     fs::remove_file(dir.join("checkpoint-3/MANIFEST.json")).unwrap();
+    let listed = success(&["inspect", text(&dir)]);
+    for part in [
+        "resumable yes: grpo, step 2 of 4",
+        "resumable no: it has no MANIFEST.json",
+        "resumable no: it has a damaged optimizer.safetensors",
+    ] {
+        assert!(listed.contains(part), "{part:?} is not in {listed}");
+    }
     let output = othink(&resumed);
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{message}");
