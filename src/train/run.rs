@@ -126,7 +126,7 @@ pub fn run(
         return Err(Error::Usage("a run of 0 steps trains nothing; set --max_steps to at least 1".into()));
     }
     let mut run = Run::new(trainer, samples, options, identity, resumed, evaluation)?;
-    let ended = run.to_the_end();
+    let ended = run.until_the_end();
     run.close(ended)
 }
 
@@ -174,7 +174,7 @@ impl Logs {
         [Some(&mut self.metrics), self.completions.as_mut(), self.evaluations.as_mut()].into_iter().flatten()
     }
 
-    fn to_be_forced(&mut self) -> Vec<Arc<dyn Log>> {
+    fn handles(&mut self) -> Vec<Arc<dyn Log>> {
         self.all().map(|log| log.log()).collect()
     }
 }
@@ -210,7 +210,7 @@ impl<'a> Run<'a> {
             &options.dir,
             SavePlan::like(&trainer.policy().folder)?,
             options.save_total_limit,
-            logs.to_be_forced(),
+            logs.handles(),
             kept,
             state.best.as_ref().map(|best| best.step),
         );
@@ -232,7 +232,7 @@ impl<'a> Run<'a> {
     }
 
     /// Steps, with evaluations and checkpoints where they are due.
-    fn to_the_end(&mut self) -> Result<()> {
+    fn until_the_end(&mut self) -> Result<()> {
         loop {
             let done = self.state.global_step;
             let last = done == self.state.identity.max_steps;
