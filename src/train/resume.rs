@@ -128,7 +128,9 @@ pub fn compare(saved: &Identity, asked: &Identity, allowed: &[String]) -> Result
         }
         let meaning = match name.as_str() {
             "model" if same_model => Meaning::None,
-            "dataset" | "dataset_split" | "image_dir" | "max_samples" | "overlong" if same_data => {
+            "dataset" | "dataset_split" | "image_dir" | "max_samples" | "max_bad_rows" | "overlong"
+                if same_data =>
+            {
                 Meaning::None
             }
             // What they come to is compared below.
