@@ -174,7 +174,7 @@ impl Logs {
         [Some(&mut self.metrics), self.completions.as_mut(), self.evaluations.as_mut()].into_iter().flatten()
     }
 
-    fn shared(&mut self) -> Vec<Arc<dyn Log>> {
+    fn handles(&mut self) -> Vec<Arc<dyn Log>> {
         self.all().map(|log| log.log()).collect()
     }
 }
@@ -210,7 +210,7 @@ impl<'a> Run<'a> {
             &options.dir,
             SavePlan::like(&trainer.policy().folder)?,
             options.save_total_limit,
-            logs.shared(),
+            logs.handles(),
             kept,
             state.best.as_ref().map(|best| best.step),
         );
