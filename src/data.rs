@@ -5,7 +5,6 @@
 //! when [`ImageSource::encoded`] is called. [`order`] is the seeded order of an epoch.
 
 mod dataset;
-mod file;
 mod image_path;
 mod jsonl;
 mod nearest;
@@ -18,9 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::files::read_bounded;
 
 pub use dataset::{ReadOptions, locate, read, read_usable};
-pub(crate) use file::read_regular_file;
 pub use jsonl::{MAX_LINE_BYTES, Objects, objects};
 pub use nearest::nearest;
 pub use order::order;
@@ -163,7 +162,7 @@ impl ImageSource {
     pub fn encoded(&self) -> Result<Cow<'_, [u8]>> {
         match self {
             ImageSource::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
-            ImageSource::File(path) => read_regular_file(path, MAX_IMAGE_FILE_BYTES).map(Cow::Owned),
+            ImageSource::File(path) => read_bounded(path, MAX_IMAGE_FILE_BYTES).map(Cow::Owned),
         }
     }
 }

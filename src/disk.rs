@@ -1,7 +1,8 @@
 //! What changes files and folders: one seam for everything that a run keeps, so that tests can make any single
 //! operation fail, or lose what was not forced to disk.
 //!
-//! Reading goes past it: what is read is checked, so a fault shows there.
+//! Reading goes past it: what is read is checked, so a fault shows there. So do the lock of a run's folder, which the
+//! system keeps, and what can be made again from what is kept: the report, and the demo around its run.
 
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};

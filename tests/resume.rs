@@ -50,7 +50,7 @@ fn go(
     let identity = Identity {
         command: "test".into(),
         options: Map::new(),
-        model_hash: model_hash(&trainer.policy().params),
+        model_hash: model_hash(trainer.policy(), None).unwrap(),
         dataset_hash: dataset_hash(samples),
         max_steps: steps,
     };

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::error::{Error, Result};
-use crate::files::read_json;
+use crate::files::{file_inside, read_json};
 
 /// The manifest's name.
 pub const MANIFEST: &str = "MANIFEST.json";
@@ -118,22 +118,15 @@ impl Manifest {
 
     fn compare(&self, dir: &Path) -> std::result::Result<(), String> {
         for (name, expected) in &self.files {
-            let path = dir.join(name);
-            let Ok(metadata) = path.metadata() else {
-                return Err(format!("lacks {name}"));
-            };
-            if !metadata.is_file() {
-                return Err(format!("has a {name} that is no file"));
+            // Whoever made the manifest, no other file than one of the folder is looked at.
+            let path = file_inside(dir, name).map_err(|e| format!("is refused: {e}"))?;
+            let path = path.ok_or_else(|| format!("lacks {name}"))?;
+            let unreadable = |e| format!("has a {name} that cannot be read ({e})");
+            let bytes = path.metadata().map_err(unreadable)?.len();
+            if bytes != expected.bytes {
+                return Err(format!("has a {name} of {bytes} bytes, and {} were written", expected.bytes));
             }
-            if metadata.len() != expected.bytes {
-                return Err(format!(
-                    "has a {name} of {} bytes, and {} were written",
-                    metadata.len(),
-                    expected.bytes
-                ));
-            }
-            let found =
-                FileRecord::of(&path).map_err(|e| format!("has a {name} that cannot be read ({e})"))?;
+            let found = FileRecord::of(&path).map_err(unreadable)?;
             if found != *expected {
                 return Err(format!("has a damaged {name}: its checksum is not the one that was written"));
             }

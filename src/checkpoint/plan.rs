@@ -139,6 +139,12 @@ impl SavePlan {
         self
     }
 
+    /// `config.json` and the files that travel with the model, by name.
+    pub fn each_file(&self, mut visit: impl FnMut(&str, &[u8])) {
+        visit("config.json", &self.config_bytes);
+        self.companions.iter().for_each(|(name, bytes)| visit(name, bytes));
+    }
+
     /// Bytes that a save will take on disk, up to the headers.
     pub fn bytes(&self) -> u64 {
         let weights: u64 = self.parameters.iter().map(PlannedParameter::bytes).sum();

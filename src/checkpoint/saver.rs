@@ -45,8 +45,10 @@ pub struct Saver {
     kept: Vec<u64>,
     /// Step of the last checkpoint that was asked for.
     newest: Option<u64>,
-    /// The checkpoint that no limit removes.
+    /// The checkpoint that no limit removes; always one that is there.
     best: Option<u64>,
+    /// What is to be the best one, once it is there.
+    next_best: Option<u64>,
     writing: Option<JoinHandle<Written>>,
     failed: Option<Snapshot>,
     /// Why the last write failed.
@@ -57,6 +59,9 @@ pub struct Saver {
 struct Written {
     snapshot: Snapshot,
     result: Result<()>,
+    /// The checkpoints that were removed after it, and what to tell of that.
+    removed: Vec<u64>,
+    told: Vec<String>,
 }
 
 impl Saver {
@@ -78,8 +83,9 @@ impl Saver {
             limit,
             logs,
             newest: kept.last().copied(),
+            best: best.filter(|step| kept.contains(step)),
+            next_best: None,
             kept,
-            best,
             writing: None,
             failed: None,
             reason: String::new(),
@@ -100,14 +106,14 @@ impl Saver {
         check_space(&*self.disk, &self.dir, checkpoint_bytes(&self.plan, params, only_model))
     }
 
-    /// Starts to write a checkpoint, after the one before is done; from then on `best` stays whatever the limit says.
-    /// Gives what a user should be told.
+    /// Starts to write a checkpoint, after the one before is done. The checkpoint `best` stays whatever the limit says;
+    /// while it is not there, the one that was the best before. Gives what a user should be told.
     ///
     /// # Errors
     /// [`Error::Io`] when this is the third save in a row that could not be written; what is wrong with the model.
     pub fn save(&mut self, snapshot: Snapshot, best: Option<u64>) -> Result<Vec<String>> {
-        let mut told = self.join()?;
-        self.best = best;
+        let told = self.join()?;
+        self.next_best = best;
         self.newest = Some(snapshot.step);
         // The older state is not worth its place any more.
         if self.failed.take().is_some() {
@@ -117,7 +123,7 @@ impl Saver {
             self.failed = Some(snapshot);
             return Err(self.give_up());
         }
-        told.extend(self.start(snapshot)?);
+        self.start(snapshot)?;
         Ok(told)
     }
 
@@ -128,7 +134,7 @@ impl Saver {
     /// What is wrong with the model.
     pub fn poll(&mut self) -> Result<Vec<String>> {
         if let Some(snapshot) = self.failed.take() {
-            return self.start(snapshot);
+            self.start(snapshot)?;
         }
         match &self.writing {
             Some(thread) if thread.is_finished() => self.join(),
@@ -146,14 +152,16 @@ impl Saver {
         for pause_s in 0..LAST_TRIES as u64 {
             let Some(snapshot) = self.failed.take() else { break };
             self.disk.pause(Duration::from_secs(pause_s));
-            told.extend(self.start(snapshot)?);
+            self.start(snapshot)?;
             told.extend(self.join()?);
         }
         if self.failed.is_some() {
             return Err(self.give_up());
         }
         // Also those that a killed run had no time to remove.
-        told.extend(self.remove_old());
+        let (removed, also_told) = remove_all(&*self.disk, &self.dir, &self.beyond_limit(None));
+        self.kept.retain(|step| !removed.contains(step));
+        told.extend(also_told);
         Ok((self.kept.last().map(|&step| checkpoint_dir(&self.dir, step)), told))
     }
 
@@ -173,29 +181,36 @@ impl Saver {
         }
     }
 
-    fn start(&mut self, snapshot: Snapshot) -> Result<Vec<String>> {
+    fn start(&mut self, snapshot: Snapshot) -> Result<()> {
+        let old = self.beyond_limit(Some(snapshot.step));
         let (disk, plan, logs) = (self.disk.clone(), self.plan.clone(), self.logs.clone());
         let (dir, target) = (self.dir.clone(), checkpoint_dir(&self.dir, snapshot.step));
         let work = move || {
             let result = write(&*disk, &dir, &target, &plan, &logs, &snapshot);
-            Written { snapshot, result }
+            // Here and not in training's thread: a large folder takes its time.
+            let (removed, told) = match result {
+                Ok(()) => remove_all(&*disk, &dir, &old),
+                Err(_) => Default::default(),
+            };
+            Written { snapshot, result, removed, told }
         };
         let thread = thread::Builder::new().name("checkpoint".into()).spawn(work);
         self.writing = Some(thread.map_err(|e| Error::io(&self.dir, "start the thread that saves", e))?);
-        Ok(Vec::new())
+        Ok(())
     }
 
     fn join(&mut self) -> Result<Vec<String>> {
         let Some(thread) = self.writing.take() else { return Ok(Vec::new()) };
-        let Ok(Written { snapshot, result }) = thread.join() else {
+        let Ok(Written { snapshot, result, removed, told }) = thread.join() else {
             return Err(Error::Internal("the thread that saves checkpoints has panicked".into()));
         };
         match result {
             Ok(()) => {
                 self.failed_saves = 0;
-                self.kept.retain(|&step| step != snapshot.step);
+                self.best = self.best_with(snapshot.step);
+                self.kept.retain(|step| *step != snapshot.step && !removed.contains(step));
                 self.kept.push(snapshot.step);
-                Ok(self.remove_old())
+                Ok(told)
             }
             Err(error @ (Error::Io { .. } | Error::Missing { .. })) => {
                 let told = format!("the checkpoint of step {} is not saved: {error}", snapshot.step);
@@ -207,20 +222,36 @@ impl Saver {
         }
     }
 
-    /// Removes the oldest checkpoints beyond the limit, the best one excepted.
-    fn remove_old(&mut self) -> Vec<String> {
-        let mut told = Vec::new();
-        let newest = self.kept.last().copied();
-        while self.limit.is_some_and(|limit| self.kept.len() > limit) {
-            let goes = |&step: &u64| Some(step) != newest && Some(step) != self.best;
-            let Some(at) = self.kept.iter().position(goes) else { break };
-            let dir = checkpoint_dir(&self.dir, self.kept.remove(at));
-            if let Err(e) = self.disk.remove_dir_all(&dir) {
-                told.push(format!("{}: cannot remove the old checkpoint: {e}", dir.display()));
-            }
-        }
-        told
+    /// The best checkpoint once that of `step` is there.
+    fn best_with(&self, step: u64) -> Option<u64> {
+        let is_there = |best: &u64| *best == step || self.kept.contains(best);
+        self.next_best.filter(is_there).or(self.best)
     }
+
+    /// The oldest checkpoints beyond the limit, the best one excepted; with those of `written`, as if it were there.
+    fn beyond_limit(&self, written: Option<u64>) -> Vec<u64> {
+        let best = written.map_or(self.best, |step| self.best_with(step));
+        let mut kept: Vec<u64> = self.kept.iter().copied().filter(|&step| Some(step) != written).collect();
+        kept.extend(written);
+        let newest = kept.last().copied();
+        let mut old = Vec::new();
+        while self.limit.is_some_and(|limit| kept.len() > limit) {
+            let goes = |&step: &u64| Some(step) != newest && Some(step) != best;
+            let Some(at) = kept.iter().position(goes) else { break };
+            old.push(kept.remove(at));
+        }
+        old
+    }
+}
+
+/// Removes checkpoints. Gives their steps, and what to tell of those that could not be removed whole.
+fn remove_all(disk: &dyn Disk, dir: &Path, steps: &[u64]) -> (Vec<u64>, Vec<String>) {
+    let remove = |&step: &u64| {
+        let dir = checkpoint_dir(dir, step);
+        let failed = disk.remove_dir_all(&dir).err()?;
+        Some(format!("{}: cannot remove the old checkpoint: {failed}", dir.display()))
+    };
+    (steps.to_vec(), steps.iter().filter_map(remove).collect())
 }
 
 /// Everything of one save, in the order in which it has to reach the disk.

@@ -83,7 +83,7 @@ pub fn newest_whole(run: &Path) -> Result<Newest> {
     ))
 }
 
-/// Removes what writes that did not come to their end have left (`checkpoint-N.tmp-*`, `config.toml.tmp-*`), and puts
+/// Removes what writes that did not come to their end have left (`checkpoint-N.tmp-*`, `config.toml.tmp-*`, `report.html.tmp-*`), and puts
 /// back a checkpoint that was being replaced (`checkpoint-N.old-*`) where the new one is not there whole. The folder
 /// belongs to one run at a time, so none of it is in use. What is there then is on disk: a killed run may have renamed a
 /// checkpoint and not forced its name to disk.
@@ -91,6 +91,8 @@ pub fn newest_whole(run: &Path) -> Result<Newest> {
 /// # Errors
 /// [`Error::Io`] for what the system refuses.
 pub fn sweep(disk: &dyn Disk, run: &Path) -> Result<()> {
+    // The renames of a save that was killed behind them first: what they put in place is what makes leftovers of the rest.
+    disk.sync(run).map_err(|e| Error::io(run, "force to disk", e))?;
     for name in names(run)? {
         let path = run.join(&name);
         let Some((target, kind)) = leftover(&name) else { continue };
@@ -122,7 +124,7 @@ fn leftover(name: &str) -> Option<(&str, &str)> {
     let (target, suffix) = name.rsplit_once('.')?;
     let (kind, numbers) = suffix.split_once('-')?;
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let is_ours = target == "config.toml" || step_of(target).is_some();
+    let is_ours = ["config.toml", "report.html"].contains(&target) || step_of(target).is_some();
     (is_ours && ["tmp", "old"].contains(&kind) && numbers.split('-').all(is_number)).then_some((target, kind))
 }
 
@@ -191,6 +193,21 @@ mod tests {
         let error = newest_whole(run.path()).unwrap_err();
         assert_eq!(error.exit_code(), 65);
         assert!(error.to_string().contains("format_version 2"), "{error}");
+    }
+
+    #[test]
+    fn a_manifest_makes_no_other_file_be_read() {
+        let run = tempfile::tempdir().unwrap();
+        let dir = put(run.path(), 1);
+        let outside = run.path().join("outside");
+        fs::copy(dir.join("weights"), &outside).unwrap();
+        let manifest = dir.join("MANIFEST.json");
+        let text = fs::read_to_string(&manifest).unwrap();
+        for name in ["../outside", outside.to_str().unwrap()] {
+            fs::write(&manifest, text.replace("\"weights\"", &format!("{name:?}"))).unwrap();
+            let reason = Manifest::verify(&dir).unwrap_err().to_string();
+            assert!(reason.contains("is not inside the folder"), "{reason}");
+        }
     }
 
     #[test]

@@ -68,8 +68,10 @@ pub struct GuardState {
 pub struct Best {
     /// Its step.
     pub step: u64,
-    /// Its `metric_for_best_model`.
+    /// The value.
     pub value: f64,
+    /// What was compared: `metric_for_best_model`.
+    pub metric: String,
 }
 
 /// A run between two optimiser steps. Names are those of Hugging Face's `trainer_state.json` where it has them.
@@ -98,6 +100,8 @@ pub struct TrainerState {
 pub struct SavedRollout {
     /// The KL weight at the step that made it.
     pub beta: f64,
+    /// A hash of each prompt's tokens: the completions belong to these prompts and no others.
+    pub prompts: Vec<String>,
     /// `[P][G]`.
     pub completions: Vec<Vec<Completion>>,
     /// Each reward of each completion, unweighted, `[P * G]`.
@@ -203,6 +207,7 @@ struct StateFile {
 #[derive(Serialize, Deserialize)]
 struct RolloutFile {
     beta: f64,
+    prompts: Vec<String>,
     group: usize,
     finish: Vec<FinishReason>,
     texts: Vec<String>,
@@ -219,6 +224,7 @@ fn write_state(folder: &mut NewFolder, resume: &ResumeState) -> Result<()> {
             let all = || rollout.completions.iter().flatten();
             RolloutFile {
                 beta: rollout.beta,
+                prompts: rollout.prompts.clone(),
                 group: rollout.completions.first().map_or(0, Vec::len),
                 finish: all().map(|c| c.finish).collect(),
                 texts: all().map(|c| c.text.clone()).collect(),
@@ -373,6 +379,7 @@ fn read_rollout(dir: &Path, rollout: RolloutFile) -> Result<SavedRollout> {
     }
     Ok(SavedRollout {
         beta: rollout.beta,
+        prompts: rollout.prompts,
         completions: flat.chunks(rollout.group).map(<[Completion]>::to_vec).collect(),
         scores: rollout.scores,
         difference: rollout.difference,

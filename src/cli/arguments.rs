@@ -28,8 +28,9 @@ pub(super) const PROGRAM: &str = "othink-train";
         othink-train grpo --model DIR --dataset DIR   the paper's recipe on yours\n  \
         othink-train grpo --help                      every option and default\n\n\
         Option names take _ and - alike. Exit codes: 0 done, 1 bug, 2 usage or\n\
-        config, 65 bad model or data, 66 input missing, 69 no such device,\n\
-        70 stopped to protect the run, 74 I/O error.",
+        config, 65 bad model or data, 66 input missing, 69 no such device or\n\
+        folder in use, 70 stopped to protect the run, 71 out of memory,\n\
+        74 I/O error, 75 stopped by a signal and saved.",
 
     disable_help_subcommand = true
 )]

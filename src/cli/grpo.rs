@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use rayon::prelude::*;
+
 use super::{inputs, training};
 use crate::checkpoint::Identity;
 use crate::config::{BetaScheduleType, GrpoConfig, KlOptions, Options, RolloutOptions};
-use crate::data::{ReadOptions, Sample};
+use crate::data::{ReadOptions, Sample, nearest};
 use crate::disk::SystemDisk;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kl::{Adaptive, BetaController, BetaSchedule, Constant, Cosine, Linear, Othink};
 use crate::loss::LossConfig;
+use crate::processor::check_images;
 use crate::report::html::{RunSummary, sample_completions};
 use crate::report::read_rows;
 use crate::reward::RewardSet;
@@ -35,6 +38,7 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     training::require_f32(&options.hardware)?;
     let start = Instant::now();
     let rewards = rewards(options)?;
+    check_metric(options, &rewards)?;
     let need_solution = rewards.needs_solution();
     let read = inputs::read_options(&options.data, need_solution)?;
     let quiet = options.logging.quiet.quiet;
@@ -55,17 +59,20 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     )?;
     let limit =
         policy.prompt_limit(options.rollout.max_prompt_length, options.rollout.max_completion_length)?;
-    let fit = training::Fit { limit, supervised: false, overlong: options.order.overlong };
+    interrupt.check()?;
+    let fit =
+        training::Fit { limit, supervised: false, overlong: options.order.overlong, interrupt: &interrupt };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
     if let Some(evaluation) = &mut evaluation {
         // Found now and not in the middle of the run.
         evaluation.samples = fit.keep(&policy.processor, std::mem::take(&mut evaluation.samples), quiet)?;
+        evaluation.samples.par_iter().try_for_each(check_images)?;
     }
     let steps = steps(options, samples.len());
     let identity = Identity {
         command: GrpoConfig::COMMAND.into(),
-        options: fields(options),
-        model_hash: model_hash(&policy.params),
+        options: fields(options)?,
+        model_hash: model_hash(&policy, options.model.chat_template.as_deref())?,
         dataset_hash: dataset_hash(&samples),
         max_steps: steps,
     };
@@ -91,6 +98,21 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         ..RunSummary::default()
     };
     training::finish(dir, &saved, &summary)
+}
+
+/// Refuses a metric that no evaluation has.
+fn check_metric(options: &GrpoConfig, rewards: &RewardSet) -> Result<()> {
+    let metric = &options.completions.metric_for_best_model;
+    let known = Evaluation::keys(rewards);
+    if known.contains(metric) {
+        return Ok(());
+    }
+    let hint = nearest(metric, known.iter().map(String::as_str));
+    let hint = hint.map_or(String::new(), |name| format!("; did you mean {name}?"));
+    Err(Error::Usage(format!(
+        "--metric_for_best_model {metric} is no key of eval_metrics.jsonl, which has {}{hint}",
+        known.join(", ")
+    )))
 }
 
 fn rewards(options: &GrpoConfig) -> Result<RewardSet> {

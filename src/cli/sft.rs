@@ -25,7 +25,6 @@ pub fn train(options: &SftConfig) -> Result<()> {
     super::prepare(&options.hardware)?;
     training::require_f32(&options.hardware)?;
     let start = Instant::now();
-    let interrupt = Interrupt::by_signals()?;
     let dir = &options.checkpoint.output_dir;
     let (optimiser, quiet) = (&options.optimiser, options.logging.quiet.quiet);
     if !options.dry_run.dry_run {
@@ -37,9 +36,11 @@ pub fn train(options: &SftConfig) -> Result<()> {
     if options.dry_run.dry_run {
         return dry_run(options, &samples);
     }
+    let interrupt = Interrupt::by_signals()?;
     let policy = training::load(&options.model, inputs::given(options.data.pixels), optimiser, false, quiet)?;
     let limit = max_length(options, policy.model.config());
-    let fit = training::Fit { limit, supervised: true, overlong: options.order.overlong };
+    let fit =
+        training::Fit { limit, supervised: true, overlong: options.order.overlong, interrupt: &interrupt };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
     let steps = steps(options, samples.len());
     let trainer_options = SftOptions {
@@ -53,8 +54,8 @@ pub fn train(options: &SftConfig) -> Result<()> {
     let stream = Stream::new(samples.len(), options.seed.seed, options.order.shuffle_dataset)?;
     let identity = Identity {
         command: SftConfig::COMMAND.into(),
-        options: fields(options),
-        model_hash: model_hash(&policy.params),
+        options: fields(options)?,
+        model_hash: model_hash(&policy, options.model.chat_template.as_deref())?,
         dataset_hash: dataset_hash(&samples),
         max_steps: steps,
     };

@@ -102,16 +102,18 @@ pub(super) fn run_options(
 }
 
 /// How long rows may be, and what becomes of longer ones.
-pub(super) struct Fit {
+pub(super) struct Fit<'a> {
     /// Most tokens of a prompt, or, in supervised training, of prompt and answer together.
     pub limit: usize,
     /// Whether the assistant's last message is the answer.
     pub supervised: bool,
     /// What becomes of a longer row.
     pub overlong: Overlong,
+    /// What may stop the measuring.
+    pub interrupt: &'a Interrupt,
 }
 
-impl Fit {
+impl Fit<'_> {
     /// The rows to train on, before any time is spent on training: one that is too long is an error, or, with
     /// `--overlong skip`, left out, which is said.
     ///
@@ -125,6 +127,7 @@ impl Fit {
         samples: Vec<Sample>,
         quiet: bool,
     ) -> Result<Vec<Sample>> {
+        self.interrupt.check()?;
         let doubtful = self.doubtful(processor, &samples)?;
         if doubtful.is_empty() {
             return Ok(samples);
@@ -133,6 +136,7 @@ impl Fit {
         let tokens = doubtful
             .par_iter()
             .map(|&(index, sample)| {
+                self.interrupt.check()?;
                 let tokens = self.tokens(processor, sample)?;
                 progress.advance(1);
                 Ok((index, tokens))
@@ -161,7 +165,7 @@ impl Fit {
 
     /// The rows that a glance does not show to fit. A token is at least one byte of normalised text, which has at most
     /// three times the bytes of the text; around each message stand at most as many tokens as the first row has.
-    fn doubtful<'a>(&self, processor: &Processor, samples: &'a [Sample]) -> Result<Vec<(usize, &'a Sample)>> {
+    fn doubtful<'s>(&self, processor: &Processor, samples: &'s [Sample]) -> Result<Vec<(usize, &'s Sample)>> {
         let Some(first) = samples.first() else { return Ok(Vec::new()) };
         let around = RowLength::of(processor, first, self.supervised)?.text_tok;
         let per_image = image_tokens_at_most(processor.image_config());

@@ -9,8 +9,8 @@ use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-use super::file::open_regular_file;
 use crate::error::{Error, Result};
+use crate::files::open_regular;
 
 /// Longest line that is read unless the caller says otherwise, in bytes: 16 MiB. A line's values take up to some
 /// thirty times its bytes in memory.
@@ -37,7 +37,7 @@ pub struct Objects {
 /// # Errors
 /// `Missing` if there is no such file, `Content` if it is not a regular one, `Io` if it cannot be opened.
 pub fn objects(path: &Path, max_line_bytes: usize) -> Result<Objects> {
-    let (file, _) = open_regular_file(path)?;
+    let (file, _) = open_regular(path)?;
     let reader = BufReader::with_capacity(1 << 16, file);
     Ok(Objects {
         path: path.to_path_buf(),

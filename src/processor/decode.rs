@@ -23,9 +23,9 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use regex::bytes::Regex;
 
-pub(crate) use crate::data::read_regular_file;
 use crate::data::{ImageSource, MAX_IMAGE_BYTES, MAX_IMAGE_FILE_BYTES, MAX_IMAGE_SIDE};
 use crate::error::{Error, Result};
+use crate::files::read_bounded;
 use crate::processor::jpeg::decode_jpeg;
 use crate::processor::transparency::{transparent_colour, whiten};
 
@@ -79,7 +79,7 @@ pub fn load_for_model(source: &ImageSource, name: &str) -> Result<RgbImage> {
 }
 
 fn read_image(path: &Path) -> Result<Vec<u8>> {
-    read_regular_file(path, MAX_IMAGE_FILE_BYTES).map_err(|error| match error {
+    read_bounded(path, MAX_IMAGE_FILE_BYTES).map_err(|error| match error {
         Error::Missing { path, .. } => {
             Error::missing(path, "the image is not there; put it back or take its row out of the dataset")
         }

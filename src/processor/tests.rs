@@ -451,10 +451,10 @@ fn pipes_and_folders_are_not_images() {
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     for path in [pipe, PathBuf::from("/dev/zero")] {
         let error = load_image(&ImageSource::File(path), "").unwrap_err();
-        assert!(error.to_string().contains("found a pipe, socket or device"), "{error}");
+        assert!(error.to_string().contains("is a pipe, socket or device"), "{error}");
     }
     let error = load_image(&ImageSource::File(folder.path().into()), "").unwrap_err();
-    assert!(error.to_string().contains("found a folder"), "{error}");
+    assert!(error.to_string().contains("is a folder"), "{error}");
 }
 
 #[test]

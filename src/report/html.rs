@@ -6,7 +6,9 @@ use std::path::Path;
 use super::console::escape_control;
 use super::jsonl::{Row, for_each_row};
 use super::record::CompletionRecord;
-use crate::error::{Error, Result};
+use crate::checkpoint::replace_file;
+use crate::disk::SystemDisk;
+use crate::error::Result;
 
 mod chart;
 mod gallery;
@@ -47,10 +49,7 @@ pub struct Accuracy {
 /// # Errors
 /// [`Error::Io`] when the disk refuses. An image that cannot be read is shown as its name.
 pub fn write(path: impl AsRef<Path>, summary: &RunSummary) -> Result<()> {
-    let path = path.as_ref();
-    let partial = path.with_extension("html.tmp");
-    std::fs::write(&partial, render(summary)).map_err(|error| Error::io(&partial, "write", error))?;
-    std::fs::rename(&partial, path).map_err(|error| Error::io(path, "write", error))
+    replace_file(&SystemDisk, path.as_ref(), render(summary).as_bytes())
 }
 
 /// Picks completions to show from a `completions.jsonl`: whole groups of `prompts` prompts at the first, the middle and

@@ -34,6 +34,11 @@ pub fn refuse_occupied(options: &CheckpointOptions) -> Result<()> {
     Ok(())
 }
 
+/// Whether two paths name one folder.
+fn same_place(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
 /// A run folder that is this run's, as long as it lives.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -118,6 +123,18 @@ impl RunFolder {
                          is taken",
                     ));
                 }
+                let parent = path
+                    .parent()
+                    .map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+                let is_own = parent.is_some_and(|parent| same_place(parent, &self.dir));
+                if !is_own && is_occupied(&self.dir)? {
+                    return Err(Error::Usage(format!(
+                        "--output_dir {} holds files of another run than {}, and logs and checkpoints of both would be mixed; \
+                         name a new folder, or the run's own",
+                        self.dir.display(),
+                        path.display()
+                    )));
+                }
                 Manifest::verify(path).map_err(|flaw| Error::content(path, flaw.to_string()))?;
                 Ok(Some(path.clone()))
             }
@@ -144,6 +161,15 @@ impl RunFolder {
             )));
         }
         let changes = compare(&state.identity, identity, &self.allowed)?;
+        if state.global_step > identity.max_steps {
+            return Err(Error::Usage(format!(
+                "{} is one after {} steps, and the run is to have {}: raise --max_steps (or the epochs), or resume from an \
+                 earlier checkpoint",
+                path.display(),
+                state.global_step,
+                identity.max_steps
+            )));
+        }
         trainer.restore(saved, samples)?;
         if !self.quiet {
             self.tell(&format!(

@@ -26,6 +26,7 @@ use crate::rollout::{Completion, Decoding, Request, Watch};
 use rayon::prelude::*;
 use std::sync::Arc;
 use std::time::Instant;
+use xxhash_rust::xxh3::xxh3_128;
 
 /// What the trainer needs beside the policy and the data.
 #[derive(Clone, Debug)]
@@ -236,12 +237,14 @@ impl GrpoTrainer {
             .zip(&completions)
             .flat_map(|((_, sample), cs)| cs.iter().map(|c| self.rewards.score(sample, &c.text)))
             .collect();
-        self.scored(prompts, SavedRollout { beta, completions, scores, difference: None }, watch)
+        let prompt_hashes = prompts.iter().map(prompt_hash).collect();
+        let rollout = SavedRollout { beta, prompts: prompt_hashes, completions, scores, difference: None };
+        self.scored(prompts, rollout, watch)
     }
 
     /// What all iterations over a rollout share: micro-batches, the reference's log-probabilities, advantages.
     fn scored(&self, prompts: Vec<Prompt>, rollout: SavedRollout, watch: Watch<'_>) -> Result<Scored> {
-        let SavedRollout { beta, completions, scores, difference } = rollout;
+        let SavedRollout { beta, completions, scores, difference, .. } = rollout;
         let group = self.options.num_generations;
         let groups: Vec<Group<'_>> = prompts
             .iter()
@@ -461,6 +464,11 @@ impl GrpoTrainer {
     }
 }
 
+/// What tells one prompt from another: a hash of its tokens.
+fn prompt_hash(prompt: &Prompt) -> String {
+    format!("{:032x}", xxh3_128(bytemuck::cast_slice(&prompt.tokens)))
+}
+
 impl Trainer for GrpoTrainer {
     fn policy(&self) -> &Policy {
         &self.policy
@@ -517,6 +525,7 @@ impl Trainer for GrpoTrainer {
             beta: Some(self.beta.state()),
             rollout: self.rollout.as_ref().map(|rollout| SavedRollout {
                 beta: rollout.beta,
+                prompts: rollout.prompts.iter().map(prompt_hash).collect(),
                 completions: rollout.completions.clone(),
                 scores: rollout.scores.clone(),
                 difference: rollout.difference,
@@ -534,10 +543,16 @@ impl Trainer for GrpoTrainer {
             // The rollout that step `global_step` would go on with.
             let chosen = self.chosen(saved.state.global_step, samples);
             let prompts = self.encode(&chosen)?;
-            let (found, expected) = (rollout.completions.iter().map(Vec::len), self.options.num_generations);
-            if rollout.completions.len() != prompts.len() || found.into_iter().any(|n| n != expected) {
+            let group = self.options.num_generations;
+            let same_prompts = prompts.iter().map(prompt_hash).eq(rollout.prompts.iter().cloned());
+            if !same_prompts
+                || rollout.completions.len() != prompts.len()
+                || rollout.completions.iter().any(|completions| completions.len() != group)
+            {
                 return Err(Error::Input(
-                    "the rollout in the checkpoint has other numbers of prompts or completions than this run"
+                    "the checkpoint stands in the middle of a rollout of other prompts, or of other numbers of them, than \
+                     this run would go on with: resume from one at the end of a rollout (a multiple of the num_iterations \
+                     it was made with), or without --allow_change"
                         .into(),
                 ));
             }

@@ -8,24 +8,36 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3Default;
 
-use super::run::{COMPLETIONS, EVAL_METRICS, METRICS};
-use crate::checkpoint::{Identity, checkpoint_dir, create_dir_all, list_checkpoints, sweep};
+use super::policy::Policy;
+use super::run::{COMPLETIONS, EVAL_METRICS, METRICS, SKIPPED_DIR};
+use crate::checkpoint::{Identity, SavePlan, checkpoint_dir, create_dir_all, list_checkpoints, sweep};
 use crate::data::{ImageSource, Part, Sample};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::nn::Params;
 
 const LOCK: &str = "run.lock";
 
-/// Hash of the weights: names, shapes and f32 values.
-pub fn model_hash(params: &Params) -> String {
+/// Hash of all that a model folder says: the weights in f32 with their names and shapes, `config.json`, and the files of
+/// tokenizer, templates, processor and generation; and of a template that stands in for the folder's.
+///
+/// # Errors
+/// Those of reading these files.
+pub fn model_hash(policy: &Policy, chat_template: Option<&Path>) -> Result<String> {
     let mut hasher = Xxh3Default::new();
-    for (_, p) in params.iter() {
+    SavePlan::like(&policy.folder)?.each_file(|name, bytes| {
+        hasher.update(name.as_bytes());
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    });
+    if let Some(path) = chat_template {
+        hasher.update(&std::fs::read(path).map_err(|e| Error::io(path, "read", e))?);
+    }
+    for (_, p) in policy.params.iter() {
         hasher.update(p.name.as_bytes());
         p.value.shape().iter().for_each(|&size| hasher.update(&(size as u64).to_le_bytes()));
         hasher.update(bytemuck::cast_slice(&p.value.to_f32()));
     }
-    format!("{:032x}", hasher.digest128())
+    Ok(format!("{:032x}", hasher.digest128()))
 }
 
 /// Hash of what a run sees of its rows: texts, solutions, other columns, and the names of the images. The folder may have
@@ -49,7 +61,10 @@ pub fn dataset_hash(samples: &[Sample]) -> String {
         for image in &sample.images {
             match image {
                 ImageSource::File(path) => {
-                    text(&path.file_name().unwrap_or_default().to_string_lossy());
+                    // The name and the folder that it stands in.
+                    let mut parts: Vec<_> = path.components().rev().take(2).collect();
+                    parts.reverse();
+                    parts.iter().for_each(|part| text(&part.as_os_str().to_string_lossy()));
                 }
                 ImageSource::Bytes(bytes) => text(&bytes.len().to_string()),
             }
@@ -140,7 +155,12 @@ pub fn compare(saved: &Identity, asked: &Identity, allowed: &[String]) -> Result
         differs(name, show(was), show(is), meaning);
     }
     if !same_model && saved.options.get("model") == asked.options.get("model") {
-        differs("model", "of other weights".into(), "changed since".into(), Meaning::Identity);
+        differs(
+            "model",
+            "another".into(),
+            "changed since (weights, config or other files)".into(),
+            Meaning::Identity,
+        );
     }
     if !same_data && saved.options.get("dataset") == asked.options.get("dataset") {
         differs("dataset", "of other rows".into(), "changed since".into(), Meaning::Identity);
@@ -164,11 +184,14 @@ fn show(value: Option<&Value>) -> String {
     value.map_or("not set".to_owned(), Value::to_string)
 }
 
-/// An object of a serialisable value's fields; empty for what is no object.
-pub fn fields(value: &impl serde::Serialize) -> Map<String, Value> {
-    match serde_json::to_value(value) {
-        Ok(Value::Object(fields)) => fields,
-        _ => Map::new(),
+/// The options of a command as an object.
+///
+/// # Errors
+/// [`Error::Internal`] for what is no object.
+pub fn fields(options: &impl serde::Serialize) -> Result<Map<String, Value>> {
+    match serde_json::to_value(options) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        _ => Err(Error::Internal("the options are no object".into())),
     }
 }
 
@@ -187,6 +210,11 @@ pub fn clear(disk: &dyn Disk, dir: &Path) -> Result<()> {
         disk.remove_dir_all(&path)
             .map_err(|e| Error::io(&path, "remove the checkpoint of the run before", e))?;
         force()?;
+    }
+    let skipped = dir.join(SKIPPED_DIR);
+    if skipped.is_dir() {
+        disk.remove_dir_all(&skipped)
+            .map_err(|e| Error::io(&skipped, "remove the batches of the run before", e))?;
     }
     for path in LEFT_BY_A_RUN.map(|name| dir.join(name)) {
         match disk.remove_file(&path) {

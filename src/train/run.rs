@@ -32,7 +32,7 @@ pub const COMPLETIONS: &str = "completions.jsonl";
 /// One object per evaluation.
 pub const EVAL_METRICS: &str = "eval_metrics.jsonl";
 /// The batches of skipped steps.
-const SKIPPED_DIR: &str = "skipped";
+pub(super) const SKIPPED_DIR: &str = "skipped";
 
 /// Saves in a row that may be put off because the logs can't be written.
 const MAX_PUT_OFF_SAVES: usize = 3;
@@ -80,6 +80,13 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// The numbers of a row of `eval_metrics.jsonl` by which checkpoints can be compared.
+    pub fn keys(rewards: &RewardSet) -> Vec<String> {
+        let each = rewards.names().into_iter().map(|name| format!("eval_rewards/{name}/mean"));
+        let lengths = ["eval_completions/mean_length", "eval_completions/clipped_ratio"].map(String::from);
+        ["eval_reward".to_owned()].into_iter().chain(each).chain(lengths).collect()
+    }
+
     fn is_due(&self, done: u64) -> bool {
         done > 0 && self.every > 0 && done.is_multiple_of(self.every)
     }
@@ -192,7 +199,11 @@ impl<'a> Run<'a> {
         let label = identity.command.to_uppercase();
         // Options that may change, such as the place of the model, are those of now.
         let state = match resumed {
-            Some(state) => TrainerState { identity, ..state },
+            Some(state) => {
+                // Values of another metric say nothing of this one's.
+                let best = state.best.filter(|best| best.metric == options.metric_for_best_model);
+                TrainerState { identity, best, ..state }
+            }
             None => TrainerState {
                 global_step: 0,
                 num_input_tokens_seen: 0,
@@ -242,9 +253,12 @@ impl<'a> Run<'a> {
             let every = self.options.save_steps as u64;
             let due = last || (every > 0 && done > 0 && done.is_multiple_of(every));
             // While steps are skipped, nothing takes the place of what was good.
-            if due && (last || self.state.guard.skipped_in_a_row == 0) && !is_known {
+            let in_doubt = !last && self.state.guard.skipped_in_a_row > 0;
+            if due && !is_known && in_doubt {
+                self.put_off = true;
+            } else if due && !is_known {
                 self.save(last)?;
-            } else if self.put_off {
+            } else if self.put_off && !in_doubt {
                 self.make_up()?;
             }
             let told = self.saver.poll()?;
@@ -268,12 +282,18 @@ impl<'a> Run<'a> {
             interrupt.check()
         };
         match self.trainer.step(step, self.samples, &watch) {
-            Ok(done) => self.accept(step, done)?,
-            Err(Error::Protect(reason)) => self.skip(step, &reason)?,
+            Ok(done) => {
+                // First: whatever comes, the weights have moved.
+                self.state.global_step = step + 1;
+                self.accept(step, done)?;
+            }
+            Err(Error::Protect(reason)) => {
+                self.state.global_step = step + 1;
+                self.skip(step, &reason)?;
+            }
             Err(error) => return Err(error),
         }
         self.progress.advance(1);
-        self.state.global_step = step + 1;
         Ok(())
     }
 
@@ -306,9 +326,10 @@ impl<'a> Run<'a> {
         let dump = self.dump(step, &batch).unwrap_or_else(|error| format!("not written: {error}"));
         self.tell(vec![format!("step {step} is skipped: {reason}; its batch: {dump}")]);
         let Err(error) = ended else { return Ok(()) };
-        let last = match self.wait()? {
-            Some(path) => format!("the last checkpoint is {}", path.display()),
-            None => "no checkpoint was saved before".to_owned(),
+        let last = match self.wait() {
+            Ok(Some(path)) => format!("the last checkpoint is {}", path.display()),
+            Ok(None) => "no checkpoint was saved before".to_owned(),
+            Err(error) => error.to_string(),
         };
         Err(Error::Protect(format!(
             "{error}; {last}; lower --learning_rate, or look at the batches in {}",
@@ -371,7 +392,8 @@ impl<'a> Run<'a> {
         if let Some(value) = value.filter(|_| is_saved)
             && self.state.best.as_ref().is_none_or(|best| value > best.value)
         {
-            self.state.best = Some(Best { step: done, value });
+            let metric = self.options.metric_for_best_model.clone();
+            self.state.best = Some(Best { step: done, value, metric });
         }
         Ok(true)
     }

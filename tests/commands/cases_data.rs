@@ -88,14 +88,14 @@ fn case_28_pipes_and_devices_are_not_read() {
     let pipe = ROOT.join("pipe.jsonl");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     for path in [&pipe, Path::new("/dev/zero")] {
-        fails(&eval(path), 65, &[text(path), "expected a regular file, found a pipe"]);
+        fails(&eval(path), 65, &[text(path), "is a pipe, socket or device, not a regular file"]);
     }
     let path = dataset("pipe_image", r#"{"problem": "x", "solution": "1", "image": "pipe.png"}"#);
     let pipe = path.with_file_name("pipe.png");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     unreadable(&path, 65, &["rows.jsonl: line 2: image `pipe.png` is not a regular file"]);
     let words = ["generate", "--model", bundle(), "--prompt", "x", "--image", text(&pipe), "-q"];
-    fails(&words, 65, &["pipe.png", "expected a regular file, found a pipe"]);
+    fails(&words, 65, &["pipe.png", "is a pipe, socket or device, not a regular file"]);
 }
 
 #[test]

@@ -164,6 +164,8 @@ fn case_25_chat_templates_without_end_or_bound() {
         grow("['aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'] * 1000", "[ns.x] * 2") + "{{ ns.x }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}".to_owned(),
         "{{ '{:>1000000000}'.format(1) }}".to_owned(),
+        "{{ ('a ' * 3500000).split() | length }}".to_owned(),
+        "{{ ('a' * 16000000)[::-1] | length }}".to_owned(),
         "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}".to_owned(),
         "{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns.a | tojson }}".to_owned(),
         format!("{{{{ a{} }}}}", "~a".repeat(32_000)),

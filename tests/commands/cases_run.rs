@@ -1,7 +1,7 @@
 //! What happens to a run from outside: cases 53 to 57, 59, 62 to 72 and 77 of the table in `cases.rs`.
 
 use super::{
-    DATA, LEARNABLE, ROOT, bundle, fails, fails_loudly, grpo, othink, read, success, text, timeless, write,
+    DATA, LEARNABLE, ROOT, bundle, checkpoint, fails, fails_loudly, grpo, othink, read, success, text, timeless, write,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -462,6 +462,60 @@ fn case_67_changed_options() {
 }
 
 #[test]
+fn case_67_a_model_whose_other_files_changed() {
+    let model = checkpoint("edited_model");
+    let dir = ROOT.join("edited");
+    let mut words = four_steps(&dir);
+    words[2] = text(&model);
+    success(&words);
+    fs::remove_dir_all(dir.join("checkpoint-4")).unwrap();
+    words.push("--resume_from_checkpoint");
+    let template = model.join("chat_template.jinja");
+    let before = fs::read_to_string(&template).unwrap();
+    fs::write(&template, format!("{before} ")).unwrap();
+    fails(&words, 2, &["model was another and is changed since", "--allow_change model"]);
+    fs::write(&template, before).unwrap();
+    success(&words);
+}
+
+#[test]
+fn case_67_a_rollout_of_other_prompts() {
+    // After step 3 of 4 the second rollout is in use; with 4 iterations it would be of the first prompts.
+    let dir = finished("other_rollout");
+    fs::remove_dir_all(dir.join("checkpoint-4")).unwrap();
+    let mut words = [&four_steps(&dir)[..], &["--resume_from_checkpoint"]].concat();
+    let iterations = words.iter().position(|word| *word == "--num_iterations").unwrap() + 1;
+    words[iterations] = "4";
+    words.extend(["--allow_change", "num_iterations"]);
+    fails(&words, 65, &["in the middle of a rollout of other prompts", "num_iterations"]);
+}
+
+#[test]
+fn case_67_a_checkpoint_of_another_run() {
+    let (dir, other) = (finished("one_run"), finished("another_run"));
+    let from = other.join("checkpoint-2");
+    let words = [&four_steps(&dir)[..], &["--resume_from_checkpoint", text(&from)]].concat();
+    fails(&words, 2, &["one_run holds files of another run", "name a new folder"]);
+    assert!(dir.join("checkpoint-1").exists() && rows(&dir) == 4);
+    // Into a new folder it goes, with the lines from there on.
+    let fresh = ROOT.join("fresh_run");
+    let words = [&four_steps(&fresh)[..], &["--resume_from_checkpoint", text(&from)]].concat();
+    success(&words);
+    assert_eq!(timeless(&fresh.join("metrics.jsonl"))[..], timeless(&other.join("metrics.jsonl"))[2..]);
+}
+
+#[test]
+fn case_82_a_run_that_is_shorter_than_its_checkpoint() {
+    let dir = finished("shorter");
+    let mut words = four_steps(&dir);
+    let steps = words.iter().position(|word| *word == "--max_steps").unwrap() + 1;
+    words[steps] = "2";
+    words.extend(["--resume_from_checkpoint", "--allow_change", "max_steps"]);
+    fails(&words, 2, &["checkpoint-4", "after 4 steps", "to have 2", "--max_steps"]);
+    assert_eq!(rows(&dir), 4);
+}
+
+#[test]
 fn case_68_a_checkpoint_of_another_format() {
     let dir = finished("newer");
     let manifest = dir.join("checkpoint-4/MANIFEST.json");
@@ -525,6 +579,8 @@ fn case_71_old_checkpoints_go_and_the_best_stays() {
     let dir = ROOT.join("limited");
     let words = four_steps(&dir);
     success(&[&words[..], &["--save_total_limit", "1"]].concat());
+    let unknown = ["--metric_for_best_model", "eval_rewards"];
+    fails(&[&words[..], &unknown].concat(), 2, &["--metric_for_best_model eval_rewards", "eval_reward"]);
     let kept = |dir: &Path| -> Vec<u64> {
         (1..5).filter(|step| dir.join(format!("checkpoint-{step}")).exists()).collect()
     };

@@ -132,7 +132,7 @@ fn attempt(disk: &FaultyDisk, root: &Path, start: Start) -> Result<usize> {
     let identity = Identity {
         command: "grpo".into(),
         options: Row::new(),
-        model_hash: model_hash(&inner.policy.params),
+        model_hash: model_hash(&inner.policy, None).unwrap(),
         dataset_hash: dataset_hash(&samples),
         max_steps: STEPS,
     };

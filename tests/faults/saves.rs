@@ -60,6 +60,7 @@ fn snapshot(step: u64, variant: u64) -> Snapshot {
     };
     let rollout = SavedRollout {
         beta: f64::from(shift),
+        prompts: vec!["a".into(), "b".into()],
         completions: vec![vec![completion; 2]],
         scores: vec![vec![Some(1.0), None]; 2],
         difference: Some((0.0, 0.0)),
@@ -77,7 +78,7 @@ fn snapshot(step: u64, variant: u64) -> Snapshot {
         beta: Some(BetaState { adaptive_beta: f64::from(shift) }),
         guard: Default::default(),
         evaluated_step: 0,
-        best: Some(Best { step: 1, value: 0.5 }),
+        best: Some(Best { step: 1, value: 0.5, metric: "eval_reward".into() }),
     };
     Snapshot { step, params, resume: Some(ResumeState { state, optimiser, rollout: Some(rollout) }) }
 }

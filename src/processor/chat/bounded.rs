@@ -24,7 +24,7 @@ const MAX_TAG_TOKENS: usize = 1000;
 /// Deepest nesting of lists and dicts.
 const MAX_DEPTH: usize = 150;
 /// Longest text of a value, in bytes as [`Measure`] counts them.
-const MAX_TEXT: usize = 16 << 20;
+const MAX_TEXT: usize = 8 << 20;
 /// Parts of a value that are looked at for one unit of the engine's fuel.
 const PARTS_PER_FUEL: usize = 8;
 

@@ -30,6 +30,9 @@ pub(super) fn transformers_environment() -> Environment<'static> {
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(python_method);
     environment.add_filter("tojson", tojson);
+    // Not Jinja's: a template that transformers renders has none of them, and they split without bound.
+    environment.remove_filter("split");
+    environment.remove_filter("lines");
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |format: &str| strftime(format, SystemTime::now()));
     // Jinja2's test asks for a length and indexing, which strings and mappings have too.
@@ -77,6 +80,11 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
                 longest = text.len();
                 args.first().and_then(|items| items.len()).unwrap_or_default()
             }
+            // A part is a value of its own, however short its text.
+            "split" | "rsplit" | "splitlines" => {
+                longest = BYTES_OF_A_PART;
+                parts_of(text, args.first())
+            }
             _ => 0,
         };
         if parts.saturating_mul(longest) > MAX_RENDERED_BYTES {
@@ -84,6 +92,17 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
         }
     }
     pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// Memory that one part of a split text takes beside its letters.
+const BYTES_OF_A_PART: usize = 64;
+
+/// At most how many parts a text is split into; without a separator at white space or at ends of lines.
+fn parts_of(text: &str, separator: Option<&Value>) -> usize {
+    match separator.and_then(|separator| separator.as_str()) {
+        Some(separator) if !separator.is_empty() => text.matches(separator).count() + 1,
+        _ => text.matches(char::is_whitespace).count() + 1,
+    }
 }
 
 /// Refuses replacement fields with fields inside (computed widths) and numbers that add up to more than a rendering may
