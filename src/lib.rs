@@ -14,6 +14,7 @@
 //! Ragged and host arrays carry them as suffixes (`rewards_pg`, `logp_t`, `positions_3t`).
 
 pub mod error;
+pub mod files;
 pub mod disk;
 pub mod config;
 pub mod rng;

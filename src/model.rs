@@ -3,6 +3,5 @@
 pub mod folder;
 pub mod generation;
 pub mod hub;
-pub mod json;
 pub mod qwen2_vl;
 pub mod safetensors;

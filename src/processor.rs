@@ -85,8 +85,8 @@ impl Processor {
     /// Loads `tokenizer.json`, the chat template and the image settings of a checkpoint folder.
     ///
     /// # Errors
-    /// [`Error::Missing`] for an absent file, [`Error::Content`] for a broken one or a tokenizer without
-    /// [`IMAGE_TOKEN`], [`Error::Usage`] for impossible pixel limits, [`Error::Io`].
+    /// [`Error::Content`] for an absent or broken file, a link out of the folder, or a tokenizer without [`IMAGE_TOKEN`];
+    /// [`Error::Missing`] for a chat template that the options name and that is not there; [`Error::Usage`] for impossible pixel limits, [`Error::Io`].
     pub fn load(folder: &Path, options: &ProcessorOptions) -> Result<Self> {
         let tokenizer = Tokenizer::load(folder)?;
         let template = ChatTemplate::load(folder, options.chat_template_path.as_deref())?;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::error::{Error, Result};
-use crate::model::json;
+use crate::files::read_json;
 
 /// The manifest's name.
 pub const MANIFEST: &str = "MANIFEST.json";
@@ -102,7 +102,7 @@ impl Manifest {
             return Err(Flaw::Damaged(format!("has no {MANIFEST}, so it was not written to its end")));
         }
         let damaged = |reason: String| Flaw::Damaged(format!("has a {MANIFEST} that {reason}"));
-        let value = json::read(&path).map_err(|e| damaged(format!("cannot be read ({e})")))?;
+        let value = read_json(&path).map_err(|e| damaged(format!("cannot be read ({e})")))?;
         match value.get("format_version").and_then(serde_json::Value::as_u64) {
             Some(FORMAT_VERSION) => {}
             Some(version) => {

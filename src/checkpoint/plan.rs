@@ -8,11 +8,11 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::safetensors::FloatDtype;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::folder::ModelFolder;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::model::qwen2_vl::weights::parameters;
 use crate::model::safetensors::Dtype;
-use crate::model::{hub, json as json_file};
 
 /// Files of tokenizer, processor and generation that are copied byte for byte when a model is
 /// saved; `additional_chat_templates/*` goes with them.
@@ -82,7 +82,7 @@ impl SavePlan {
         let config_path = source.dir.join("config.json");
         Ok(Self {
             config: source.raw_config.clone(),
-            config_bytes: json_file::read_bounded(&config_path, json_file::MAX_JSON_BYTES)?,
+            config_bytes: files::read_bounded(&config_path, files::MAX_JSON_BYTES)?,
             parameters,
             companions: companions(&source.dir)?,
             max_shard_bytes: MAX_SHARD_BYTES,
@@ -189,13 +189,13 @@ fn companions(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
         }
     }
     names.sort();
-    let mut files = Vec::new();
+    let mut found = Vec::new();
     for name in names {
-        if let Some(path) = hub::file_inside(dir, &name)? {
-            files.push((name, json_file::read_bounded(&path, MAX_COMPANION_BYTES)?));
+        if let Some(path) = files::file_inside(dir, &name)? {
+            found.push((name, files::read_bounded(&path, MAX_COMPANION_BYTES)?));
         }
     }
-    Ok(files)
+    Ok(found)
 }
 
 fn pretty(value: &Value) -> Result<Vec<u8>> {

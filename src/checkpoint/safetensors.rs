@@ -246,7 +246,7 @@ mod tests {
         let original =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bundles/qwen2_vl_a/model.safetensors");
         let file = SafetensorsFile::open(&original).expect("bundle");
-        let map = file.map().expect("map");
+        let map = file.read().expect("open");
         let data: Vec<Vec<f32>> = file.tensors().iter().map(|t| map.read_f32(t).expect("f32")).collect();
         let tensors: Vec<NamedTensor> = file
             .tensors()
@@ -293,7 +293,7 @@ mod tests {
         ];
         write_file(&path, &tensors).expect("written");
         let file = SafetensorsFile::open(&path).expect("valid");
-        let map = file.map().expect("map");
+        let map = file.read().expect("open");
         let at = |name: &str| file.tensor(name).expect("present");
         assert_eq!(map.read_i64(at("bytes")).expect("u8"), [1, 2, 255]);
         assert_eq!(map.read_i64(at("quote\"\n")).expect("i32"), [-1, i32::MAX.into()]);

@@ -21,9 +21,9 @@ use super::plan::SavePlan;
 use super::safetensors::{FloatDtype, NamedTensor, Values, write_safetensors};
 use super::save::{WeightRef, save_model};
 use crate::error::{Error, Result};
+use crate::files::read_bounded;
 use crate::kl::BetaState;
 use crate::model::folder::ModelFolder;
-use crate::model::json;
 use crate::model::safetensors::SafetensorsFile;
 use crate::nn::{Parameter, Params};
 use crate::optim::{AdamW, TensorState};
@@ -289,9 +289,9 @@ impl SavedRun {
         let weights = ModelFolder::open(folder)?.load_weights()?;
         let mut weights: Vec<_> = weights.into_iter().map(|w| (w.name, w.data)).collect();
         let optimizer = SafetensorsFile::open(&dir.join(OPTIMIZER_FILE))?;
-        let map = optimizer.map()?;
+        let reader = optimizer.read()?;
         let read = |name: String| match optimizer.tensor(&name) {
-            Some(entry) => map.read_f32(entry),
+            Some(entry) => reader.read_f32(entry),
             None => Err(Error::content(optimizer.path(), format!("lacks the tensor {name:?}"))),
         };
         let mut moments = Vec::with_capacity(file.optimizer_steps.len());
@@ -302,7 +302,7 @@ impl SavedRun {
         }
         for (name, values) in &mut weights {
             if let Some(entry) = optimizer.tensor(&format!("master.{name}")) {
-                let master = map.read_f32(entry)?;
+                let master = reader.read_f32(entry)?;
                 if master.len() != values.len() {
                     return Err(Error::content(
                         optimizer.path(),
@@ -336,18 +336,18 @@ fn read_state_file(dir: &Path) -> Result<StateFile> {
             ),
         ));
     }
-    let bytes = json::read_bounded(&path, MAX_STATE_BYTES)?;
+    let bytes = read_bounded(&path, MAX_STATE_BYTES)?;
     serde_json::from_slice(&bytes).map_err(|e| Error::content(&path, format!("is no trainer state: {e}")))
 }
 
 fn read_rollout(dir: &Path, rollout: RolloutFile) -> Result<SavedRollout> {
     let file = SafetensorsFile::open(&dir.join(ROLLOUT_FILE))?;
-    let map = file.map()?;
+    let reader = file.read()?;
     let broken = |what: &str| Error::content(file.path(), format!("does not fit {STATE_FILE}: {what}"));
     let entry = |name: &str| file.tensor(name).ok_or_else(|| broken(&format!("no {name}")));
-    let lengths = map.read_i64(entry("lengths")?)?;
-    let tokens = map.read_i64(entry("tokens")?)?;
-    let logps = map.read_f32(entry("logps")?)?;
+    let lengths = reader.read_i64(entry("lengths")?)?;
+    let tokens = reader.read_i64(entry("tokens")?)?;
+    let logps = reader.read_f32(entry("logps")?)?;
     let count = lengths.len();
     if rollout.group == 0
         || !count.is_multiple_of(rollout.group)

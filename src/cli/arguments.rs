@@ -416,8 +416,8 @@ mod tests {
             (&["--max_steps", "0"], "--max_steps is 0, but must be from 1 to 4294967295"),
             (&["--min_pixels", "99999999"], "--min_pixels is 99999999, but must be from 1 to 67108864"),
             (
-                &["--reward_weights", "1", "-1e300"],
-                "--reward_weights holds -1e300, but a weight must be from -1000000 to 1000000",
+                &["--reward_weights", "1", "-2e6"],
+                "--reward_weights holds -2000000, but a weight must be from -1000000 to 1000000",
             ),
             (
                 &["--max_pixels", "100"],

@@ -14,7 +14,7 @@ use crate::parity::compare::{Row, Verdict};
 use crate::parity::{LARGE, Outcome};
 use crate::processor::ProcessorOptions;
 use crate::report::Progress;
-use crate::report::console::escape_control;
+use crate::report::console::{escape_control, one_line};
 use crate::tensor::DType;
 use crate::train::policy::Policy;
 
@@ -47,7 +47,7 @@ pub fn run(options: &ParityConfig) -> Result<()> {
     let policy = Policy::load(&options.model.model, &processor, DType::F32)?;
     for warning in policy.processor.warnings() {
         // A closed standard error is no reason to stop.
-        let _ = writeln!(std::io::stderr(), "warning: {}", escape_control(&warning));
+        let _ = writeln!(std::io::stderr(), "warning: {}", one_line(&warning));
     }
     let progress = Progress::start("parity", bundle.stages(), policy.params.count().0 <= LARGE);
     let outcome = crate::parity::run(&policy, &bundle, dtype, options.dump.is_some(), &progress)?;

@@ -7,11 +7,12 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::files::{file_inside, read_json};
 use crate::model::generation::GenerationConfig;
+use crate::model::hub;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::model::qwen2_vl::weights::EMBEDDING;
 use crate::model::safetensors::{Dtype, TensorEntry};
-use crate::model::{hub, json};
 
 mod files;
 mod matching;
@@ -74,13 +75,13 @@ impl ModelFolder {
     /// Face cache. Reads configs and weight headers, no weights.
     ///
     /// # Errors
-    /// [`Error::Missing`] (with the download command) if there is no such folder, it is empty or it
-    /// has no weights; [`Error::Content`] if a file breaks its format, is a link out of the folder,
-    /// or if weights and config do not fit: the first ten missing, unexpected and misshapen tensors
-    /// are listed.
+    /// [`Error::Missing`] (with the download command) if there is no such folder or it is empty;
+    /// [`Error::Content`] if a file is missing, breaks its format or is a link out of the folder, or
+    /// if weights and config do not fit: the first ten missing, unexpected and misshapen tensors are
+    /// listed.
     pub fn open(path_or_name: &str) -> Result<Self> {
         let dir = hub::resolve(path_or_name)?;
-        let Some(config_path) = hub::file_inside(&dir, "config.json")? else {
+        let Some(config_path) = file_inside(&dir, "config.json")? else {
             let mut entries = fs::read_dir(&dir).map_err(|e| Error::io(&dir, "list the model folder", e))?;
             if entries.next().is_none() {
                 return Err(Error::missing(
@@ -90,13 +91,13 @@ impl ModelFolder {
             }
             return Err(Error::content(
                 dir.join("config.json"),
-                "is not there, so this is no Hugging Face model folder",
+                "is not there, so this is no Hugging Face model folder; fetch the model again, or name its folder",
             ));
         };
-        let raw_config = json::read(&config_path)?;
+        let raw_config = read_json(&config_path)?;
         let config = Qwen2VlConfig::from_json(&config_path, &raw_config)?;
-        let generation_file = match hub::file_inside(&dir, "generation_config.json")? {
-            Some(path) => Some((json::read(&path)?, path)),
+        let generation_file = match file_inside(&dir, "generation_config.json")? {
+            Some(path) => Some((read_json(&path)?, path)),
             None => None,
         };
         let generation = GenerationConfig::from_json(
@@ -104,6 +105,15 @@ impl ModelFolder {
             &config_path,
             &raw_config,
         )?;
+        let rows = config.text.vocab_size;
+        if let Some(id) = generation.eos_token_ids.iter().find(|id| **id as usize >= rows) {
+            return Err(Error::content(
+                &dir,
+                format!(
+                    "eos_token_id {id} (of generation_config.json, else config.json) is beyond the vocabulary of {rows}"
+                ),
+            ));
+        }
         let files = WeightFiles::open(&dir)?;
         let matched = Matched::new(&dir, &config, &files)?;
         Ok(Self { dir, config, raw_config, generation, files, matched })
@@ -161,11 +171,11 @@ impl ModelFolder {
     /// if a tied model has an `lm_head` that differs from its embedding; if a file changed since
     /// [`ModelFolder::open`].
     pub fn load_weights(&self) -> Result<Vec<Weight>> {
-        let maps = self.files.files.iter().map(|file| file.map()).collect::<Result<Vec<_>>>()?;
+        let readers = self.files.files.iter().map(|file| file.read()).collect::<Result<Vec<_>>>()?;
         let read = |parameter: &StoredParameter| -> Result<Vec<f32>> {
             let (file, entry) = self.find(parameter)?;
-            let map = maps.get(parameter.file).ok_or_else(|| lost(parameter))?;
-            let data = map.read_f32(entry)?;
+            let reader = readers.get(parameter.file).ok_or_else(|| lost(parameter))?;
+            let data = reader.read_f32(entry)?;
             match first_non_finite(&data) {
                 None => Ok(data),
                 Some(at) => Err(Error::content(
@@ -198,6 +208,7 @@ impl ModelFolder {
                 ));
             }
         }
+        readers.iter().try_for_each(|reader| reader.check_unchanged())?;
         Ok(weights)
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::model::json::shown;
+use crate::files::shown;
 
 /// The settings of `generation_config.json` that this program knows; `None` where the file is silent.
 ///
@@ -43,7 +43,7 @@ impl GenerationConfig {
     /// `model`, the parsed `config.json` at `model_path`, as the fallback.
     ///
     /// # Errors
-    /// [`Error::Content`] naming the key that has a value of the wrong kind.
+    /// [`Error::Content`] naming the key that has a value of the wrong kind or out of range.
     pub fn from_json(file: Option<(&Path, &Value)>, model_path: &Path, model: &Value) -> Result<Self> {
         let mut settings = match file {
             None => Self::default(),
@@ -70,14 +70,23 @@ fn read(value: &Value) -> std::result::Result<GenerationConfig, String> {
         bos_token_id: one_token("bos_token_id")?,
         pad_token_id: one_token("pad_token_id")?,
         do_sample: setting(map, "do_sample", "true or false", Value::as_bool)?,
-        temperature: setting(map, "temperature", "a number", Value::as_f64)?,
+        temperature: setting(map, "temperature", "a number from 0", within(0.0, f64::MAX))?,
         top_k: setting(map, "top_k", "a whole number", whole)?,
-        top_p: setting(map, "top_p", "a number", Value::as_f64)?,
-        min_p: setting(map, "min_p", "a number", Value::as_f64)?,
-        repetition_penalty: setting(map, "repetition_penalty", "a number", Value::as_f64)?,
+        top_p: setting(map, "top_p", "a number from 0 to 1", within(0.0, 1.0))?,
+        min_p: setting(map, "min_p", "a number from 0 to 1", within(0.0, 1.0))?,
+        repetition_penalty: setting(
+            map,
+            "repetition_penalty",
+            "a positive number",
+            within(f64::MIN_POSITIVE, f64::MAX),
+        )?,
         max_new_tokens: setting(map, "max_new_tokens", "a whole number", whole)?,
         min_new_tokens: setting(map, "min_new_tokens", "a whole number", whole)?,
     })
+}
+
+fn within(least: f64, most: f64) -> impl Fn(&Value) -> Option<f64> {
+    move |value| value.as_f64().filter(|number| (least..=most).contains(number))
 }
 
 fn whole(value: &Value) -> Option<usize> {
@@ -159,12 +168,15 @@ mod tests {
     }
 
     #[test]
-    fn wrong_kinds_are_named() {
+    fn wrong_kinds_and_ranges_are_named() {
         for (key, value) in [
             ("eos_token_id", json!("<|im_end|>")),
             ("eos_token_id", json!([1, -1])),
             ("top_k", json!(1.5)),
             ("temperature", json!("hot")),
+            ("temperature", json!(-1)),
+            ("top_p", json!(1.5)),
+            ("repetition_penalty", json!(0)),
             ("do_sample", json!(1)),
         ] {
             let error = parse(Some(json!({ key: value })), &json!({})).expect_err(key);

@@ -1,17 +1,12 @@
 //! Where a model folder is: a path, or a name looked up in the local Hugging Face cache.
-//!
-//! The cache keeps each file once under `models--ORG--NAME/blobs/<hash>` and gives it its
-//! name by a symbolic link in `models--ORG--NAME/snapshots/<commit>/`. Those links are the only
-//! ones that may lead out of a model folder: any other would let a downloaded folder make us
-//! read files of the machine.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::model::json;
+use crate::files::read_bounded;
 
 /// The folder that `path_or_name` means: a folder of that path, else the snapshot of
 /// `org/name` in the local Hugging Face cache. Nothing is ever downloaded.
@@ -92,75 +87,12 @@ fn cache_dir(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
 
 /// The snapshot folder that `refs/main` of a cached repository names.
 fn snapshot(repository: &Path) -> Option<PathBuf> {
-    let commit = json::read_bounded(&repository.join("refs").join("main"), 256).ok()?;
+    let commit = read_bounded(&repository.join("refs").join("main"), 256).ok()?;
     let commit = std::str::from_utf8(&commit).ok()?.trim();
     if commit.is_empty() || !commit.bytes().all(|b| b.is_ascii_alphanumeric()) {
         return None;
     }
     Some(repository.join("snapshots").join(commit)).filter(|folder| folder.is_dir())
-}
-
-/// The path of file `name` of the model folder `dir`, or `None` if there is no such file.
-///
-/// Nothing is opened: whatever is not a regular file inside `dir` (or a blob of the Hugging Face
-/// cache that `dir` is a snapshot of) is refused by looking at its path and kind alone.
-///
-/// # Errors
-/// [`Error::Content`] if `name` is not a relative path below `dir`, if a symbolic link leads out of
-/// the folder or nowhere, or if it is no regular file.
-pub fn file_inside(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
-    let relative = Path::new(name);
-    let stays = !name.is_empty()
-        && !name.contains('\0')
-        && relative.components().all(|part| matches!(part, Component::Normal(_)));
-    if !stays {
-        return Err(Error::content(
-            dir,
-            format!("names the file {name:?}, which is not inside the model folder; it was not opened"),
-        ));
-    }
-    let path = dir.join(relative);
-    match fs::symlink_metadata(&path) {
-        Ok(_) => {}
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
-        Err(e) => return Err(Error::io(&path, "read", e)),
-    }
-    let root = fs::canonicalize(dir).map_err(|e| Error::io(dir, "read the model folder", e))?;
-    let real = match fs::canonicalize(&path) {
-        Ok(real) => real,
-        Err(e) if e.kind() == ErrorKind::PermissionDenied => return Err(Error::io(&path, "read", e)),
-        Err(_) => {
-            return Err(Error::content(
-                &path,
-                "is a symbolic link that leads nowhere; fetch the model again (an interrupted `hf download` leaves such links)",
-            ));
-        }
-    };
-    if !real.starts_with(&root) && !is_cache_blob(&root, &real) {
-        return Err(Error::content(
-            &path,
-            format!(
-                "is a symbolic link out of the model folder, to {}; it was not opened (copy the file into the folder)",
-                real.display()
-            ),
-        ));
-    }
-    let kind = fs::metadata(&real).map_err(|e| Error::io(&path, "read", e))?;
-    if !kind.is_file() {
-        return Err(Error::content(&path, "is not a regular file"));
-    }
-    Ok(Some(path))
-}
-
-/// Whether `real` is a blob of the cached repository that the folder `root` is a snapshot of.
-/// Both paths are canonical.
-fn is_cache_blob(root: &Path, real: &Path) -> bool {
-    let Some(snapshots) = root.parent().filter(|p| p.file_name().is_some_and(|n| n == "snapshots")) else {
-        return false;
-    };
-    let Some(repository) = snapshots.parent() else { return false };
-    let is_model = repository.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("models--"));
-    is_model && real.parent() == Some(repository.join("blobs").as_path())
 }
 
 #[cfg(test)]
@@ -227,50 +159,5 @@ mod tests {
             let error = resolve_with(given, env(&[])).expect_err("must fail");
             assert_eq!(error.exit_code(), 66, "{given}: {error}");
         }
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn only_cache_links_leave_the_folder() {
-        use std::os::unix::fs::symlink;
-        let temp = tempfile::tempdir().expect("temporary folder");
-        let repository = temp.path().join("models--o--n");
-        let folder = repository.join("snapshots").join("c0");
-        fs::create_dir_all(&folder).expect("create");
-        fs::create_dir_all(repository.join("blobs")).expect("create");
-        fs::write(repository.join("blobs/beef"), "blob").expect("write");
-        fs::write(repository.join("secret"), "secret").expect("write");
-        fs::write(folder.join("plain"), "plain").expect("write");
-        symlink("../../blobs/beef", folder.join("config.json")).expect("link");
-        symlink("../../secret", folder.join("out")).expect("link");
-        symlink("/etc/hostname", folder.join("absolute")).expect("link");
-        symlink("plain", folder.join("within")).expect("link");
-        symlink("../../blobs/gone", folder.join("dangling")).expect("link");
-        symlink("loop", folder.join("loop")).expect("link");
-        fs::create_dir(folder.join("folder")).expect("create");
-
-        for name in ["config.json", "plain", "within"] {
-            assert_eq!(file_inside(&folder, name).expect(name), Some(folder.join(name)));
-        }
-        for name in
-            ["out", "absolute", "dangling", "loop", "folder", "../c0/plain", "/etc/hostname", "", ".", "a\0b"]
-        {
-            let error = file_inside(&folder, name).expect_err(name);
-            assert_eq!(error.exit_code(), 65, "{name}: {error}");
-        }
-        assert_eq!(file_inside(&folder, "absent").expect("no error"), None);
-        assert_eq!(file_inside(&folder, "plain/below").expect("no error"), None);
-
-        // The same relative link in a folder that is no snapshot is refused.
-        let other = temp.path().join("copy/snapshots/c0");
-        fs::create_dir_all(&other).expect("create");
-        fs::create_dir_all(temp.path().join("copy/blobs")).expect("create");
-        fs::write(temp.path().join("copy/blobs/beef"), "blob").expect("write");
-        symlink("../../blobs/beef", other.join("config.json")).expect("link");
-        assert_eq!(file_inside(&other, "config.json").expect_err("not a cache").exit_code(), 65);
-
-        // A link to the snapshot folder itself is the user's own choice.
-        symlink(&folder, temp.path().join("mine")).expect("link");
-        assert!(file_inside(&temp.path().join("mine"), "config.json").expect("cache").is_some());
     }
 }

@@ -6,30 +6,37 @@
 //! twice, headers that take seconds to parse, and a length other than the header promises (reported
 //! with both lengths).
 //!
-//! The data is copied out of a short-lived memory map. Nothing keeps a map while training runs:
-//! a file that is cut short while mapped would end the process.
+//! The files are read, not mapped: touching a map of a file that somebody cuts short meanwhile
+//! ends the process, and no program can rule that out. A tensor's bytes are read into anonymous
+//! memory of their own, decoded, and given back.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 use half::{bf16, f16};
-use memmap2::Mmap;
+use memmap2::MmapMut;
 use rayon::prelude::*;
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Result};
+use crate::files::open_regular;
 
 pub use safetensors::Dtype;
 
 /// Longest header read, bytes (the format itself allows 100 MB).
 pub const MAX_HEADER_BYTES: u64 = 32 << 20;
-/// Most tensors in one file.
+/// Most tensors in one file, and in all shards of a model.
 pub const MAX_TENSORS: usize = 200_000;
+/// Longest name of a tensor, bytes.
+const MAX_NAME_BYTES: usize = 1024;
 
 /// What the header says of one tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,9 +78,11 @@ impl SafetensorsFile {
     /// [`Error::Missing`] if it is not there; [`Error::Content`] if it is no regular file, is
     /// truncated or has trailing bytes, or its header breaks any rule of the format.
     pub fn open(path: &Path) -> Result<Self> {
-        let (map, version) = map_file(path)?;
-        let data_start = check_layout(path, &map)?;
-        let (_, metadata) = SafeTensors::read_metadata(&map)
+        let (mut file, length) = open_regular(path)?;
+        let version = FileVersion::of(path, &file)?;
+        let header = read_header(path, &mut file, length)?;
+        let data_start = check_layout(path, &header, length)?;
+        let metadata: Metadata = serde_json::from_slice(&header)
             .map_err(|e| Error::content(path, format!("is not valid safetensors: {e}")))?;
         let mut tensors: Vec<TensorEntry> = metadata
             .tensors()
@@ -110,37 +119,58 @@ impl SafetensorsFile {
         self.by_name.get(name).and_then(|&i| self.tensors.get(i))
     }
 
-    /// Maps the file to copy tensors out of it. Drop the map soon (see the module's note).
+    /// Opens the file to read tensors from it.
     ///
     /// # Errors
     /// [`Error::Content`] if the file is not the one whose header was read.
-    pub fn map(&self) -> Result<MappedTensors<'_>> {
-        let (map, version) = map_file(&self.path)?;
-        if version != self.version {
-            return Err(Error::content(&self.path, "was changed while it was being loaded; try again"));
-        }
-        Ok(MappedTensors { file: self, map })
+    pub fn read(&self) -> Result<TensorReader<'_>> {
+        let (file, _) = open_regular(&self.path)?;
+        let reader = TensorReader { header: self, file: Mutex::new(file) };
+        reader.check_unchanged()?;
+        Ok(reader)
     }
 }
 
-/// The data of a [`SafetensorsFile`], for as long as it takes to copy it.
-pub struct MappedTensors<'a> {
-    file: &'a SafetensorsFile,
-    map: Mmap,
+/// An open [`SafetensorsFile`].
+pub struct TensorReader<'a> {
+    header: &'a SafetensorsFile,
+    file: Mutex<File>,
 }
 
-impl MappedTensors<'_> {
+impl TensorReader<'_> {
     /// The stored bytes of `tensor` (little endian, row-major).
     ///
     /// # Errors
-    /// [`Error::Internal`] if `tensor` is not of this file.
-    pub fn bytes(&self, tensor: &TensorEntry) -> Result<&[u8]> {
+    /// [`Error::Content`] if the file was cut short since its header was read; [`Error::Io`].
+    pub fn bytes(&self, tensor: &TensorEntry) -> Result<TensorBytes> {
+        let path = &self.header.path;
         let (start, end) = tensor.range;
-        let start = self.file.data_start.saturating_add(start);
-        let end = self.file.data_start.saturating_add(end);
-        self.map.get(start..end).ok_or_else(|| {
-            Error::Internal(format!("tensor {:?} is not of {}", tensor.name, self.file.path.display()))
-        })
+        let length = end.saturating_sub(start);
+        // No memory cannot be mapped.
+        let memory = MmapMut::map_anon(length.max(1)).map_err(|e| Error::io(path, "get memory for", e))?;
+        let mut bytes = TensorBytes { memory, length };
+        let mut file = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let at = self.header.data_start.saturating_add(start) as u64;
+        let read = file
+            .seek(SeekFrom::Start(at))
+            .and_then(|_| bytes.memory.get_mut(..length).map_or(Ok(()), |bytes| file.read_exact(bytes)));
+        match read {
+            Ok(()) => Ok(bytes),
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => Err(changed(path)),
+            Err(e) => Err(Error::io(path, "read", e)),
+        }
+    }
+
+    /// Fails if the file is not as it was when its header was read: call it after the last tensor.
+    ///
+    /// # Errors
+    /// [`Error::Content`] then; [`Error::Io`].
+    pub fn check_unchanged(&self) -> Result<()> {
+        let file = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if FileVersion::of(&self.header.path, &file)? != self.header.version {
+            return Err(changed(&self.header.path));
+        }
+        Ok(())
     }
 
     /// The values of an f32, bf16 or f16 tensor as f32 (exact).
@@ -148,13 +178,13 @@ impl MappedTensors<'_> {
     /// # Errors
     /// [`Error::Content`] for any other dtype, naming the tensor.
     pub fn read_f32(&self, tensor: &TensorEntry) -> Result<Vec<f32>> {
-        let bytes = self.bytes(tensor)?;
+        let bytes = &*self.bytes(tensor)?;
         match tensor.dtype {
             Dtype::F32 => Ok(decode(bytes, f32::from_le_bytes)),
             Dtype::BF16 => Ok(decode(bytes, |b| bf16::from_le_bytes(b).to_f32())),
             Dtype::F16 => Ok(decode(bytes, |b| f16::from_le_bytes(b).to_f32())),
             other => Err(Error::content(
-                &self.file.path,
+                &self.header.path,
                 format!(
                     "tensor {:?} is stored as {other}; only F32, BF16 and F16 weights can be loaded, so dequantise first",
                     tensor.name
@@ -168,7 +198,7 @@ impl MappedTensors<'_> {
     /// # Errors
     /// [`Error::Content`] for any other dtype, naming the tensor.
     pub fn read_i64(&self, tensor: &TensorEntry) -> Result<Vec<i64>> {
-        let bytes = self.bytes(tensor)?;
+        let bytes = &*self.bytes(tensor)?;
         match tensor.dtype {
             Dtype::U8 => Ok(decode(bytes, |b| u8::from_le_bytes(b).into())),
             Dtype::I8 => Ok(decode(bytes, |b| i8::from_le_bytes(b).into())),
@@ -177,10 +207,24 @@ impl MappedTensors<'_> {
             Dtype::U32 => Ok(decode(bytes, |b| u32::from_le_bytes(b).into())),
             Dtype::I64 => Ok(decode(bytes, i64::from_le_bytes)),
             other => Err(Error::content(
-                &self.file.path,
+                &self.header.path,
                 format!("tensor {:?} is stored as {other}; whole numbers were expected", tensor.name),
             )),
         }
+    }
+}
+
+/// The stored bytes of one tensor.
+pub struct TensorBytes {
+    memory: MmapMut,
+    length: usize,
+}
+
+impl Deref for TensorBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.memory.get(..self.length).unwrap_or_default()
     }
 }
 
@@ -200,57 +244,48 @@ fn decode<const N: usize, T: Copy + Default + Send + Sync>(
     values
 }
 
-/// Maps a regular file, and says which version of it is mapped.
-#[allow(unsafe_code)]
-fn map_file(path: &Path) -> Result<(Mmap, FileVersion)> {
-    // Asked before opening: opening a FIFO would wait for a writer.
-    let metadata = fs::metadata(path).map_err(|e| Error::io(path, "read", e))?;
-    if !metadata.is_file() {
-        return Err(Error::content(path, "is not a regular file"));
+impl FileVersion {
+    fn of(path: &Path, file: &File) -> Result<Self> {
+        let metadata = file.metadata().map_err(|e| Error::io(path, "read", e))?;
+        Ok(Self { bytes: metadata.len(), modified: metadata.modified().ok() })
     }
-    let file = File::open(path).map_err(|e| Error::io(path, "read", e))?;
-    let metadata = file.metadata().map_err(|e| Error::io(path, "read", e))?;
-    if metadata.len() < 8 {
-        return Err(Error::content(
-            path,
-            format!(
-                "is {} bytes long, and a safetensors file begins with the 8 bytes of its header's length; fetch it again",
-                metadata.len()
-            ),
-        ));
-    }
-    // SAFETY: the map is read-only, private to this process's view and only lives while tensors are
-    // copied out of it; every access goes through the slice of exactly the mapped length, which is the
-    // file's length just read. Bytes that another process overwrites meanwhile are read as plain
-    // bytes (any bit pattern is a valid u8), and a file cut short meanwhile ends the process with
-    // SIGBUS instead of giving wrong memory.
-    let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, "map", e))?;
-    let version = FileVersion { bytes: metadata.len(), modified: metadata.modified().ok() };
-    if map.len() as u64 != version.bytes {
-        return Err(Error::content(path, "was changed while it was being loaded; try again"));
-    }
-    Ok((map, version))
 }
 
-/// The checks that the `safetensors` crate leaves to its caller. Gives the offset of the data.
-fn check_layout(path: &Path, file: &[u8]) -> Result<usize> {
+fn changed(path: &Path) -> Error {
+    Error::content(path, "was changed while it was being loaded; try again")
+}
+
+/// The JSON at the start of a file of `length` bytes.
+fn read_header(path: &Path, file: &mut File, length: u64) -> Result<Vec<u8>> {
     let refuse = |message: String| Err(Error::content(path, message));
-    let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        return refuse("is shorter than 8 bytes".into());
-    };
-    let header_bytes = u64::from_le_bytes(*length);
+    if length < 8 {
+        return refuse(format!(
+            "is {length} bytes long, and a safetensors file begins with the 8 bytes of its header's length; fetch it again"
+        ));
+    }
+    let mut header_bytes = [0; 8];
+    file.read_exact(&mut header_bytes).map_err(|e| Error::io(path, "read", e))?;
+    let header_bytes = u64::from_le_bytes(header_bytes);
     if header_bytes > MAX_HEADER_BYTES {
         return refuse(format!(
             "says its header is {header_bytes} bytes long; at most {MAX_HEADER_BYTES} are read (is it a safetensors file?)"
         ));
     }
-    let header_bytes = header_bytes as usize;
-    let Some(header) = rest.get(..header_bytes) else {
+    if header_bytes > length - 8 {
         return refuse(format!(
             "says its header is {header_bytes} bytes long, but only {} bytes follow: the file is truncated, fetch it again",
-            rest.len()
+            length - 8
         ));
-    };
+    }
+    let mut header = vec![0; header_bytes as usize];
+    file.read_exact(&mut header).map_err(|e| Error::io(path, "read", e))?;
+    Ok(header)
+}
+
+/// The checks that the `safetensors` crate leaves to its caller. Gives the offset of the data in a
+/// file of `actual` bytes.
+fn check_layout(path: &Path, header: &[u8], actual: u64) -> Result<usize> {
+    let refuse = |message: String| Err(Error::content(path, message));
     let header = match std::str::from_utf8(header) {
         Ok(header) => header,
         Err(e) => {
@@ -261,11 +296,10 @@ fn check_layout(path: &Path, file: &[u8]) -> Result<usize> {
         Ok(extent) => extent,
         Err(e) => return refuse(format!("has a broken safetensors header: {e}")),
     };
-    let data_start = 8 + header_bytes;
+    let data_start = 8 + header.len();
     let Some(expected) = extent.data_end.checked_add(data_start as u64) else {
         return refuse("has a header with a byte range beyond 2^64".into());
     };
-    let actual = file.len() as u64;
     if actual < expected {
         return refuse(format!(
             "is truncated: its header promises {expected} bytes, the file has {actual}; fetch it again"
@@ -309,6 +343,10 @@ impl<'de> Deserialize<'de> for HeaderExtent {
                     } else {
                         data_end = data_end.max(map.next_value::<RawEntry>()?.data_offsets.1);
                     }
+                    if name.len() > MAX_NAME_BYTES {
+                        let length = name.len();
+                        return Err(serde::de::Error::custom(format!("a tensor name of {length} bytes")));
+                    }
                     if names.len() == MAX_TENSORS {
                         return Err(serde::de::Error::custom(format!("more than {MAX_TENSORS} tensors")));
                     }
@@ -324,140 +362,4 @@ impl<'de> Deserialize<'de> for HeaderExtent {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn file(header: &str, data: &[u8]) -> Vec<u8> {
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend_from_slice(header.as_bytes());
-        bytes.extend_from_slice(data);
-        bytes
-    }
-
-    fn open(bytes: &[u8]) -> Result<SafetensorsFile> {
-        let dir = tempfile::tempdir().expect("temporary folder");
-        let path = dir.path().join("model.safetensors");
-        fs::write(&path, bytes).expect("write");
-        SafetensorsFile::open(&path)
-    }
-
-    #[track_caller]
-    fn refused(bytes: &[u8], wanted: &str) {
-        let error = open(bytes).expect_err(wanted);
-        assert_eq!(error.exit_code(), 65, "{error}");
-        assert!(error.to_string().contains(wanted), "{wanted:?} is not in: {error}");
-    }
-
-    const TWO: &str = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
-
-    #[test]
-    fn lengths_that_cannot_be() {
-        refused(b"", "is 0 bytes long");
-        refused(b"1234567", "is 7 bytes long");
-        refused(&u64::MAX.to_le_bytes(), "18446744073709551615 bytes");
-        refused(&file("", b""), "broken safetensors header");
-        refused(&1000u64.to_le_bytes(), "only 0 bytes follow");
-        refused(&99_000_000u64.to_le_bytes(), "99000000 bytes");
-        let start = 8 + TWO.len();
-        refused(&file(TWO, &[0; 7]), &format!("promises {} bytes, the file has {}", start + 8, start + 7));
-        refused(&file(TWO, &[0; 9]), "1 trailing bytes");
-    }
-
-    #[test]
-    fn headers_that_break_the_rules() {
-        refused(&file("[]", b""), "an object of tensors");
-        refused(&file("{\"a\":", b""), "EOF");
-        refused(&file("{\"a\":{\"dtype\":\"F32\",\"shape\":[2]}}", b""), "data_offsets");
-        let one = |entry: &str| format!("{{\"a\":{entry}}}");
-        refused(&file(&one(r#"{"dtype":"F32","shape":[2],"data_offsets":[-8,8]}"#), &[0; 8]), "-8");
-        refused(
-            &file(&one(r#"{"dtype":"F32","shape":[2],"data_offsets":[8,0]}"#), b""),
-            "not valid safetensors",
-        );
-        refused(
-            &file(&one(r#"{"dtype":"F32","shape":[3],"data_offsets":[0,8]}"#), &[0; 8]),
-            "not valid safetensors",
-        );
-        refused(&file(&one(r#"{"dtype":"Q4_K","shape":[2],"data_offsets":[0,8]}"#), &[0; 8]), "Q4_K");
-        refused(
-            &file(&one(r#"{"dtype":"F32","shape":[4294967296,4294967296,2],"data_offsets":[0,8]}"#), &[0; 8]),
-            "overflow",
-        );
-        refused(
-            &file(&one(r#"{"dtype":"F32","shape":[],"data_offsets":[0,18446744073709551615]}"#), &[0; 8]),
-            "beyond 2^64",
-        );
-        let pair = |b: &str| {
-            format!(
-                r#"{{"a":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}},"b":{{"dtype":"F32","shape":[2],"data_offsets":{b}}}}}"#
-            )
-        };
-        refused(&file(&pair("[4,12]"), &[0; 12]), "invalid offset");
-        refused(&file(&pair("[12,20]"), &[0; 20]), "invalid offset");
-        let twice = TWO.replacen('}', "}, ", 1).trim_end_matches('}').to_owned() + &TWO[1..];
-        refused(&file(&twice, &[0; 8]), "named twice");
-        refused(&file(&format!("{{\"a\":{}", "[".repeat(100_000)), b""), "broken safetensors header");
-        let mut not_text = file(TWO, &[0; 8]);
-        not_text[10] = 0xff;
-        refused(&not_text, "not UTF-8");
-    }
-
-    #[test]
-    fn too_many_tensors_are_refused_quickly() {
-        let mut header = String::from("{");
-        for i in 0..400_000 {
-            header += &format!("\"{i}\":{{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}},");
-        }
-        header.pop();
-        header.push('}');
-        refused(&file(&header, b""), "more than 200000 tensors");
-    }
-
-    #[test]
-    fn empty_files_and_tensors_are_valid() {
-        assert!(open(&file("{}", b"")).expect("valid").tensors().is_empty());
-        let scalar =
-            open(&file(r#"{"a":{"dtype":"U8","shape":[0,3],"data_offsets":[0,0]}}"#, b"")).expect("valid");
-        assert_eq!(scalar.tensors()[0].shape, [0, 3]);
-    }
-
-    #[test]
-    fn every_dtype_decodes_exactly() {
-        // 1.5 is 0x3FC0 in bf16 and 0x3E00 in f16; -2 is 0xC000 in both.
-        let header = r#"{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"BF16","shape":[2],"data_offsets":[4,8]},"h":{"dtype":"F16","shape":[2],"data_offsets":[8,12]},"i":{"dtype":"I32","shape":[1],"data_offsets":[12,16]}} "#;
-        let mut data = 0.1f32.to_le_bytes().to_vec();
-        data.extend([0xC0, 0x3F, 0x00, 0xC0, 0x00, 0x3E, 0x00, 0xC0]);
-        data.extend((-7i32).to_le_bytes());
-        let dir = tempfile::tempdir().expect("temporary folder");
-        let path = dir.path().join("x.safetensors");
-        fs::write(&path, file(header, &data)).expect("write");
-        let opened = SafetensorsFile::open(&path).expect("valid");
-        let map = opened.map().expect("unchanged");
-        let read = |name: &str| map.read_f32(opened.tensor(name).expect(name));
-        assert_eq!(read("w").expect("f32"), [0.1]);
-        assert_eq!(read("b").expect("bf16"), [1.5, -2.0]);
-        assert_eq!(read("h").expect("f16"), [1.5, -2.0]);
-        assert!(read("i").expect_err("i32").to_string().contains("dequantise first"));
-        assert_eq!(map.read_i64(opened.tensor("i").expect("i")).expect("i32"), [-7]);
-        assert_eq!(map.read_i64(opened.tensor("w").expect("w")).expect_err("f32").exit_code(), 65);
-    }
-
-    #[test]
-    fn a_file_changed_after_its_header_was_read_is_noticed() {
-        let dir = tempfile::tempdir().expect("temporary folder");
-        let path = dir.path().join("x.safetensors");
-        fs::write(&path, file(TWO, &[0; 8])).expect("write");
-        let opened = SafetensorsFile::open(&path).expect("valid");
-        fs::write(&path, file(TWO, &[0; 4])).expect("write");
-        assert!(opened.map().err().expect("changed").to_string().contains("was changed"));
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn only_regular_files() {
-        let dir = tempfile::tempdir().expect("temporary folder");
-        assert_eq!(SafetensorsFile::open(dir.path()).expect_err("folder").exit_code(), 65);
-        assert_eq!(SafetensorsFile::open(Path::new("/dev/zero")).expect_err("device").exit_code(), 65);
-        assert_eq!(SafetensorsFile::open(&dir.path().join("no")).expect_err("absent").exit_code(), 66);
-    }
-}
+mod tests;

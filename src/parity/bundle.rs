@@ -2,11 +2,13 @@
 
 use crate::data::ImageSource;
 use crate::error::{Error, Result};
+use crate::files::{file_inside, read_bounded};
 use crate::model::safetensors::{Dtype, SafetensorsFile, TensorEntry};
-use crate::model::{hub, json};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
+/// Largest `inputs.json` read, bytes.
+const MAX_INPUTS_BYTES: u64 = 16 << 20;
 /// Most examples, and most completions of the GRPO case.
 const MAX_EXAMPLES: usize = 1000;
 /// Most optimiser steps.
@@ -153,7 +155,7 @@ impl Bundle {
     /// asks for what is beyond the format.
     pub fn open(dir: &Path) -> Result<Bundle> {
         let file = |name: &str| {
-            hub::file_inside(dir, name)?.ok_or_else(|| {
+            file_inside(dir, name)?.ok_or_else(|| {
                 Error::missing(
                     dir.join(name),
                     "not found: a reference bundle holds inputs.json and expected.safetensors; \
@@ -163,7 +165,7 @@ impl Bundle {
         };
         let path = file("inputs.json")?;
         let wrong = |message: String| Error::content(&path, message);
-        let inputs: Inputs = serde_json::from_slice(&json::read_bounded(&path, json::MAX_JSON_BYTES)?)
+        let inputs: Inputs = serde_json::from_slice(&read_bounded(&path, MAX_INPUTS_BYTES)?)
             .map_err(|e| wrong(format!("{e}; tools/reference/README.md has the format")))?;
         let completions = inputs.grpo_e2e.as_ref().map_or(0, |grpo| grpo.completions.len());
         if inputs.examples.is_empty() || inputs.examples.len().max(completions) > MAX_EXAMPLES {
@@ -253,7 +255,7 @@ impl Bundle {
     /// [`Error::Content`] if it is stored in a type that is neither a number of at most 32 bits nor i64.
     pub fn read(&self, key: &str) -> Result<Option<Expected>> {
         let Some(tensor) = self.expected.tensor(key) else { return Ok(None) };
-        let map = self.expected.map()?;
+        let map = self.expected.read()?;
         let values = match tensor.dtype {
             Dtype::F32 | Dtype::BF16 | Dtype::F16 => Stored::Floats(map.read_f32(tensor)?),
             _ => Stored::Integers(map.read_i64(tensor)?),
@@ -301,7 +303,7 @@ impl Bundle {
         let Some(tensor) = self.expected.tensor(&key) else { return Ok(None) };
         match *tensor {
             TensorEntry { dtype: Dtype::U8, ref shape, .. } if shape.len() == 3 && shape[2] == 3 => {
-                let map = self.expected.map()?;
+                let map = self.expected.read()?;
                 Ok(Some(([shape[0], shape[1], 3], map.bytes(tensor)?.to_vec())))
             }
             _ => Err(Error::content(
@@ -319,7 +321,7 @@ impl Bundle {
     /// # Errors
     /// [`Error::Content`] if the path leaves the bundle; [`Error::Missing`] if there is no such file.
     pub fn image(&self, name: &str) -> Result<ImageSource> {
-        match hub::file_inside(&self.dir, name)? {
+        match file_inside(&self.dir, name)? {
             Some(path) => Ok(ImageSource::File(path)),
             None => Err(Error::missing(self.dir.join(name), "not found: inputs.json names this image")),
         }

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use self::bounded::{Code, add_checks};
 use self::environment::{transformers_environment, without_generation_tags};
 use crate::error::{Error, Result};
-use crate::processor::image_config::{read_if_there, read_json_object};
+use crate::files::{file_inside, read_bounded, read_json_object};
 
 /// Longest time one rendering may take.
 pub const MAX_RENDER_TIME: Duration = Duration::from_secs(1);
@@ -74,26 +74,34 @@ impl ChatTemplate {
     /// templates the one named `default` is taken.
     ///
     /// # Errors
-    /// [`Error::Missing`] where `chosen` is not there; [`Error::Content`] where a file is not UTF-8, not JSON, holds no
-    /// template, or the template has a syntax error (with its line); [`Error::Io`].
+    /// [`Error::Missing`] where `chosen` is not there; [`Error::Content`] where a file is a link out of the folder, not
+    /// UTF-8, not JSON, holds no template, or the template has a syntax error (with its line); [`Error::Io`].
     pub fn load(folder: &Path, chosen: Option<&Path>) -> Result<Self> {
-        let config_path = folder.join("tokenizer_config.json");
-        let config = read_json_object(&config_path)?.unwrap_or_default();
-        let special_tokens = special_tokens(&config);
+        let config = match file_inside(folder, "tokenizer_config.json")? {
+            Some(path) => Some((read_json_object(&path)?, path)),
+            None => None,
+        };
+        let special_tokens = config.as_ref().map(|(config, _)| special_tokens(config)).unwrap_or_default();
         let mut found = None;
         if let Some(path) = chosen {
-            found = template_file(path)?;
-            if found.is_none() {
-                return Err(Error::missing(path, "chat template not found; give the path of a Jinja file"));
-            }
+            found = Some(template_file(path).map_err(|error| match error {
+                Error::Missing { path, .. } => {
+                    Error::missing(path, "chat template not found; give the path of a Jinja file")
+                }
+                other => other,
+            })?);
         }
         for name in ["chat_template.jinja", "chat_template.json"] {
-            if found.is_none() {
-                found = template_file(&folder.join(name))?;
+            if found.is_none()
+                && let Some(path) = file_inside(folder, name)?
+            {
+                found = Some(template_file(&path)?);
             }
         }
-        if found.is_none() {
-            found = template_value(&config, &config_path)?.map(|source| (source, config_path));
+        if found.is_none()
+            && let Some((config, path)) = config
+        {
+            found = template_value(&config, &path)?.map(|source| (source, path));
         }
         let (warning, (source, path)) = match found {
             Some(found) => (None, found),
@@ -219,20 +227,17 @@ fn describe(error: &minijinja::Error) -> String {
     text
 }
 
-/// The template in a Jinja or JSON file, with the file's path; `None` where there is no such file.
-fn template_file(path: &Path) -> Result<Option<(String, PathBuf)>> {
-    let path = path.to_path_buf();
+/// The template in a Jinja or JSON file, with the file's path.
+fn template_file(path: &Path) -> Result<(String, PathBuf)> {
     if path.extension().is_some_and(|extension| extension == "json") {
-        let Some(json) = read_json_object(&path)? else { return Ok(None) };
-        return match template_value(&json, &path)? {
-            Some(source) => Ok(Some((source, path))),
-            None => Err(Error::content(&path, "no key chat_template in this file")),
+        return match template_value(&read_json_object(path)?, path)? {
+            Some(source) => Ok((source, path.to_path_buf())),
+            None => Err(Error::content(path, "no key chat_template in this file")),
         };
     }
-    let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
-    match String::from_utf8(bytes) {
-        Ok(source) => Ok(Some((source, path))),
-        Err(error) => Err(Error::content(&path, format!("chat template is not UTF-8: {error}"))),
+    match String::from_utf8(read_bounded(path, MAX_TEMPLATE_BYTES as u64)?) {
+        Ok(source) => Ok((source, path.to_path_buf())),
+        Err(error) => Err(Error::content(path, format!("chat template is not UTF-8: {error}"))),
     }
 }
 

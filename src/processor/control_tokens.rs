@@ -7,6 +7,8 @@
 //! and deletes them from the user's text, the marks are characters that occur nowhere in the input; and a control token
 //! that only arises where two pieces of text meet is broken up too.
 
+use std::collections::HashSet;
+
 use regex::Regex;
 use serde_json::Value;
 
@@ -33,17 +35,19 @@ impl Marker {
     /// A marker for `tokens` (longest first) in conversations whose text is `corpus`: everything that will be rendered.
     ///
     /// # Errors
-    /// [`Error::Input`] where the text uses every private character, [`Error::Internal`] where the pattern does not
-    /// compile.
+    /// [`Error::Input`] where the text uses every private character, or the tokens are too long for a pattern.
     pub(crate) fn new(tokens: &[&str], corpus: &[&str]) -> Result<Self> {
-        let mut unused =
-            ('\u{F0000}'..='\u{FFFFD}').filter(|mark| corpus.iter().all(|text| !text.contains(*mark)));
+        // One pass over the texts, however many of the characters they use.
+        let used: HashSet<char> =
+            corpus.iter().flat_map(|text| text.chars()).filter(|c| *c >= '\u{F0000}').collect();
+        let mut unused = ('\u{F0000}'..='\u{FFFFD}').filter(|mark| !used.contains(mark));
         let (Some(start), Some(end)) = (unused.next(), unused.next()) else {
             return Err(Error::Input("the conversation uses every private-use character".into()));
         };
         let pattern = tokens.iter().map(|token| regex::escape(token)).collect::<Vec<_>>().join("|");
-        let control = Regex::new(&pattern)
-            .map_err(|error| Error::Internal(format!("control-token pattern: {error}")))?;
+        let control = Regex::new(&pattern).map_err(|error| {
+            Error::Input(format!("the tokenizer's control tokens make no pattern: {error}"))
+        })?;
         let tokens = tokens.iter().map(|token| token.to_string()).collect();
         Ok(Marker { control, tokens, marks: Marks { start, end } })
     }
@@ -77,12 +81,27 @@ impl Marker {
 
     /// Indices of text parts whose end and what follows would together form a control token.
     fn seams(&self, parts: &[Value]) -> Vec<usize> {
-        let text = |part: &Value| part.get("text").and_then(Value::as_str).map(str::to_string);
-        let texts: Vec<Option<String>> = parts.iter().map(text).collect();
+        let texts: Vec<Option<&str>> =
+            parts.iter().map(|part| part.get("text").and_then(Value::as_str)).collect();
+        // Neighbouring texts are joined only as far as a token reaches: there may be very many.
+        let longest = self.tokens.first().map_or(0, String::len);
         let is_seam = |index: usize| {
-            let before = texts[..=index].iter().rev().map_while(|t| t.as_deref()).collect::<Vec<_>>();
-            let before: String = before.into_iter().rev().collect();
-            let after: String = texts[index + 1..].iter().map_while(|t| t.as_deref()).collect();
+            let (mut before, mut length) = (Vec::new(), 0);
+            for text in texts[..=index].iter().rev().map_while(|text| *text) {
+                before.push(text);
+                length += text.len();
+                if length >= longest {
+                    break;
+                }
+            }
+            before.reverse();
+            let (before, mut after) = (before.concat(), String::new());
+            for text in texts[index + 1..].iter().map_while(|text| *text) {
+                after.push_str(text);
+                if after.len() >= longest {
+                    break;
+                }
+            }
             self.tokens.iter().any(|token| {
                 let mut splits = token.char_indices().map(|(at, _)| at).skip(1);
                 splits.any(|at| before.ends_with(&token[..at]) && after.starts_with(&token[at..]))
@@ -169,6 +188,24 @@ mod tests {
             [format!("<|im{end}"), format!("_{end}"), "end|>".into(), "<|".into(), "x|>".into()]
         );
         assert_eq!(marker.strip(&messages.to_string()), unmarked.to_string());
+    }
+
+    /// Many parts, and a text of all private characters but two: one pass over each.
+    #[test]
+    fn long_conversations_take_time_in_proportion() {
+        let start = std::time::Instant::now();
+        let mut private: Vec<char> = ('\u{F0000}'..='\u{FFFFD}').collect();
+        let all: String = private.iter().collect();
+        assert_eq!(Marker::new(&["<|x|>"], &[&all]).err().unwrap().exit_code(), 65);
+        private.truncate(private.len() - 2);
+        let corpus = private.iter().collect::<String>().repeat(10);
+        let marker = Marker::new(&["<|x|>"], &[&corpus]).unwrap();
+        let mut messages = Value::from(vec![json!({"type": "text", "text": "<|".repeat(100)}); 20_000]);
+        messages[7]["text"] = json!("x|>");
+        marker.mark(&mut messages);
+        let text = |n: usize| messages[n]["text"].as_str().unwrap();
+        assert!(text(6).ends_with("<|\u{FFFFD}") && text(8).ends_with("<|") && text(7) == "x|>");
+        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
     }
 
     #[test]

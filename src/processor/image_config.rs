@@ -1,14 +1,11 @@
 //! The image half of a processor's configuration, in every dialect that Hugging Face has written.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::processor::decode::read_regular_file;
-
-/// Most bytes read from a JSON or Jinja file of a checkpoint folder, `tokenizer.json` apart.
-pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
+use crate::files::{file_inside, read_json_object, shown};
 
 /// Which files may hold the image settings, best first (transformers 5 looks in this order).
 const FILES: [&str; 2] = ["processor_config.json", "preprocessor_config.json"];
@@ -78,12 +75,12 @@ impl ImageConfig {
     /// `max_pixels` at the top wins over `size`, as in transformers.
     ///
     /// # Errors
-    /// [`Error::Missing`] where neither file has them; [`Error::Content`] where one is not JSON, a value has the wrong
+    /// [`Error::Content`] where neither file has them, one is a link out of the folder or not JSON, a value has the wrong
     /// type or range, or asks for what is not implemented (another filter than bicubic, no resizing).
     pub fn load(folder: &Path) -> Result<Self> {
         for name in FILES {
-            let path = folder.join(name);
-            let Some(mut json) = read_json_object(&path)? else { continue };
+            let Some(path) = file_inside(folder, name)? else { continue };
+            let mut json = read_json_object(&path)?;
             if name == FILES[0] {
                 match json.remove("image_processor") {
                     Some(Value::Object(nested)) => json = nested,
@@ -93,9 +90,9 @@ impl ImageConfig {
             }
             return Self::from_json(&json, &path);
         }
-        Err(Error::missing(
+        Err(Error::content(
             folder.join(FILES[1]),
-            "not found: the folder needs preprocessor_config.json (or processor_config.json with an image_processor); \
+            "is not there: the folder needs preprocessor_config.json (or processor_config.json with an image_processor); \
              copy it from the original checkpoint",
         ))
     }
@@ -145,11 +142,12 @@ impl ImageConfig {
             };
             Ok(found.unwrap_or(default))
         };
-        let side = |key: &str, default: usize| -> Result<usize> {
+        // Every image is repeated for each frame of a patch.
+        let side = |key: &str, default: usize, most: u64| -> Result<usize> {
             match read.integer(key)? {
                 None => Ok(default),
-                Some(value @ 1..=1024) => Ok(value as usize),
-                Some(_) => Err(read.wrong(key, "1 to 1024")),
+                Some(value) if (1..=most).contains(&value) => Ok(value as usize),
+                Some(_) => Err(read.wrong(key, &format!("1 to {most}"))),
             }
         };
         let wants = |key: &str| read.flag(key, true);
@@ -185,9 +183,9 @@ impl ImageConfig {
         let config = ImageConfig {
             min_pixels: pixels("min_pixels", "shortest_edge", default.min_pixels)?,
             max_pixels: pixels("max_pixels", "longest_edge", default.max_pixels)?,
-            patch_size: side("patch_size", default.patch_size)?,
-            merge_size: side("merge_size", default.merge_size)?,
-            temporal_patch_size: side("temporal_patch_size", default.temporal_patch_size)?,
+            patch_size: side("patch_size", default.patch_size, 256)?,
+            merge_size: side("merge_size", default.merge_size, 16)?,
+            temporal_patch_size: side("temporal_patch_size", default.temporal_patch_size, 16)?,
             normalisation,
         };
         config.with_limits(None, None).map_err(|error| Error::content(path, error.to_string()))
@@ -202,7 +200,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn wrong(&self, key: &str, expected: &str) -> Error {
-        let found = self.json.get(key).map_or("nothing".to_string(), Value::to_string);
+        let found = self.json.get(key).map_or("nothing".to_string(), shown);
         Error::content(self.path, format!("{key} is {found}; expected {expected}"))
     }
 
@@ -239,32 +237,6 @@ impl Reader<'_> {
     }
 }
 
-/// The object in a JSON file, `None` where the file is not there. A byte-order mark is skipped.
-///
-/// # Errors
-/// [`Error::Io`] and [`Error::Content`] (not a regular file, too long, not JSON with line and column, not an object).
-pub(crate) fn read_json_object(path: &PathBuf) -> Result<Option<Map<String, Value>>> {
-    let Some(bytes) = read_if_there(path)? else { return Ok(None) };
-    let json = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
-    match serde_json::from_slice(json) {
-        Ok(Value::Object(object)) => Ok(Some(object)),
-        Ok(_) => Err(Error::content(path, "expected a JSON object")),
-        Err(error) => Err(Error::content(path, format!("not valid JSON: {error}"))),
-    }
-}
-
-/// The bytes of a configuration file, `None` where it is not there.
-///
-/// # Errors
-/// As [`read_regular_file`], bar the missing file.
-pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
-    match read_regular_file(path, MAX_CONFIG_BYTES) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(Error::Missing { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,7 +261,8 @@ mod tests {
     #[test]
     fn wrong_values_are_named_with_what_was_expected() {
         for (json, expected) in [
-            (r#"{"patch_size":0}"#, "patch_size is 0; expected 1 to 1024"),
+            (r#"{"patch_size":0}"#, "patch_size is 0; expected 1 to 256"),
+            (r#"{"merge_size":1024}"#, "merge_size is 1024; expected 1 to 16"),
             (r#"{"patch_size":"14"}"#, "patch_size is \"14\"; expected a whole number"),
             (r#"{"resample":2}"#, "resample is 2; expected 3 (bicubic)"),
             (r#"{"image_std":[1,0,1]}"#, "expected three positive numbers"),
@@ -314,7 +287,7 @@ mod tests {
     fn nested_processor_config_wins_over_the_flat_file() {
         let folder = tempfile::tempdir().unwrap();
         let load = || ImageConfig::load(folder.path());
-        assert_eq!(load().unwrap_err().exit_code(), 66);
+        assert_eq!(load().unwrap_err().exit_code(), 65);
         std::fs::write(folder.path().join("preprocessor_config.json"), r#"{"max_pixels": 5000}"#).unwrap();
         std::fs::write(
             folder.path().join("processor_config.json"),

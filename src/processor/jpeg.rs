@@ -10,7 +10,7 @@ use jpeg_decoder::{ColorTransform, Decoder, PixelFormat};
 
 /// Most pixels times scans of a JPEG. Each scan goes over the whole picture, and takes ten bytes of the file: a progressive
 /// JPEG has some ten scans (libjpeg's default), one made to waste time has millions. This is a few seconds.
-const MAX_SCANNED_PIXELS: u64 = 1 << 32;
+const MAX_SCANNED_PIXELS: u64 = 3 << 30;
 
 /// Samples of a baseline or progressive JPEG of `width` by `height` pixels, not yet turned upright: `ImageLuma8` or
 /// `ImageRgb8`. The caller has held the size against its limits; a frame of another size is refused before anything is

@@ -1,15 +1,18 @@
 //! `tokenizer.json`: text to token ids and back.
 
+mod parts;
+
 use std::path::{Path, PathBuf};
 
 use tokenizers::{Model, OffsetType, PreTokenizedString, PreTokenizer};
 use tokenizers::{NormalizedString, Normalizer};
 
 use crate::error::{Error, Result};
-use crate::processor::decode::read_regular_file;
+use crate::files::{file_inside, read_bounded};
+use crate::processor::tokenizer::parts::Parts;
 
 /// Most bytes read from a `tokenizer.json` (Qwen2-VL's has 7 MB).
-const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
+const MAX_TOKENIZER_BYTES: u64 = 32 << 20;
 
 /// A tokenizer. Nothing outside this file knows which crate is behind it.
 pub struct Tokenizer {
@@ -18,6 +21,8 @@ pub struct Tokenizer {
     path: PathBuf,
     /// `(content, id, special)` of the added tokens, longest content first.
     added: Vec<(String, u32, bool)>,
+    /// One more than the largest id of the file.
+    id_limit: usize,
     /// What a line break encodes to.
     newline: Vec<u32>,
 }
@@ -32,18 +37,15 @@ impl Tokenizer {
     /// Reads `tokenizer.json` in a checkpoint folder. Truncation and padding that it may prescribe are ignored.
     ///
     /// # Errors
-    /// [`Error::Missing`], [`Error::Io`], and [`Error::Content`] where it is not a tokenizer.
+    /// [`Error::Content`] where it is missing, a link out of the folder, too large or not a tokenizer; [`Error::Io`].
     pub fn load(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        let bytes = match read_regular_file(&path, MAX_TOKENIZER_BYTES) {
-            Err(Error::Missing { .. }) => {
-                let message =
-                    "not found; copy it from the original checkpoint (vocab.json alone is not enough)";
-                return Err(Error::missing(&path, message));
-            }
-            other => other?,
+        let Some(path) = file_inside(folder, "tokenizer.json")? else {
+            return Err(Error::content(
+                folder.join("tokenizer.json"),
+                "is not there; copy it from the original checkpoint (vocab.json alone is not enough)",
+            ));
         };
-        Self::from_json(&bytes, &path)
+        Self::from_json(&read_bounded(&path, MAX_TOKENIZER_BYTES)?, &path)
     }
 
     /// The same from bytes; `path` stands in errors only.
@@ -56,7 +58,8 @@ impl Tokenizer {
         };
         // The crate panics on some syntax errors (its decoder section expects valid JSON), so the syntax is checked first;
         // a panic on a wrong value in valid JSON is caught.
-        serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|error| broken(&error))?;
+        let parts: Parts = serde_json::from_slice(json).map_err(|error| broken(&error))?;
+        parts.check().map_err(|reason| broken(&reason))?;
         let mut inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
             .map_err(|_| broken(&"the tokenizer library rejects a value"))?
             .map_err(|error| broken(&error))?;
@@ -69,7 +72,10 @@ impl Tokenizer {
             .map(|(id, token)| (token.content, id, token.special))
             .collect();
         added.sort_by(|a, b| (b.0.len(), &a.0).cmp(&(a.0.len(), &b.0)));
-        let mut tokenizer = Tokenizer { inner, path: path.to_path_buf(), added, newline: Vec::new() };
+        let largest_added = added.iter().map(|(_, id, _)| *id as usize + 1).max().unwrap_or(0);
+        let id_limit = largest_added.max(parts.model.vocab.limit);
+        let path = path.to_path_buf();
+        let mut tokenizer = Tokenizer { inner, path, added, id_limit, newline: Vec::new() };
         tokenizer.newline = tokenizer.encode("\n")?;
         Ok(tokenizer)
     }
@@ -147,9 +153,7 @@ impl Tokenizer {
 
     /// One more than the largest id: the rows that an embedding needs at least.
     pub fn id_limit(&self) -> usize {
-        let largest_added = self.added.iter().map(|(_, id, _)| *id as usize + 1).max().unwrap_or(0);
-        // The model's ids are dense from 0 in every tokenizer that trains; its size counts them.
-        largest_added.max(self.inner.get_vocab_size(false))
+        self.id_limit
     }
 
     /// The tokens that text of a user must not turn into, longest first: every special token, and every other added token
@@ -293,7 +297,7 @@ pub(crate) mod tests {
         let error = Tokenizer::from_json(text.as_bytes(), Path::new("tokenizer.json")).unwrap_err();
         assert!(error.to_string().contains("column"), "{error}");
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(Tokenizer::load(folder.path()).unwrap_err().exit_code(), 66);
+        assert_eq!(Tokenizer::load(folder.path()).unwrap_err().exit_code(), 65);
         std::fs::create_dir(folder.path().join("tokenizer.json")).unwrap();
         assert_eq!(Tokenizer::load(folder.path()).unwrap_err().exit_code(), 65);
     }

@@ -74,9 +74,9 @@ impl JsonLines {
     /// # Errors
     /// [`Error::Io`] when the disk refuses; [`Error::Internal`] when the record is not JSON-like.
     pub fn append(&mut self, record: &impl Serialize) -> Result<()> {
-        let line = serde_json::to_string(record)
+        let json = serde_json::to_string(record)
             .map_err(|error| Error::Internal(format!("a record is not JSON: {error}")))?;
-        self.pending.extend_from_slice(escape_json(&line).as_bytes());
+        self.pending.extend_from_slice(escape_json(&json).as_bytes());
         self.pending.push(b'\n');
         self.flush()
     }

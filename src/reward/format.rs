@@ -60,19 +60,18 @@ mod tests {
         }
     }
 
-    /// The fastest of three times: other work may be going on.
+    /// One of many tries has to be that fast: other work may be going on.
     #[test]
     fn case_52_hostile_text_takes_linear_time() {
         let sample = Sample::from_problem(0, vec![], "?", PromptTemplate::None, None);
         for piece in ["<think></think><answer>", "</think> <answer>", "<think>", " ", "</answer>"] {
             let text = format!("<think>{}", piece.repeat((1 << 20) / piece.len()));
-            let seconds = (0..3).map(|_| {
+            let is_fast = |_| {
                 let start = std::time::Instant::now();
                 assert_eq!(Format.score(&sample, &text), Some(0.0));
-                start.elapsed().as_secs_f64()
-            });
-            let fastest = seconds.fold(f64::INFINITY, f64::min);
-            assert!(fastest < 0.2, "{fastest} s on {piece:?}");
+                start.elapsed().as_millis() < 200
+            };
+            assert!((0..10).any(is_fast), "{piece:?}");
         }
     }
 }

@@ -184,7 +184,9 @@ impl GrpoTrainer {
             }
             Err(error) => {
                 self.suspect = completions;
-                self.rollout = (!is_new && more).then_some(rollout);
+                // A skipped step is over; any other is made again.
+                let is_over = matches!(error, Error::Protect(_));
+                self.rollout = (!is_new && (more || !is_over)).then_some(rollout);
                 Err(error)
             }
         }

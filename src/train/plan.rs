@@ -293,7 +293,7 @@ mod tests {
             |shape| memory_plan(&folder.config, shape).rows.iter().map(|(_, b)| *b).collect::<Vec<_>>();
         let all = 4 * 412_800;
         let plan = bytes(shape);
-        assert_eq!(plan[..4], [all, all, 2 * all, all]);
+        assert_eq!(plan[..5], [all, all, 2 * all, all, 3 * all]);
         // 3 prompts with 4 completions each, 3 layers, 2 heads of 16 twice, f32.
         assert_eq!(plan.last(), Some(&(3 * (100 + 4 * 10) * 3 * 2 * 2 * 16 * 4)));
         let vision: u64 = folder
@@ -303,9 +303,9 @@ mod tests {
             .map(|p| p.shape.iter().product::<usize>() as u64)
             .sum();
         assert_eq!(bytes(TrainingShape { freeze_vision: true, ..shape })[1], all - 4 * vision);
-        let kept = |recompute| bytes(TrainingShape { recompute, ..shape })[4];
+        let kept = |recompute| bytes(TrainingShape { recompute, ..shape })[5];
         assert!(kept(true) < kept(false));
-        assert_eq!(bytes(TrainingShape { rollout_prompts: 0, reference: false, ..shape }).len(), 5);
+        assert_eq!(bytes(TrainingShape { rollout_prompts: 0, reference: false, ..shape }).len(), 6);
         Ok(())
     }
 }

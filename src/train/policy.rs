@@ -33,6 +33,17 @@ impl Policy {
     pub fn load(model: &str, options: &ProcessorOptions, dtype: DType) -> Result<Policy> {
         let folder = ModelFolder::open(model)?;
         let processor = Processor::load(&folder.dir, options)?;
+        let (ids, rows) = (processor.tokenizer().id_limit(), folder.config.text.vocab_size);
+        if ids > rows {
+            return Err(Error::content(
+                &folder.dir,
+                format!(
+                    "the tokenizer has ids up to {}, but the embedding only {rows} rows (vocab_size): tokenizer.json and \
+                     config.json do not belong together",
+                    ids - 1
+                ),
+            ));
+        }
         if processor.image_token() != folder.config.image_token_id {
             return Err(Error::content(
                 &folder.dir,

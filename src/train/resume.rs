@@ -28,8 +28,8 @@ pub fn model_hash(params: &Params) -> String {
     format!("{:032x}", hasher.digest128())
 }
 
-/// Hash of what a run sees of its rows: texts, solutions, other columns, and of each image its name and length. The
-/// folder may have moved.
+/// Hash of what a run sees of its rows: texts, solutions, other columns, and the names of the images. The folder may have
+/// moved, and a broken image may have been mended.
 pub fn dataset_hash(samples: &[Sample]) -> String {
     let mut hasher = Xxh3Default::new();
     let mut text = |text: &str| {
@@ -50,7 +50,6 @@ pub fn dataset_hash(samples: &[Sample]) -> String {
             match image {
                 ImageSource::File(path) => {
                     text(&path.file_name().unwrap_or_default().to_string_lossy());
-                    text(&path.metadata().map_or(0, |metadata| metadata.len()).to_string());
                 }
                 ImageSource::Bytes(bytes) => text(&bytes.len().to_string()),
             }
@@ -129,7 +128,9 @@ pub fn compare(saved: &Identity, asked: &Identity, allowed: &[String]) -> Result
         }
         let meaning = match name.as_str() {
             "model" if same_model => Meaning::None,
-            "dataset" | "dataset_split" | "image_dir" | "max_samples" | "overlong" if same_data => {
+            "dataset" | "dataset_split" | "image_dir" | "max_samples" | "max_bad_rows" | "overlong"
+                if same_data =>
+            {
                 Meaning::None
             }
             // What they come to is compared below.

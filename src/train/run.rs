@@ -123,7 +123,7 @@ pub fn run(
         return Err(Error::Usage("a run of 0 steps trains nothing; set --max_steps to at least 1".into()));
     }
     let mut run = Run::new(trainer, samples, options, identity, resumed, evaluation)?;
-    let ended = run.to_the_end();
+    let ended = run.steps();
     run.close(ended)
 }
 
@@ -215,7 +215,7 @@ impl<'a> Run<'a> {
     }
 
     /// Steps, with evaluations and checkpoints where they are due.
-    fn to_the_end(&mut self) -> Result<()> {
+    fn steps(&mut self) -> Result<()> {
         loop {
             let done = self.state.global_step;
             let last = done == self.state.identity.max_steps;

@@ -1,7 +1,7 @@
 //! What happens to a run from outside: cases 53 to 57, 59, 62 to 72 and 77 of the table in `cases.rs`.
 
 use super::{
-    DATA, LEARNABLE, ROOT, bundle, fails, fails_loudly, grpo, othink, read, success, text, timeless,
+    DATA, LEARNABLE, ROOT, bundle, fails, fails_loudly, grpo, othink, read, success, text, timeless, write,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -286,6 +286,44 @@ fn case_64_folders_and_disks_that_refuse() {
     // /sys takes no new folders from anybody, root included.
     let no = PathBuf::from("/sys/othink_run");
     fails(&grpo(&no), 74, &["/sys/othink_run", "create the folder"]);
+}
+
+/// A row that breaks in the middle of a run costs no step: what is done is saved, and the run goes on once it is mended.
+#[test]
+fn case_33_an_image_that_breaks_during_training() {
+    let data = ROOT.join("breaks");
+    fs::create_dir_all(data.join("images")).unwrap();
+    let mut rows = read(&LEARNABLE);
+    for (n, row) in rows.iter_mut().enumerate() {
+        let image = DATA.join(row["image"].as_str().unwrap());
+        fs::copy(image, data.join(format!("images/{n}.png"))).unwrap();
+        row.insert("image".into(), format!("images/{n}.png").into());
+    }
+    write(&data.join("rows.jsonl"), &rows);
+    let run = |dir: &Path| -> Vec<String> {
+        let mut words = four_steps(dir);
+        let rows = data.join("rows.jsonl");
+        words[4] = text(&rows);
+        words.extend(["--shuffle_dataset", "false"]);
+        let every = words.iter().position(|word| *word == "--save_steps").unwrap() + 1;
+        words[every] = "0";
+        words.iter().map(|word| (*word).to_owned()).collect()
+    };
+    let (dir, undisturbed) = (ROOT.join("broken_row"), ROOT.join("never_broken"));
+    let words = run(&undisturbed);
+    success(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    // Two prompts a rollout, two steps on each: the third row is met by the third step.
+    let image = data.join("images/2.png");
+    let whole = fs::read(&image).unwrap();
+    fs::write(&image, &whole[..whole.len() - 30]).unwrap();
+    let words = run(&dir);
+    let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+    fails(&words, 65, &["rows.jsonl", "line 3", "2.png"]);
+    assert!(dir.join("checkpoint-2/MANIFEST.json").exists());
+    fs::write(&image, whole).unwrap();
+    words.push("--resume_from_checkpoint");
+    success(&words);
+    same_end(&dir, &undisturbed);
 }
 
 #[test]

@@ -4,7 +4,9 @@ mod cases;
 mod cases_data;
 mod cases_model;
 mod cases_options;
+mod cases_processor;
 mod cases_run;
+mod cases_weights;
 
 use std::fs;
 use std::path::{Path, PathBuf};

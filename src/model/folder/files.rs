@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::model::json::shown;
-use crate::model::safetensors::SafetensorsFile;
-use crate::model::{hub, json};
+use crate::files::{file_inside, read_json, shown};
+use crate::model::safetensors::{MAX_TENSORS, SafetensorsFile};
 
 /// Name of the only weight file of a model that is not sharded.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -30,22 +29,30 @@ impl WeightFiles {
     /// Finds and opens the weight files of `dir`. As in transformers, a `model.safetensors` comes
     /// before an index.
     pub fn open(dir: &Path) -> Result<Self> {
-        if let Some(path) = hub::file_inside(dir, SINGLE_FILE)? {
+        if let Some(path) = file_inside(dir, SINGLE_FILE)? {
             return Ok(Self { files: vec![SafetensorsFile::open(&path)?], index: None });
         }
-        let Some(index) = hub::file_inside(dir, INDEX_FILE)? else {
+        let Some(index) = file_inside(dir, INDEX_FILE)? else {
             return Err(no_weights(dir));
         };
         let shards = read_index(&index)?;
-        let mut files = Vec::with_capacity(shards.len());
+        let (mut files, mut tensors) = (Vec::with_capacity(shards.len()), 0);
         for name in shards.keys() {
-            let Some(path) = hub::file_inside(dir, name)? else {
+            let Some(path) = file_inside(dir, name)? else {
                 return Err(Error::content(
                     &index,
                     format!("lists the shard {name:?}, which is not there; fetch the model again"),
                 ));
             };
-            files.push(SafetensorsFile::open(&path)?);
+            let file = SafetensorsFile::open(&path)?;
+            tensors += file.tensors().len();
+            if tensors > MAX_TENSORS {
+                return Err(Error::content(
+                    &index,
+                    format!("lists shards of more than {MAX_TENSORS} tensors"),
+                ));
+            }
+            files.push(file);
         }
         check_shards(&index, &shards, &files)?;
         Ok(Self { files, index: Some(index) })
@@ -54,7 +61,7 @@ impl WeightFiles {
 
 /// The tensors that the index places in each shard.
 fn read_index(path: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
-    let index = json::read(path)?;
+    let index = read_json(path)?;
     let Some(Value::Object(map)) = index.get("weight_map") else {
         return Err(Error::content(path, "has no \"weight_map\" object of tensor names and shard files"));
     };
@@ -125,7 +132,7 @@ fn no_weights(dir: &Path) -> Error {
                  M.from_pretrained('IN').save_pretrained('OUT')\""
             ),
         ),
-        None => Error::missing(
+        None => Error::content(
             dir.join(SINGLE_FILE),
             format!(
                 "is not there, nor is {INDEX_FILE}: the folder has no weights (fetch the model again if the download was cut short)"

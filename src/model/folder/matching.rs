@@ -141,7 +141,7 @@ impl Problems {
         }
         if self.missing.iter().any(|name| name == LM_HEAD) {
             text.push_str(
-                "; a model without lm_head shares the embedding: its config.json says \"tie_word_embeddings\": true",
+                " (a model without lm_head shares the embedding: its config.json says \"tie_word_embeddings\": true)",
             );
         }
         Some(text)

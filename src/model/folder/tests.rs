@@ -170,7 +170,7 @@ fn the_reference_bundle_loads() {
 }
 
 #[test]
-fn missing_unexpected_and_misshapen_tensors_are_listed() {
+fn case_13_missing_unexpected_and_misshapen_tensors_are_listed() {
     let mut draft = Draft::tiny();
     draft.tensors.remove("model.norm.weight");
     draft.tensors.remove("visual.merger.ln_q.bias");
@@ -210,7 +210,7 @@ fn one_parameter_under_two_names_is_refused() {
 }
 
 #[test]
-fn a_tied_model_may_repeat_its_embedding_but_not_contradict_it() {
+fn case_21_a_tied_model_may_repeat_its_embedding_but_not_contradict_it() {
     for nested in [false, true] {
         let mut config = tiny_config();
         if nested {
@@ -239,7 +239,7 @@ fn a_tied_model_may_repeat_its_embedding_but_not_contradict_it() {
 }
 
 #[test]
-fn values_that_are_no_numbers_are_found() {
+fn case_14_values_that_are_no_numbers_are_found() {
     for (dtype, spoiled) in [
         (Dtype::F32, f32::NAN.to_le_bytes().to_vec()),
         (Dtype::BF16, bf16::INFINITY.to_le_bytes().to_vec()),
@@ -255,7 +255,7 @@ fn values_that_are_no_numbers_are_found() {
 }
 
 #[test]
-fn quantised_weights_are_refused() {
+fn case_15_quantised_weights_are_refused() {
     let mut draft = Draft::tiny();
     draft.tensors.insert("model.norm.weight".into(), (Dtype::F8_E4M3, vec![8], vec![0; 8]));
     draft.tensors.insert("model.norm.weight_scale".into(), (Dtype::F32, vec![1], vec![0; 4]));
@@ -263,14 +263,14 @@ fn quantised_weights_are_refused() {
 }
 
 #[test]
-fn indexes_that_lie_are_refused() {
+fn case_16_indexes_that_lie_are_refused() {
     let norm = "model.norm.weight";
     let first = "model-00001-of-00002.safetensors";
     for (file, part) in [
         ("gone.safetensors", "is not there"),
-        ("../model.safetensors", "not inside the model folder"),
-        ("/etc/passwd", "not inside the model folder"),
-        ("a\0b", "not inside the model folder"),
+        ("../model.safetensors", "not inside the folder"),
+        ("/etc/passwd", "not inside the folder"),
+        ("a\0b", "not inside the folder"),
         (first, "does not hold it"),
     ] {
         let dir = Draft::tiny().write_shards(|map| {
@@ -316,7 +316,7 @@ fn folders_without_a_model() {
     fs::write(dir.path().join("config.json"), "{\"model_type\": \n oops").expect("write");
     refused(open(dir.path()), 65, &["config.json", "line 2"]);
     Draft::tiny().write_config(dir.path());
-    refused(open(dir.path()), 66, &["model.safetensors", "no weights"]);
+    refused(open(dir.path()), 65, &["model.safetensors", "no weights"]);
     fs::write(dir.path().join("pytorch_model.bin"), "x").expect("write");
     refused(open(dir.path()), 65, &["pytorch_model.bin", "convert it", "save_pretrained"]);
     fs::create_dir(dir.path().join("model.safetensors")).expect("create");
@@ -343,5 +343,5 @@ fn links_load_from_the_cache_and_from_nowhere_else() {
     let other = tempfile::tempdir().expect("temporary folder");
     fs::copy(plain.path().join("config.json"), other.path().join("config.json")).expect("copy");
     symlink(plain.path().join("model.safetensors"), other.path().join("model.safetensors")).expect("link");
-    refused(open(other.path()), 65, &["symbolic link out of the model folder", "not opened"]);
+    refused(open(other.path()), 65, &["symbolic link out of the folder", "not opened"]);
 }

@@ -20,13 +20,13 @@ use crate::processor::chat::MAX_RENDERED_BYTES;
 
 /// Most tokens of the template language in one `{{ ... }}` or `{% ... %}`: the engine's work on an expression grows with
 /// its length squared.
-const MAX_TAG_TOKENS: usize = 2000;
+const MAX_TAG_TOKENS: usize = 1000;
 /// Deepest nesting of lists and dicts.
 const MAX_DEPTH: usize = 150;
 /// Longest text of a value, in bytes as [`Measure`] counts them.
 const MAX_TEXT: usize = 16 << 20;
 /// Parts of a value that are looked at for one unit of the engine's fuel.
-const PARTS_PER_FUEL: usize = 16;
+const PARTS_PER_FUEL: usize = 8;
 
 /// The check of a value that was just made. (No template can write a test of this name.)
 const MADE: &str = "value!";
@@ -132,12 +132,22 @@ impl Measure {
     }
 }
 
+/// Most bytes that `value` takes as text.
+pub(super) fn longest_text(value: &Value) -> Result<usize, Error> {
+    if let Some(text) = value.as_str() {
+        return Ok(text.len());
+    }
+    let mut measure = Measure { text: 0, parts: 0 };
+    measure.add(value, 0)?;
+    Ok(measure.text)
+}
+
 fn is_namespace(value: &Value) -> bool {
     // The type is private to the engine.
     value.as_object().is_some_and(|object| object.type_name().ends_with("::Namespace"))
 }
 
-fn too_large(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+pub(super) fn too_large(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }
 

@@ -12,6 +12,7 @@ use minijinja_contrib::pycompat;
 use regex::Regex;
 
 use crate::processor::chat::MAX_RENDERED_BYTES;
+use crate::processor::chat::bounded::{longest_text, too_large};
 
 /// What one rendering may spend, in the engine's measure (a step, or 64 bytes of text made): a conversation of 2000 turns
 /// fits, a loop spends it in 0.1 s, and it bounds the memory of strings to 32 MB.
@@ -55,13 +56,32 @@ fn raise_exception(message: &Value) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message.to_string()))
 }
 
-/// Python's methods of strings, lists and dicts, with the widths of `str.format` bounded: the implementation pads before
-/// any budget is asked.
+/// Python's methods of strings, lists and dicts, with the length of their results bounded: the implementation makes them
+/// before any budget is asked.
 fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    if method == "format"
-        && let Some(format) = value.as_str()
-    {
-        check_format_widths(format)?;
+    if let Some(text) = value.as_str() {
+        let mut longest = 0;
+        for arg in args {
+            longest = longest.max(longest_text(arg)?);
+        }
+        let parts = match method {
+            "format" => {
+                check_format_widths(text)?;
+                text.matches('{').count()
+            }
+            "replace" => {
+                let old = args.first().and_then(|old| old.as_str()).unwrap_or_default();
+                text.len() / old.len().max(1) + 1
+            }
+            "join" => {
+                longest = text.len();
+                args.first().and_then(|items| items.len()).unwrap_or_default()
+            }
+            _ => 0,
+        };
+        if parts.saturating_mul(longest) > MAX_RENDERED_BYTES {
+            return Err(too_large(format!("the result of str.{method} is too large")));
+        }
     }
     pycompat::unknown_method_callback(state, value, method, args)
 }

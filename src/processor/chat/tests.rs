@@ -83,7 +83,8 @@ fn ends_soon(source: &str) {
     let shown: String = source.chars().take(90).collect();
     let error = result.expect_err(&shown);
     assert_eq!(error.exit_code(), 65);
-    assert!(took < Duration::from_secs(2), "{shown}: {took:?}");
+    // A second is the limit for compiling and one for rendering; the rest is for a machine that is busy with other tests.
+    assert!(took < Duration::from_secs(10), "{shown}: {took:?}");
     assert!(error.to_string().len() < 600 && !error.to_string().contains("crashed"), "{shown}: {error}");
 }
 
@@ -98,6 +99,13 @@ fn case_25_templates_without_end_or_bound() {
         "{{ 10 ** 10000000000 }}{{ nosuch() }}",
         "{{ '{:>1000000000}'.format(1) }}",
         "{{ '{:>{}}'.format(1, 1000000000) }}",
+        "{{ ('{0}' * 100000).format('a' * 100000) }}",
+        "{{ ('a' * 100000).replace('a', 'b' * 100000) }}",
+        "{{ 'a'.replace('', 'b' * 3000000).replace('', 'b') }}",
+        "{{ ('a' * 100000).join(['b'] * 100000) }}",
+        "{{ ['b'] * 100000 | join('a' * 100000) }}",
+        "{{ range(99999) | map('replace', '1', 'a' * 1000000) | list }}",
+        "{{ ('%s' * 100000) | format('a' * 100000) }}",
         "{{ ('{:>9999}' * 5000).format(1) }}",
         "{{ '%1000000000d' | format(1) }}",
         "{{ 1 | tojson(indent=1000000000) }}",
@@ -211,7 +219,7 @@ fn case_25_templates_that_are_expensive_to_compile() {
         format!("{{{{ 1{} }}}}{nosuch}", "**1".repeat(21_000)),
         format!("{{{{ a{} }}}}{nosuch}", "~a".repeat(32_000)),
         format!("{{{{ a{} }}}}{nosuch}", "~'a'".repeat(16_000)),
-        format!("{}{nosuch}", format!("{{{{ a{} }}}}", "~a".repeat(900)).repeat(30)),
+        format!("{}{nosuch}", format!("{{{{ a{} }}}}", "~a".repeat(450)).repeat(60)),
         format!("{{{{ [{}] }}}}{nosuch}", "1,".repeat(30_000)),
         format!("{{{{ x{} }}}}{nosuch}", "[0]".repeat(21_000)),
         format!("{{{{ x{} }}}}{nosuch}", ".a".repeat(32_000)),
@@ -222,6 +230,10 @@ fn case_25_templates_that_are_expensive_to_compile() {
         ends_soon(&source);
     }
     assert_eq!(render(&"(".repeat(60_000)).unwrap().len(), 60_000, "plain text is no expression");
+    let (fits, long) = ("~1".repeat(490), "~1".repeat(500));
+    assert_eq!(render(&format!("{{{{ 1{fits} }}}}{{{{ 1{fits} }}}}")).unwrap().len(), 982);
+    let error = render(&format!("\n{{{{ 1{long} }}}}")).unwrap_err().to_string();
+    assert!(error.contains("line 2: a tag of more than 1000 tokens"), "{error}");
 }
 
 /// What the checks are put between still computes the same.

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use othink::cli::arguments::{Command, Request, parse};
 use othink::config::Options;
+use othink::files::parse_json;
 use othink::model::generation::GenerationConfig;
-use othink::model::json;
 use othink::model::qwen2_vl::config::Qwen2VlConfig;
 use othink::model::qwen2_vl::weights::parameters;
 use othink::processor::decode::RgbImage;
@@ -100,7 +100,7 @@ fn body(input: &[u8]) -> Outcome {
 
 fn checkpoint_settings(input: &[u8]) -> Outcome {
     let path = Path::new("config.json");
-    let root = match json::parse(path, input) {
+    let root = match parse_json(path, input) {
         Ok(root) => root,
         Err(error) => return refused(&error, &[65]),
     };

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::{Qwen2VlConfig, TextConfig, VisionConfig};
-use crate::model::json::shown;
+use crate::files::shown;
 
 type Parsed<T> = std::result::Result<T, String>;
 

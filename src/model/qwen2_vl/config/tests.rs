@@ -81,7 +81,7 @@ fn nested() -> Value {
 }
 
 #[test]
-fn every_dialect_gives_the_same_model() {
+fn case_03_every_dialect_gives_the_same_model() {
     let expected = Qwen2VlConfig {
         text: TextConfig {
             vocab_size: 600,
@@ -123,7 +123,7 @@ fn the_reference_bundle_says_the_same_in_both_its_dialects() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bundles/qwen2_vl_a");
     let [flat, nested] = ["config.flat.json", "config.json"].map(|name| {
         let path = dir.join(name);
-        Qwen2VlConfig::from_json(&path, &crate::model::json::read(&path).expect("JSON")).expect(name)
+        Qwen2VlConfig::from_json(&path, &crate::files::read_json(&path).expect("JSON")).expect(name)
     });
     assert_eq!(flat, nested);
     assert_eq!(flat.text.mrope_section, [2, 3, 3]);
@@ -168,7 +168,7 @@ fn refused(base: fn() -> Value, pointer: &str, value: Value, parts: &[&str]) {
 }
 
 #[test]
-fn places_that_disagree_are_both_named() {
+fn case_04_places_that_disagree_are_both_named() {
     refused(both, "/hidden_size", json!(128), &["text_config.hidden_size is 64 but hidden_size is 128"]);
     refused(both, "/rope_theta", json!(1e4), &["500000.0", "10000.0"]);
     refused(both, "/rope_scaling/mrope_section", json!([4, 2, 2]), &["[2,3,3]", "[4,2,2]"]);
@@ -188,7 +188,7 @@ fn places_that_disagree_are_both_named() {
 }
 
 #[test]
-fn other_models_are_refused() {
+fn case_05_other_models_are_refused() {
     for family in ["qwen3_vl", "qwen2_5_vl", "llama"] {
         refused(flat, "/model_type", json!(family), &[family, "supported model types: \"qwen2_vl\""]);
     }
@@ -200,7 +200,7 @@ fn other_models_are_refused() {
 }
 
 #[test]
-fn what_would_compute_another_model_is_refused() {
+fn case_07_what_would_compute_another_model_is_refused() {
     for kind in ["yarn", "linear", "dynamic", "longrope", "llama3"] {
         refused(flat, "/rope_scaling/type", json!(kind), &["rope_scaling.type", kind]);
         refused(
@@ -225,7 +225,7 @@ fn what_would_compute_another_model_is_refused() {
 }
 
 #[test]
-fn sizes_that_do_not_fit_are_refused() {
+fn case_06_sizes_that_do_not_fit_are_refused() {
     refused(flat, "/num_attention_heads", json!(5), &["num_attention_heads (5)", "hidden_size (64)"]);
     refused(flat, "/num_key_value_heads", json!(3), &["num_key_value_heads (3)"]);
     refused(flat, "/rope_scaling/mrope_section", json!([2, 3, 4]), &["[2, 3, 4]", "16 / 2"]);
@@ -245,7 +245,7 @@ fn sizes_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn sizes_out_of_all_bounds_are_refused_without_overflow() {
+fn case_06_sizes_out_of_all_bounds_are_refused_without_overflow() {
     let keys = [
         "/vocab_size",
         "/hidden_size",
