@@ -23,8 +23,9 @@ use std::time::{Duration, Instant};
 use othink::error::Error;
 use othink::report::console::one_line;
 
-/// An input that takes this long hangs. Far above what any takes, since machines may be busy.
-pub const HANG: Duration = Duration::from_secs(20);
+/// An input that takes this long hangs. Far above what any takes, since machines may be busy. (libFuzzer has a limit of
+/// its own.)
+pub const HANG: Duration = Duration::from_secs(60);
 
 /// One kind of hostile input.
 pub struct Target {

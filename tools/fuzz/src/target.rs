@@ -14,7 +14,7 @@ use std::sync::{LazyLock, Mutex, Once};
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use targets::mutate::{Random, mutate};
-use targets::{Target, run, target};
+use targets::{Target, target};
 
 static TARGET: LazyLock<&Target> = LazyLock::new(|| {
     target(&std::env::var("OTHINK_FUZZ_TARGET").expect("OTHINK_FUZZ_TARGET names a target"))
@@ -39,7 +39,7 @@ fuzz_target!(init: start(), |input: &[u8]| {
     if let Some(path) = &*RUNNING {
         fs::write(path, input).expect("the file of the running input can be written");
     }
-    if catch_unwind(AssertUnwindSafe(|| run(&TARGET, input))).is_err() {
+    if catch_unwind(AssertUnwindSafe(|| (TARGET.body)(input))).is_err() {
         eprintln!("{}", MESSAGE.lock().map(|message| message.clone()).unwrap_or_default());
         std::process::abort();
     }
