@@ -20,6 +20,8 @@ pub use manifest::{Flaw, MANIFEST, Manifest};
 pub use plan::{COMPANION_FILES, SavePlan};
 pub use safetensors::{FloatDtype, NamedTensor, Values, write_safetensors};
 pub use save::{WeightRef, save_model};
-pub use saver::{Log, Saver};
+pub use saver::{Log, Saver, check_space};
 pub use series::{Newest, checkpoint_dir, list_checkpoints, newest_whole, sweep};
-pub use state::{Best, GuardState, Identity, ResumeState, SavedRollout, SavedRun, Snapshot, TrainerState};
+pub use state::{
+    Best, GuardState, Identity, ResumeState, SavedRollout, SavedRun, Snapshot, TrainerState, checkpoint_bytes,
+};

@@ -228,6 +228,54 @@ fn case_62_a_stop_at_any_moment_loses_and_changes_nothing() {
     assert!(stops > 30, "{stops} stops");
 }
 
+/// Set in the process that [`case_62_a_second_signal_ends_at_once`] starts.
+const CHILD: &str = "OTHINK_TEST_IGNORES_REQUESTS";
+
+/// A process that takes no notice of a request. As a test of its own it has nothing to do.
+#[test]
+fn a_process_that_goes_on() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let interrupt = Interrupt::by_signals().unwrap();
+    println!("listening");
+    while interrupt.check().is_ok() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    println!("requested");
+    std::thread::sleep(std::time::Duration::from_secs(60));
+}
+
+#[cfg(unix)]
+#[test]
+fn case_62_a_second_signal_ends_at_once() {
+    use std::io::BufRead;
+    use std::os::unix::process::ExitStatusExt;
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_process_that_goes_on", "--nocapture"])
+        .env(CHILD, "1")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut wait_for = |word: &str| while !lines.next().unwrap().unwrap().contains(word) {};
+    wait_for("listening");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    wait_for("requested");
+    // The same request again does nothing; a second later it does.
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none());
+    let start = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(start.elapsed().as_secs() < 30, "it goes on");
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+    assert_eq!(child.wait().unwrap().signal(), Some(15));
+}
+
 /// Takes the finite weights away for some steps, as a fault in memory would.
 struct Broken {
     trainer: GrpoTrainer,

@@ -13,7 +13,6 @@ use super::series::checkpoint_dir;
 use super::state::{Snapshot, checkpoint_bytes};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::nn::Params;
 
 /// Saves that were due in a row and could not be written after which the run ends.
 const MAX_FAILED_SAVES: usize = 3;
@@ -96,14 +95,6 @@ impl Saver {
     /// Whether the newest checkpoint, there or under way, is that of `step`.
     pub fn has(&self, step: u64) -> bool {
         self.newest == Some(step)
-    }
-
-    /// Refuses to start where the disk has no room for one checkpoint of these parameters.
-    ///
-    /// # Errors
-    /// [`Error::Io`] with both numbers.
-    pub fn check_space(&self, params: &Params, only_model: bool) -> Result<()> {
-        check_space(&*self.disk, &self.dir, checkpoint_bytes(&self.plan, params, only_model))
     }
 
     /// Starts to write a checkpoint, after the one before is done. The checkpoint `best` stays whatever the limit says;
@@ -270,7 +261,11 @@ fn write(
     write_folder(disk, target, OnExisting::Replace, |folder| snapshot.write(folder, plan))
 }
 
-fn check_space(disk: &dyn Disk, dir: &Path, needed: u64) -> Result<()> {
+/// Fails where the disk has no room for a checkpoint of so many bytes ([`checkpoint_bytes`]).
+///
+/// # Errors
+/// [`Error::Io`] with both numbers.
+pub fn check_space(disk: &dyn Disk, dir: &Path, needed: u64) -> Result<()> {
     match disk.free_bytes(dir).map_err(|e| Error::io(dir, "ask for the free space of", e))? {
         Some(free) if free < needed => Err(Error::Io {
             path: dir.to_path_buf(),
@@ -278,7 +273,7 @@ fn check_space(disk: &dyn Disk, dir: &Path, needed: u64) -> Result<()> {
             source: io::Error::new(
                 io::ErrorKind::StorageFull,
                 format!(
-                    "it takes {needed} bytes, and {free} are free; make room, or lower --save_total_limit"
+                    "it takes {needed} bytes, and {free} are free; make room, or name another --output_dir"
                 ),
             ),
         }),

@@ -100,7 +100,7 @@ pub struct TrainerState {
 pub struct SavedRollout {
     /// The KL weight at the step that made it.
     pub beta: f64,
-    /// A hash of each prompt's tokens: the completions belong to these prompts and no others.
+    /// A hash of each prompt's tokens and images: the completions belong to these prompts and no others.
     pub prompts: Vec<String>,
     /// `[P][G]`.
     pub completions: Vec<Vec<Completion>>,

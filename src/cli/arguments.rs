@@ -26,7 +26,8 @@ pub(super) const PROGRAM: &str = "othink-train";
     after_help = "Start here:\n  \
         othink-train demo                             a whole run in minutes\n  \
         othink-train grpo --model DIR --dataset DIR   the paper's recipe on yours\n  \
-        othink-train grpo --help                      every option and default\n\n\
+        othink-train grpo --help                      every option and default\n  \
+        ... --resume_from_checkpoint                  goes on where a run stopped\n\n\
         Option names take _ and - alike. Exit codes: 0 done, 1 bug, 2 usage or\n\
         config, 65 bad model or data, 66 input missing, 69 no such device or\n\
         folder in use, 70 stopped to protect the run, 71 out of memory,\n\

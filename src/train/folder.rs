@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::resume::{RunLock, clear, compare, is_occupied, refuse_in_use};
 use super::trainer::Trainer;
 use crate::checkpoint::{
-    Identity, Manifest, SavedRun, TrainerState, checkpoint_dir, list_checkpoints, newest_whole, replace_file,
+    Identity, Manifest, SavePlan, SavedRun, TrainerState, check_space, checkpoint_bytes, checkpoint_dir,
+    list_checkpoints, newest_whole, replace_file,
 };
 use crate::config::{CheckpointOptions, ResumeFrom};
 use crate::data::Sample;
@@ -47,6 +48,7 @@ pub struct RunFolder {
     dir: PathBuf,
     resume: ResumeFrom,
     allowed: Vec<String>,
+    save_only_model: bool,
     quiet: bool,
     _lock: RunLock,
 }
@@ -65,6 +67,7 @@ impl RunFolder {
             dir: dir.clone(),
             resume: options.resume_from(),
             allowed: options.allow_change.clone(),
+            save_only_model: options.save_only_model,
             quiet,
             _lock: lock,
         };
@@ -94,6 +97,10 @@ impl RunFolder {
             Some(path) => Some(self.restore(&path, identity, trainer, samples)?),
             None => None,
         };
+        // Before anything is written.
+        let policy = trainer.policy();
+        let bytes = checkpoint_bytes(&SavePlan::like(&policy.folder)?, &policy.params, self.save_only_model);
+        check_space(&*self.disk, &self.dir, bytes)?;
         replace_file(&*self.disk, &self.dir.join("config.toml"), config.as_bytes())?;
         Ok(state)
     }

@@ -26,7 +26,7 @@ use crate::rollout::{Completion, Decoding, Request, Watch};
 use rayon::prelude::*;
 use std::sync::Arc;
 use std::time::Instant;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::Xxh3Default;
 
 /// What the trainer needs beside the policy and the data.
 #[derive(Clone, Debug)]
@@ -464,9 +464,12 @@ impl GrpoTrainer {
     }
 }
 
-/// What tells one prompt from another: a hash of its tokens.
+/// What tells one prompt from another: a hash of its tokens and its images' pixels.
 fn prompt_hash(prompt: &Prompt) -> String {
-    format!("{:032x}", xxh3_128(bytemuck::cast_slice(&prompt.tokens)))
+    let mut hasher = Xxh3Default::new();
+    hasher.update(bytemuck::cast_slice(&prompt.tokens));
+    prompt.images.iter().for_each(|image| hasher.update(&image.bytes));
+    format!("{:032x}", hasher.digest128())
 }
 
 impl Trainer for GrpoTrainer {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
@@ -28,23 +30,35 @@ const SIGNALS: [i32; 4] = [
 const SIGNALS: [i32; 2] = [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT];
 
 impl Interrupt {
-    /// Listens to SIGTERM, SIGINT, SIGUSR1 and SIGHUP. The first one is a request; the next one ends the process at
-    /// once, as if nobody listened. A signal that the parent process has switched off (nohup) stays off.
+    /// Listens to SIGTERM, SIGINT, SIGUSR1 and SIGHUP. The first one is a request; one that comes a second or more later
+    /// ends the process at once, as if nobody listened. (What comes sooner is the same request: `timeout` and batch
+    /// systems signal a process and then its group.) A signal that the parent process has switched off (nohup) stays off.
     ///
     /// # Errors
     /// [`Error::Io`] when the system refuses.
     pub fn by_signals() -> Result<Interrupt> {
         let interrupt = Interrupt::default();
-        let requested = Arc::new(AtomicBool::new(false));
+        let insistent = Arc::new(AtomicBool::new(false));
         for signal in SIGNALS.into_iter().filter(|&signal| !is_ignored(signal)) {
-            // In this order: the first signal finds the flag clear and sets it.
-            signal_hook::flag::register_conditional_default(signal, requested.clone())
-                .and_then(|_| signal_hook::flag::register(signal, requested.clone()))
+            signal_hook::flag::register_conditional_default(signal, insistent.clone())
                 .and_then(|_| {
                     signal_hook::flag::register_usize(signal, interrupt.signal.clone(), signal as usize)
                 })
                 .map_err(|e| Error::Io { path: "signals".into(), action: "listen", source: e })?;
         }
+        let signal = interrupt.signal.clone();
+        let wait = move || {
+            while signal.load(Ordering::Relaxed) == 0 {
+                thread::sleep(Duration::from_millis(100));
+            }
+            thread::sleep(Duration::from_secs(1));
+            insistent.store(true, Ordering::Relaxed);
+        };
+        thread::Builder::new().name("signals".into()).spawn(wait).map_err(|source| Error::Io {
+            path: "signals".into(),
+            action: "start the thread that counts",
+            source,
+        })?;
         Ok(interrupt)
     }
 

@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use super::policy::Policy;
 use super::run::{COMPLETIONS, EVAL_METRICS, METRICS, SKIPPED_DIR};
 use crate::checkpoint::{Identity, SavePlan, checkpoint_dir, create_dir_all, list_checkpoints, sweep};
-use crate::data::{ImageSource, Part, Sample};
+use crate::data::{ImageSource, Part, Sample, nearest};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 
@@ -131,6 +131,13 @@ pub fn compare(saved: &Identity, asked: &Identity, allowed: &[String]) -> Result
             saved.command, asked.command
         )));
     }
+    let known = || saved.options.keys().chain(asked.options.keys()).map(String::as_str);
+    for name in allowed {
+        if !known().any(|option| option == name.replace('-', "_")) {
+            let hint = nearest(name, known()).map_or(String::new(), |name| format!("; did you mean {name}?"));
+            return Err(Error::Usage(format!("--allow_change {name}: there is no such option{hint}")));
+        }
+    }
     let (same_model, same_data) =
         (saved.model_hash == asked.model_hash, saved.dataset_hash == asked.dataset_hash);
     let mut names: Vec<&String> = saved.options.keys().chain(asked.options.keys()).collect();
@@ -149,7 +156,7 @@ pub fn compare(saved: &Identity, asked: &Identity, allowed: &[String]) -> Result
                 Meaning::None
             }
             // What they come to is compared below.
-            "max_steps" | "num_train_epochs" => Meaning::None,
+            "max_steps" | "num_train_epochs" => continue,
             name => meaning(name),
         };
         differs(name, show(was), show(is), meaning);
@@ -166,8 +173,7 @@ pub fn compare(saved: &Identity, asked: &Identity, allowed: &[String]) -> Result
         differs("dataset", "of other rows".into(), "changed since".into(), Meaning::Identity);
     }
     if saved.max_steps != asked.max_steps {
-        let (was, is) = (format!("{} steps", saved.max_steps), format!("{} steps", asked.max_steps));
-        differs("max_steps", format!("a run of {was}"), format!("a run of {is}"), Meaning::Identity);
+        differs("max_steps", saved.max_steps.to_string(), asked.max_steps.to_string(), Meaning::Identity);
     }
     if refused.is_empty() {
         return Ok(told);
@@ -301,12 +307,31 @@ impl RunLock {
             .then(|| format!("{}: the run before ({before}) did not end in order", dir.display()));
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let text =
-            format!("process {} on {}, started {seconds} s after 1970", std::process::id(), host.trim());
+        let text = format!("process {} on {}, started {}", std::process::id(), host.trim(), utc(seconds));
         file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(io)?;
         sweep(disk, dir)?;
         Ok(RunLock { path, file, note })
     }
+}
+
+/// A time in seconds after 1970 as `2026-11-24 15:20:07 UTC`.
+fn utc(seconds: u64) -> String {
+    let (mut days, second) = (seconds / 86_400, seconds % 86_400);
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1970;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while days >= lengths[month] {
+        days -= lengths[month];
+        month += 1;
+    }
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year}-{:02}-{:02} {hour:02}:{minute:02}:{second:02} UTC", month + 1, days + 1)
 }
 
 impl Drop for RunLock {
@@ -337,4 +362,23 @@ fn is_at(file: &File, path: &Path) -> bool {
 #[cfg(not(unix))]
 fn is_at(_: &File, path: &Path) -> bool {
     path.exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        // From `date -u -d @N`.
+        for (seconds, expected) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_868_800, "2000-03-01 00:00:00 UTC"),
+            (1_709_164_800, "2024-02-29 00:00:00 UTC"),
+            (1_795_539_878, "2026-11-24 17:04:38 UTC"),
+        ] {
+            assert_eq!(utc(seconds), expected);
+        }
+    }
 }

@@ -149,6 +149,8 @@ struct Run<'a> {
     /// Whether a save was put off and not made up for yet.
     put_off: bool,
     put_off_saves: usize,
+    /// Whether the run is being ended before its last step.
+    stopping: bool,
     progress: Progress,
 }
 
@@ -225,7 +227,6 @@ impl<'a> Run<'a> {
             kept,
             state.best.as_ref().map(|best| best.step),
         );
-        saver.check_space(&trainer.policy().params, options.save_only_model)?;
         let progress = Progress::start(&label, steps, options.quiet);
         progress.skip(state.global_step);
         Ok(Run {
@@ -238,6 +239,7 @@ impl<'a> Run<'a> {
             saver,
             put_off: false,
             put_off_saves: 0,
+            stopping: false,
             progress,
         })
     }
@@ -405,7 +407,8 @@ impl<'a> Run<'a> {
         Snapshot {
             step: self.state.global_step,
             params: self.trainer.policy().params.clone(),
-            resume: (!self.options.save_only_model).then_some(ResumeState {
+            // A run that is stopped is to go on, whatever the options say.
+            resume: (self.stopping || !self.options.save_only_model).then_some(ResumeState {
                 state,
                 optimiser: parts.optimiser,
                 rollout: parts.rollout,
@@ -461,7 +464,8 @@ impl<'a> Run<'a> {
         let worth_saving = match &ended {
             Ok(()) => false,
             Err(Error::Protect(_) | Error::Internal(_)) => false,
-            Err(_) => done > 0 && !self.saver.has(done),
+            // Also in place of a model alone: what is stopped is to go on.
+            Err(_) => done > 0 && (!self.saver.has(done) || self.options.save_only_model),
         };
         let saved = match worth_saving {
             true => self.save_and_wait(),
@@ -498,6 +502,7 @@ impl<'a> Run<'a> {
     }
 
     fn save_and_wait(&mut self) -> Result<Option<PathBuf>> {
+        self.stopping = true;
         self.save(true)?;
         self.wait()
     }

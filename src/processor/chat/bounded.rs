@@ -154,11 +154,25 @@ pub(super) fn too_large(message: impl Into<std::borrow::Cow<'static, str>>) -> E
 /// Refuses tags of more than [`MAX_TAG_TOKENS`]. What is no token is left to the parser to report.
 fn check_tags(source: &str, syntax: SyntaxConfig) -> Result<(), Error> {
     let mut tokens = 0;
+    // The compiler multiplies constants, several times over, before anything is checked.
+    let (mut multiplies, mut product, mut longest) = (false, 1_usize, 1);
     for token in tokenize(source, false, syntax) {
         let Ok((token, span)) = token else { return Ok(()) };
+        tokens += 1;
         match token {
-            Token::VariableStart | Token::BlockStart => tokens = 0,
-            _ => tokens += 1,
+            Token::VariableStart | Token::BlockStart => {
+                (tokens, multiplies, product, longest) = (0, false, 1, 1);
+            }
+            Token::Mul => multiplies = true,
+            Token::Int(number) => product = product.saturating_mul((number as usize).max(1)),
+            Token::Int128(_) => product = usize::MAX,
+            Token::Str(text) => longest = longest.max(text.len()),
+            Token::String(text) => longest = longest.max(text.len()),
+            _ => {}
+        }
+        if multiplies && product.saturating_mul(longest) > MAX_TEXT {
+            let message = format!("line {}: multiplies texts or numbers beyond {MAX_TEXT}", span.start_line);
+            return Err(Error::new(ErrorKind::InvalidOperation, message));
         }
         if tokens > MAX_TAG_TOKENS {
             let message = format!("line {}: a tag of more than {MAX_TAG_TOKENS} tokens", span.start_line);
@@ -233,7 +247,9 @@ fn checks(instruction: &Instruction<'_>) -> (u32, u32) {
         I::ApplyFilter(..) | I::CallFunction(..) | I::CallMethod(..) | I::CallObject(_) => (0, 3),
         // Nothing new; but to compare large values takes long, so the clock is looked at.
         I::Eq | I::Ne | I::Gt | I::Gte | I::Lt | I::Lte | I::In | I::CompareAndPreserve(_) => (0, 3),
-        I::StringConcat | I::PerformTest(..) => (0, 3),
+        I::StringConcat | I::PerformTest(..) | I::Slice => (0, 3),
+        // What the compiler has computed from constants.
+        I::LoadConst(value) if value.as_str().is_some_and(|text| text.len() > MAX_TEXT) => (0, 3),
         _ => (0, 0),
     }
 }
