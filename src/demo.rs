@@ -23,8 +23,8 @@ use crate::tensor::DType;
 use crate::train::evaluate::{EvaluationOptions, evaluate, mean_score};
 use crate::train::grpo::{GrpoOptions, GrpoTrainer};
 use crate::train::interrupt::Interrupt;
+use crate::train::lock::{self, RunLock};
 use crate::train::policy::Policy;
-use crate::train::resume::{self, RunLock};
 use crate::train::run::{self, RunOptions, save_model_checkpoint};
 use crate::train::sft::{SftOptions, SftTrainer};
 use crate::train::stream::Stream;
@@ -131,15 +131,15 @@ pub fn run(options: &DemoConfig, recipe: &Recipe) -> Result<DemoResult> {
     let start = Instant::now();
     let dir = &options.output_dir;
     let (quiet, seed) = (options.quiet.quiet, options.seed.seed);
-    resume::refuse_in_use(dir)?;
-    if !options.overwrite_output_dir && resume::is_occupied(dir)? {
+    lock::refuse_in_use(dir)?;
+    if !options.overwrite_output_dir && lock::is_occupied(dir)? {
         return Err(Error::Usage(format!(
             "--output_dir {} already holds files; name another folder, or add --overwrite_output_dir",
             dir.display()
         )));
     }
-    let _lock = RunLock::take(&SystemDisk, dir)?;
-    resume::clear(&SystemDisk, dir)?;
+    let _held = RunLock::take(&SystemDisk, dir)?;
+    lock::clear(&SystemDisk, dir)?;
     replace_file(&SystemDisk, &dir.join("config.toml"), options.to_toml()?.as_bytes())?;
     let data_dir = make_data(recipe, dir, seed, quiet)?;
     let read = |split: &str| {

@@ -5,6 +5,7 @@ pub mod folder;
 pub mod grpo;
 pub mod guard;
 pub mod interrupt;
+pub mod lock;
 pub mod plan;
 pub mod policy;
 pub mod resume;

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::resume::{RunLock, clear, compare, is_occupied, refuse_in_use};
+use super::lock::{RunLock, clear, is_occupied, refuse_in_use};
+use super::resume::compare;
 use super::trainer::Trainer;
 use crate::checkpoint::{
     Identity, Manifest, SavePlan, SavedRun, TrainerState, check_space, checkpoint_bytes, checkpoint_dir,

@@ -115,15 +115,32 @@ fn start(words: &[&str], dir: &Path) -> (Running, PathBuf) {
     (Running(child), log)
 }
 
-/// Waits until `ready`, at most a minute.
-fn wait_until(what: &str, ready: impl Fn() -> bool) {
+/// Waits until `look` sees something, at most a minute.
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     for _ in 0..6000 {
-        if ready() {
-            return;
+        if let Some(seen) = look() {
+            return seen;
         }
         sleep(Duration::from_millis(10));
     }
     panic!("{what} has not happened within a minute");
+}
+
+fn wait_until(what: &str, ready: impl Fn() -> bool) {
+    wait_for(what, || ready().then_some(()));
+}
+
+/// The code with which a run ends by itself.
+fn ended(child: &mut Child) -> Option<i32> {
+    wait_for("the end of a run", || child.try_wait().unwrap()).code()
+}
+
+/// Whether the tests themselves were started with a signal switched off, as in the background of a script: a run inherits
+/// that. (On Linux; elsewhere it cannot be asked.)
+fn is_switched_off(signal: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal - 1) & 1 == 1)
 }
 
 fn rows(dir: &Path) -> usize {
@@ -153,14 +170,18 @@ fn case_62_a_signal_saves() {
     for (name, signal) in
         [("TERM", Signal::TERM), ("INT", Signal::INT), ("USR1", Signal::USR1), ("HUP", Signal::HUP)]
     {
+        if is_switched_off(signal.as_raw()) {
+            println!("SIG{name} is switched off for these tests, so it is not sent");
+            continue;
+        }
         let dir = ROOT.join(format!("signal_{name}"));
         let words = endless(&dir);
         let (mut child, log) = start(&words, &dir);
         wait_until("a third step", || rows(&dir) >= 3);
         send(&child, signal);
-        let status = child.wait().unwrap();
+        let code = ended(&mut child);
         let message = fs::read_to_string(log).unwrap();
-        assert_eq!(status.code(), Some(75), "{name}: {message}");
+        assert_eq!(code, Some(75), "{name}: {message}");
         let done = rows(&dir);
         let checkpoint = dir.join(format!("checkpoint-{done}"));
         for part in
@@ -177,7 +198,7 @@ fn case_62_a_signal_saves() {
     let (mut child, _) = start(&words, &dir);
     wait_until("a step", || rows(&dir) >= 1);
     send(&child, Signal::TERM);
-    assert_eq!(child.wait().unwrap().code(), Some(75));
+    assert_eq!(ended(&mut child), Some(75));
     assert!(dir.join(format!("checkpoint-{}/trainer_state.json", rows(&dir))).is_file());
     // Several within a moment are one request, as when a process and then its group is signalled.
     let dir = ROOT.join("signal_twice");
@@ -187,16 +208,16 @@ fn case_62_a_signal_saves() {
     for signal in [Signal::TERM, Signal::USR1, Signal::CONT] {
         send(&child, signal);
     }
-    assert_eq!(child.wait().unwrap().code(), Some(75));
+    assert_eq!(ended(&mut child), Some(75));
     // Before the first step there is nothing to save; the run starts again.
     let dir = ROOT.join("signal_early");
     let words = four_steps(&dir);
     let (mut child, log) = start(&words, &dir);
     wait_until("the signals are listened to", || is_caught(child.id(), 15));
     send(&child, Signal::TERM);
-    let status = child.wait().unwrap();
+    let code = ended(&mut child);
     let message = fs::read_to_string(log).unwrap();
-    assert_eq!(status.code(), Some(75), "{message}");
+    assert_eq!(code, Some(75), "{message}");
     success(&[&words[..], &["--resume_from_checkpoint"]].concat());
     same_end(&dir, &finished("signal_reference"));
 }
@@ -231,7 +252,7 @@ fn case_62_a_signal_that_nohup_switched_off_stays_off() {
     let before = rows(&dir);
     wait_until("further steps", || rows(&dir) >= before + 3);
     send(&child, rustix::process::Signal::TERM);
-    assert_eq!(child.wait().unwrap().code(), Some(75));
+    assert_eq!(ended(&mut child), Some(75));
 }
 
 #[cfg(unix)]

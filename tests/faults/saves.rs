@@ -16,7 +16,7 @@ use othink::report::{JsonLines, Row};
 use othink::rollout::Completion;
 use othink::rollout::sequence::FinishReason;
 use othink::tensor::DType;
-use othink::train::resume::RunLock;
+use othink::train::lock::RunLock;
 use othink::train::update::param_groups;
 use std::collections::BTreeMap;
 use std::fs;

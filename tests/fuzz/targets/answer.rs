@@ -85,13 +85,15 @@ fn body(input: &[u8]) -> Outcome {
     symmetric(answer, solution.trim());
 
     let sample = Sample::from_problem(0, vec![], "?", PromptTemplate::None, Some(solution.into()));
-    let rewards = RewardSet::new(&["accuracy".into(), "format".into()], &[]).expect("known names");
+    let names = ["accuracy", "format", "accuracy_r1v"].map(String::from);
+    let rewards = RewardSet::new(&names, &[]).expect("known names");
     let scores = rewards.score(&sample, &completion);
     let format = Format.score(&sample, &completion);
-    assert_eq!(scores, [Some(f64::from(u8::from(correct))), format]);
+    assert_eq!(scores[..2], [Some(f64::from(u8::from(correct))), format]);
+    assert!([Some(0.0), Some(1.0)].contains(&scores[2]));
     assert_eq!(format == Some(1.0), well_formed(&completion), "{completion:?}");
     let total = rewards.total(&scores).expect("both apply");
-    assert!([0.0, 1.0, 2.0].contains(&total));
+    assert!([0.0, 1.0, 2.0, 3.0].contains(&total));
     Outcome::of((correct, format == Some(1.0), answer.is_empty(), answer.len() == completion.trim().len()))
 }
 
