@@ -47,7 +47,7 @@ pub struct Accuracy {
 /// Writes the report to `path`, through a temporary file beside it.
 ///
 /// # Errors
-/// [`Error::Io`] when the disk refuses. An image that cannot be read is shown as its name.
+/// [`Error::Io`](crate::error::Error::Io) when the disk refuses. An image that cannot be read is shown as its name.
 pub fn write(path: impl AsRef<Path>, summary: &RunSummary) -> Result<()> {
     replace_file(&SystemDisk, path.as_ref(), render(summary).as_bytes())
 }
