@@ -13,7 +13,6 @@ struct TensorMap {
     uint32_t magic;
     uint8_t rank, element_bytes;
     Swizzle swizzle;
-    uint8_t fill_nan;
     uint64_t base;
     uint64_t strides[4];  // of dimensions 1 and up; dimension 0 is dense
     uint32_t last[5];     // index of the last element: a dimension may have 2^32 elements
@@ -40,8 +39,8 @@ inline uint32_t tensor_map_element_bytes(int type) {
 }
 
 // The body of cuTensorMapEncodeTiled, with the rules that the driver's documentation sets. Gives a CUresult: 0, 1 (invalid
-// value), or 801 (not supported) for what is legal but not emulated: interleaved layouts, element strides, and boxes whose
-// rows are shorter than the swizzle's span.
+// value), or 801 (not supported) for what is legal but not emulated: interleaved layouts, NaN outside the tensor, element
+// strides, and boxes whose rows are shorter than the swizzle's span.
 inline int encode_tensor_map(void* map, int type, uint32_t rank, void* address, const uint64_t* sizes, const uint64_t* strides,
                              const uint32_t* box, const uint32_t* element_strides, int interleave, int swizzle, int l2_promotion,
                              int fill_nan) {
@@ -52,14 +51,13 @@ inline int encode_tensor_map(void* map, int type, uint32_t rank, void* address, 
     if (!element_bytes || rank == 0 || rank > 5 || (rank > 1 && !strides)) return INVALID_VALUE;
     if (swizzle < 0 || swizzle > 3 || l2_promotion < 0 || l2_promotion > 3 || interleave < 0 || interleave > 2) return INVALID_VALUE;
     if (fill_nan < 0 || fill_nan > 1 || (fill_nan && !is_float)) return INVALID_VALUE;
-    if (interleave) return NOT_SUPPORTED;
+    if (interleave || fill_nan) return NOT_SUPPORTED;
 
     TensorMap made{};
     made.magic = TensorMap::MAGIC;
     made.rank = (uint8_t)rank;
     made.element_bytes = (uint8_t)element_bytes;
     made.swizzle = (Swizzle)swizzle;
-    made.fill_nan = (uint8_t)fill_nan;
     made.base = (uint64_t)address;
     for (uint32_t i = 0; i < rank; i++) {
         if (sizes[i] == 0 || sizes[i] > 1ull << 32 || box[i] == 0 || box[i] > 256) return INVALID_VALUE;
