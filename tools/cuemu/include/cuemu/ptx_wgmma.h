@@ -12,10 +12,6 @@ CUEMU_API void wgmma_close_group(const char* file, int line);
 CUEMU_API void wgmma_await(uint32_t latest, const char* file, int line);
 }  // namespace cuemu
 
-static inline uint64_t wgmma_descriptor(uint32_t address, uint32_t leading_bytes, uint32_t stride_bytes) {
-    return uint64_t((address & 0x3ffff) >> 4) | uint64_t(leading_bytes >> 4) << 16 | uint64_t(stride_bytes >> 4) << 32 |
-           uint64_t(1) << 62;
-}
 static inline void wgmma_fence(CUEMU_WHERE) { cuemu::wgmma_open(CUEMU_HERE); }
 static inline void wgmma_commit(CUEMU_WHERE) { cuemu::wgmma_close_group(CUEMU_HERE); }
 template <int N>
