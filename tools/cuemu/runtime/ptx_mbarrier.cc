@@ -1,8 +1,7 @@
 // Named barriers and mbarriers. An mbarrier is known by its shared address; the 8 bytes there are not used.
-#include "ptx_mbarrier.h"
-
 #include "../include/cuemu/barrier.h"
 #include "../include/cuemu/ptx_async.h"
+#include "ptx_state.h"
 
 namespace cuemu {
 namespace {
@@ -15,7 +14,7 @@ bool waits_for(const Mbarrier& barrier, uint32_t parity) { return (barrier.phase
 }  // namespace
 
 uint32_t find_mbarrier(uint32_t address, const char* what, const char* file, int line) {
-    const std::vector<Mbarrier>& all = cur->block->async.mbarriers;
+    const std::vector<Mbarrier>& all = cur->block->async.state->mbarriers;
     for (uint32_t i = 0; i < all.size(); i++)
         if (all[i].address == address) return i;
     report(LAUNCH_FAILED, "%s at %s:%d: no mbarrier has been initialised at shared address 0x%x", what, file, line, address);
@@ -66,7 +65,7 @@ void mbarrier_begin(uint32_t address, uint32_t count, const char* file, int line
         report(LAUNCH_FAILED, "mbarrier.init at %s:%d: count %u", file, line, count);
         die();
     }
-    std::vector<Mbarrier>& all = cur->block->async.mbarriers;
+    std::vector<Mbarrier>& all = cur->block->async.state->mbarriers;
     for (const Mbarrier& barrier : all) {
         if (barrier.address != address) continue;
         report(LAUNCH_FAILED, "mbarrier.init at %s:%d: there is an mbarrier at 0x%x already", file, line, address);
@@ -87,13 +86,18 @@ void mbarrier_begin(uint32_t address, uint32_t count, const char* file, int line
     all.push_back(std::move(made));
 }
 
-void mbarrier_publish() {
-    for (Mbarrier& barrier : cur->block->async.mbarriers) barrier.fenced |= barrier.initialiser == cur;
+void publish_mbarriers() {
+    for (Mbarrier& barrier : cur->block->async.state->mbarriers) barrier.fenced |= barrier.initialiser == cur;
+}
+
+void mbarrier_publish(const char* file, int line) {
+    need_cc90("fence.mbarrier_init", file, line);
+    publish_mbarriers();
 }
 
 void mbarrier_arrival(uint32_t address, uint32_t bytes, const char* file, int line) {
     need_cc90("mbarrier.arrive", file, line);
-    Mbarrier& barrier = cur->block->async.mbarriers[find_mbarrier(address, "mbarrier.arrive", file, line)];
+    Mbarrier& barrier = cur->block->async.state->mbarriers[find_mbarrier(address, "mbarrier.arrive", file, line)];
     if (barrier.pending == 0) {
         report(LAUNCH_FAILED, "mbarrier.arrive at %s:%d: more arrivals in a phase than the %u that mbarrier 0x%x counts", file,
                line, barrier.count, address);
@@ -111,7 +115,7 @@ void mbarrier_await(uint32_t address, uint32_t parity, const char* file, int lin
     need_cc90("mbarrier.try_wait", file, line);
     const uint32_t index = find_mbarrier(address, "mbarrier.try_wait", file, line);
     // The vector may grow while this fiber waits: no reference may be kept.
-    std::vector<Mbarrier>& all = cur->block->async.mbarriers;
+    std::vector<Mbarrier>& all = cur->block->async.state->mbarriers;
     while (waits_for(all[index], parity)) {
         all[index].waiters.push_back(cur);
         cur->state = State::Waiting;

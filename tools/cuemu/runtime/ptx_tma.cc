@@ -2,7 +2,7 @@
 // on, in any order: in between its destination holds poison.
 #include "../include/cuemu/ptx_async.h"
 #include "../include/cuemu/tensor_map.h"
-#include "ptx_mbarrier.h"
+#include "ptx_state.h"
 
 namespace cuemu {
 namespace {
@@ -62,16 +62,10 @@ void write_box(Block* block, const BoxInFlight& box) {
 }
 
 void bring(Block* block, BoxInFlight& box) {
-    Mbarrier& barrier = block->async.mbarriers[box.barrier];
+    Mbarrier& barrier = block->async.state->mbarriers[box.barrier];
 #ifdef CUEMU_CHECK
-    // The copy engine is a thread of its own: after the issue, before the phase that it completes.
-    Fiber engine{};
-    engine.index = block->nthreads + box.barrier;
-    engine.block = block;
-    engine.tid = box.issuer->tid;
-    engine.seen = box.issued.data();
-    engine.clock = engine.seen[engine.index] = ++barrier.engine_clock;
-    ActAs actor(&engine);
+    // A thread of its own: after the issue, before the phase that it completes.
+    EngineScope actor(block, box.barrier, box.issued);
 #else
     ActAs actor(box.issuer);
 #endif
@@ -79,7 +73,6 @@ void bring(Block* block, BoxInFlight& box) {
     const TensorMap& map = *static_cast<const TensorMap*>(box.map);
 #ifdef CUEMU_CHECK
     release(barrier.arrived.data());
-    barrier.engine_clock = engine.clock;
 #endif
     announce_bytes(barrier, -int64_t(box_rows(map)) * row_bytes(map), box.file, box.line);
     complete_phase_if_due(barrier);
@@ -97,12 +90,16 @@ const TensorMap& need_map(const void* pointer, uint32_t rank, const char* file, 
 }  // namespace
 
 void BlockAsync::reset(Block* block) {
-    mbarriers.clear();
-    boxes.clear();
-    warps.assign(block->nwarps, WarpAsync{});
+    if (!state) state = new AsyncState;
+    state->mbarriers.clear();
+    state->boxes.clear();
+    state->warps.assign(block->nwarps, WarpAsync{});
 }
 
+bool BlockAsync::pending() const { return !state->boxes.empty(); }
+
 void BlockAsync::complete_one(Block* block) {
+    std::vector<BoxInFlight>& boxes = state->boxes;
     const size_t index = block->launch->schedule == Schedule::Random ? next_random(block) % boxes.size() : 0;
     BoxInFlight box = std::move(boxes[index]);
     boxes.erase(boxes.begin() + index);
@@ -124,7 +121,7 @@ void tma_load(uint32_t to, const void* pointer, uint32_t rank, const int32_t* st
     memcpy(box.start, start, sizeof box.start);
     box.to = to;
     box.barrier = find_mbarrier(barrier, "TMA", file, line);
-    if (!cur->block->async.mbarriers[box.barrier].fenced) {
+    if (!cur->block->async.state->mbarriers[box.barrier].fenced) {
         report(LAUNCH_FAILED, "TMA at %s:%d: no mbarrier_fence_init after mbarrier_init of 0x%x", file, line, barrier);
         die();
     }
@@ -132,8 +129,7 @@ void tma_load(uint32_t to, const void* pointer, uint32_t rank, const int32_t* st
     box.file = file;
     box.line = line;
 #ifdef CUEMU_CHECK
-    box.issued.assign(clocks(), 0);
-    release(box.issued.data());
+    box.issued = issue();
 #endif
     Block* block = cur->block;
     if (happens_at_once()) {
@@ -142,7 +138,7 @@ void tma_load(uint32_t to, const void* pointer, uint32_t rank, const int32_t* st
     }
     for (uint32_t row = 0; row < box_rows(map); row++)
         for_chunks(block, map, to, row, [](char* chunk, uint32_t) { memset(chunk, 0xff, CHUNK); });
-    block->async.boxes.push_back(std::move(box));
+    block->async.state->boxes.push_back(std::move(box));
 }
 
 }  // namespace cuemu

@@ -12,8 +12,7 @@
 #include "../include/cuemu/ptx_wgmma.h"
 
 #include "../include/cuemu/tensor_map.h"
-#include "../include/cuemu/warp.h"
-#include "ptx_common.h"
+#include "ptx_state.h"
 
 namespace cuemu {
 namespace {
@@ -114,7 +113,7 @@ void compute(ProductInFlight& product, const Warp* warp) {
     product.computed = true;
 }
 
-WarpAsync& warp_async(const Warp* warp) { return cur->block->async.warps[warp->index]; }
+WarpAsync& warp_async(const Warp* warp) { return cur->block->async.state->warps[warp->index]; }
 
 struct IssueArg {
     float* d;
@@ -244,7 +243,7 @@ const Collective AWAIT = {run_await, false, "wgmma.wait_group"};
 }  // namespace
 
 void FiberAsync::finish(Fiber* fiber) {
-    const WarpAsync& async = fiber->block->async.warps[fiber->warp->index];
+    const WarpAsync& async = fiber->block->async.state->warps[fiber->warp->index];
     if (async.products.empty()) return;
     report(LAUNCH_FAILED, "wgmma at %s:%d was never awaited: its thread has returned", async.products[0].file,
            async.products[0].line);

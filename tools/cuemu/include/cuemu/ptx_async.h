@@ -13,7 +13,7 @@ CUEMU_API void cp_async_await(uint32_t latest, const char* file, int line);
 CUEMU_API void named_barrier(int id, int threads, bool wait, const char* file, int line);
 CUEMU_API void mbarrier_begin(uint32_t address, uint32_t count, const char* file, int line);
 /// Makes the initialisations of mbarriers by this thread visible to asynchronous copies.
-CUEMU_API void mbarrier_publish();
+CUEMU_API void mbarrier_publish(const char* file, int line);
 CUEMU_API void mbarrier_arrival(uint32_t address, uint32_t bytes, const char* file, int line);
 CUEMU_API void mbarrier_await(uint32_t address, uint32_t parity, const char* file, int line);
 CUEMU_API void proxy_fence(const char* file, int line);
@@ -47,7 +47,7 @@ static inline void named_barrier_arrive(int id, int threads, CUEMU_WHERE) {
 static inline void mbarrier_init(uint32_t barrier, uint32_t count, CUEMU_WHERE) {
     cuemu::mbarrier_begin(barrier, count, CUEMU_HERE);
 }
-static inline void mbarrier_fence_init() { cuemu::mbarrier_publish(); }
+static inline void mbarrier_fence_init(CUEMU_WHERE) { cuemu::mbarrier_publish(CUEMU_HERE); }
 static inline void mbarrier_arrive(uint32_t barrier, CUEMU_WHERE) { cuemu::mbarrier_arrival(barrier, 0, CUEMU_HERE); }
 static inline void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes, CUEMU_WHERE) {
     cuemu::mbarrier_arrival(barrier, bytes, CUEMU_HERE);
