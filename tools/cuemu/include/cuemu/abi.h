@@ -7,8 +7,10 @@
 
 namespace cuemu {
 
-/// Changes with anything in these headers that a twin and the driver share.
-constexpr uint32_t ABI = 1;
+// The builder defines it as a hash of these headers: a twin and a driver of different builds must not meet.
+#ifndef CUEMU_BUILD
+#define CUEMU_BUILD 0
+#endif
 
 struct KernelEntry {
     const char* name;
@@ -20,7 +22,7 @@ struct KernelEntry {
 };
 
 struct ModuleTable {
-    uint32_t abi;
+    uint64_t build;
     uint32_t check;  // 1: built with the checks
     const char* stem;
     const KernelEntry* kernels;
@@ -68,7 +70,7 @@ struct Signature<F> {
     extern "C" {                                                                                         \
     extern const cuemu::ModuleTable cuemu_module __attribute__((visibility("default")));                 \
     }                                                                                                    \
-    const cuemu::ModuleTable cuemu_module = {cuemu::ABI,    CUEMU_CHECKED,                               \
+    const cuemu::ModuleTable cuemu_module = {CUEMU_BUILD,   CUEMU_CHECKED,                               \
                                              stem,          cuemu_kernels,                               \
                                              sizeof cuemu_kernels / sizeof cuemu_kernels[0],             \
                                              [] { return &cuemu_static_shared_anchor; }};

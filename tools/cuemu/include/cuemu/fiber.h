@@ -19,13 +19,25 @@ enum class Schedule : int { Fifo, Reverse, Random };
 /// When asynchronous copies and matrix products take effect: at once, as late as the program allows, or at random.
 enum class AsyncMode : int { Eager, Late, Random };
 
-/// CUDA's error codes, as far as the emulator gives them.
+/// The codes of CUresult that the emulator gives.
 enum Error : int {
+    SUCCESS = 0,
     INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NOT_INITIALIZED = 3,
+    INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
+    INVALID_CONTEXT = 201,
+    INVALID_HANDLE = 400,
+    NOT_FOUND = 500,
+    NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
     LAUNCH_TIMEOUT = 702,
     MISALIGNED_ADDRESS = 716,
     LAUNCH_FAILED = 719,
+    NOT_SUPPORTED = 801,
+    STREAM_CAPTURE_UNSUPPORTED = 900,
+    STREAM_CAPTURE_UNMATCHED = 903,
 };
 
 struct BarrierResult {
@@ -50,6 +62,7 @@ struct Fiber {
     FiberAsync async;
 #ifdef CUEMU_CHECK
     uint32_t clock;  // ticks at every ordering operation
+    uint32_t epoch;  // whole-block barriers passed: what threads did in earlier epochs happened before
     uint32_t* seen;  // per thread and copy engine: the clock up to which its accesses happened before this fiber's
 #endif
 };
@@ -103,8 +116,7 @@ struct Block {
     void* scheduler_sp;
     BlockAsync async;
 #ifdef CUEMU_CHECK
-    uint32_t first_epoch;  // epochs count whole-block barriers; an older stamp is of an earlier block
-    uint32_t epoch;
+    uint32_t first_epoch;  // of this block: an older stamp is of an earlier one
     bool clocks_in_use;  // something finer than a whole-block barrier has ordered accesses in this block
 #endif
 };
