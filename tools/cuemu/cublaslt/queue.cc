@@ -21,34 +21,35 @@ using GetDevice = int(int*);
 using GetAttribute = int(int*, int, int);
 using IsCapturing = int(void*, int*);
 using LaunchHostFunction = int(void*, void (*)(void*), void*);
-using Touch = void(const void*, size_t, int);
+using Touch = int(const void*, size_t, int);
 
 struct Queued {
     Job job;
     bool captured;  // a graph may run it again
 };
 
-/// Tells the checks of the driver, if it has any, which of the device's bytes a matrix takes.
-void touch(const Layout& layout, const char* from, bool write) {
+/// Tells the driver which of the device's bytes a matrix takes; false: they aren't its.
+bool touch(const Layout& layout, const char* from, bool write) {
     static Touch* const tell = driver<Touch>("cuemu_touch");
-    if (!tell) return;
     const size_t element = layout.type == F32 ? 4 : 2;
     const int64_t lines = layout.order == ORDER_ROW ? layout.rows : layout.columns;
     const int64_t length = layout.order == ORDER_ROW ? layout.columns : layout.rows;
     for (int32_t batch = 0; batch < layout.batch; batch++)
         for (int64_t i = 0; i < lines; i++)
-            tell(from + (batch * layout.batch_stride + i * layout.leading) * element, length * element, write);
+            if (tell(from + (batch * layout.batch_stride + i * layout.leading) * element, length * element, write)) return false;
+    return true;
 }
 
 void run(void* argument) {
     auto* queued = static_cast<Queued*>(argument);
     const Job& job = queued->job;
     const Problem& p = job.problem;
-    touch(p.a, job.a, false);
-    touch(p.b, job.b, false);
-    if (job.beta != 0) touch(p.c, job.c, false);
-    touch(p.d, job.d, true);
-    compute(job);
+    Layout bias = p.d;  // its first column
+    bias.columns = 1;
+    bool ours = touch(p.a, job.a, false) && touch(p.b, job.b, false) && touch(p.d, job.d, true);
+    if (job.beta != 0) ours = ours && touch(p.c, job.c, false);
+    if (p.operation.epilogue == EPILOGUE_BIAS) ours = ours && touch(bias, reinterpret_cast<const char*>(p.operation.bias), false);
+    if (ours) compute(job);
     if (!queued->captured) delete queued;
 }
 
