@@ -207,19 +207,6 @@ void check_memory(uintptr_t p, uint32_t n, Access kind, uint32_t place) {
     }
 }
 
-/// For emulated libraries that access device memory for the device: the bytes are written, or read.
-extern "C" CUEMU_API void cuemu_touch(const void* p, size_t bytes, int write) {
-    const uintptr_t start = reinterpret_cast<uintptr_t>(p);
-    if (start < arena.low || start >= arena.high || !in_allocation(start, bytes)) {
-        report(ILLEGAL_ADDRESS, "a library %s %zu bytes: %s", write ? "writes" : "reads", bytes, describe_address(start).c_str());
-    } else if (write) {
-        mark_written(start, bytes);
-    } else if (const void* hole = memchr(arena.bytes + (start - arena.low), ByteState::UNWRITTEN, bytes)) {
-        const uint64_t offset = static_cast<const uint8_t*>(hole) - arena.bytes;
-        report(LAUNCH_FAILED, "a library reads uninitialised global memory: %s", describe_address(arena.low + offset).c_str());
-    }
-}
-
 void check_access(const void* p, uint32_t n, Access kind, const char* what, const char* file, int line) {
     check_memory(reinterpret_cast<uintptr_t>(p), n, kind, site_of(what, file, line));
 }
@@ -255,14 +242,13 @@ static void join(uint32_t* into, const uint32_t* from, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) into[i] = std::max(into[i], from[i]);
 }
 
-/// Gives each of the fibers what all of them have seen and done, and what `others` says.
+/// Gives each of the fibers what all of them have seen and done.
 template <class Each>
-static void join_fibers(Block* b, const uint32_t* others, Each each) {
+static void join_fibers(Block* b, Each each) {
     use_clocks(b);
     const uint32_t n = b->nthreads + ENGINES;
     uint32_t* all = b->worker->joined.data();
-    if (others) std::copy_n(others, n, all);
-    else std::fill_n(all, n, 0);
+    std::fill_n(all, n, 0);
     each([&](Fiber* f) {
         join(all, f->seen, n);
         all[f->index] = std::max(all[f->index], f->clock);
@@ -273,29 +259,20 @@ static void join_fibers(Block* b, const uint32_t* others, Each each) {
     });
 }
 
-void check_barrier(Block* b, Barrier* barrier, bool whole) {
+void check_barrier(Block* b, Fiber* waiting, bool whole) {
     auto each = [&](auto act) {
-        for (Fiber* f = barrier->waiting; f; f = f->next_waiting) act(f);
+        for (Fiber* f = waiting; f; f = f->next_waiting) act(f);
     };
-    const uint32_t* arrivals = barrier->has_arrivals ? b->worker->arrivals[barrier - b->barriers].data() : nullptr;
-    barrier->has_arrivals = false;
     // A whole-block barrier still has to pass on what single threads have seen of the copy engines.
-    if (!whole || b->clocks_in_use) join_fibers(b, arrivals, each);
+    if (!whole || b->clocks_in_use) join_fibers(b, each);
     if (!whole) return;
     const uint32_t epoch = ++b->worker->epoch;
     each([&](Fiber* f) { f->epoch = epoch; });
 }
 
-void check_arrival(Block* b, Barrier* barrier) {
-    std::vector<uint32_t>& arrivals = b->worker->arrivals[barrier - b->barriers];
-    if (!barrier->has_arrivals) arrivals.assign(clocks(), 0);
-    barrier->has_arrivals = true;
-    release(arrivals.data());
-}
-
 void check_warp_order(const Warp* warp, uint32_t lanes) {
     Block* b = cur->block;
-    join_fibers(b, nullptr, [&](auto act) {
+    join_fibers(b, [&](auto act) {
         for (int l = 0; l < 32; l++) {
             if (lanes >> l & 1) act(&b->fibers[warp->index * 32 + l]);
         }

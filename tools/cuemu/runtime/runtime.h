@@ -39,7 +39,6 @@ struct Worker {
     uint32_t epoch;                // the last one given out
     std::vector<uint32_t> clocks;  // of all fibers
     std::vector<uint32_t> joined;
-    std::vector<uint32_t> arrivals[BARRIERS];  // clocks of the threads that arrived and don't wait
     std::vector<Shadow> dynamic_shadow, static_shadow;
     uint32_t engine_clocks[ENGINES];
 #endif
@@ -80,17 +79,14 @@ void check_launch_begin();
 void check_block_begin(Block* block);
 void check_fiber_begin(Fiber* fiber);
 /// Orders what the waiting fibers did before a barrier before what they do after it. `whole`: all fibers of the block.
-void check_barrier(Block* block, Barrier* barrier, bool whole);
-/// Orders what the current fiber did before what the waiting ones do after the barrier.
-void check_arrival(Block* block, Barrier* barrier);
+void check_barrier(Block* block, Fiber* waiting, bool whole);
 /// The same for the lanes of a warp's collective.
 void check_warp_order(const Warp* warp, uint32_t lanes);
 #else
 static inline void check_launch_begin() {}
 static inline void check_block_begin(Block*) {}
 static inline void check_fiber_begin(Fiber*) {}
-static inline void check_barrier(Block*, Barrier*, bool) {}
-static inline void check_arrival(Block*, Barrier*) {}
+static inline void check_barrier(Block*, Fiber*, bool) {}
 static inline void check_warp_order(const Warp*, uint32_t) {}
 #endif
 

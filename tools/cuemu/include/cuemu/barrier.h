@@ -6,7 +6,7 @@ namespace cuemu {
 /// Waits at barrier `id` for `expected` threads (0: all that have not returned) and gives the reduction of their
 /// predicates.
 CUEMU_API BarrierResult barrier_sync(int id, uint32_t expected, int predicate, const char* file, int line);
-/// Counts this thread at a named barrier for `expected` threads, and doesn't wait.
+/// Counts the thread as come to barrier `id`, without waiting. What it did before is ordered only by who calls this.
 CUEMU_API void barrier_arrive(int id, uint32_t expected, const char* file, int line);
 }  // namespace cuemu
 

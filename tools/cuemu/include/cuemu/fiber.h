@@ -90,9 +90,6 @@ struct Barrier {
     BarrierResult result;
     const char* file;
     int line;
-#ifdef CUEMU_CHECK
-    bool has_arrivals;  // of threads that don't wait
-#endif
 };
 
 /// Barrier 0 is __syncthreads; 1 to 15 are the named ones.
