@@ -100,6 +100,7 @@ const FLAGS: &[&str] = &[
     "-O2",
     "-g1",
     "-w",
+    "-Wno-psabi",
     "-march=x86-64-v3",
     "-ffp-contract=fast",
     "-fno-math-errno",
