@@ -8,4 +8,11 @@ mod compare;
 mod harness;
 mod reruns;
 
+mod activation;
+mod adamw;
+mod elementwise;
+mod embedding;
+mod group_advantage;
 mod memory;
+mod norm;
+mod rope;
