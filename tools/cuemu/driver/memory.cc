@@ -153,6 +153,13 @@ std::string describe_address(uint64_t address) {
 
 void mark_written(uint64_t address, size_t bytes) { mark(address, bytes, ByteState::WRITTEN); }
 
+uint64_t first_unwritten(uint64_t address, size_t bytes) {
+    if (!arena.bytes) return 0;
+    const uint8_t* begin = arena.bytes + (address - arena.low);
+    const uint8_t* found = std::find(begin, begin + bytes, uint8_t(ByteState::UNWRITTEN));
+    return found == begin + bytes ? 0 : address + (found - begin);
+}
+
 void mark_copied(uint64_t to, uint64_t from, size_t bytes) {
     if (arena.bytes) memmove(arena.bytes + (to - arena.low), arena.bytes + (from - arena.low), bytes);
 }

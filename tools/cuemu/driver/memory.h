@@ -51,6 +51,8 @@ std::string describe_address(uint64_t address);
 
 /// Tells the checks of writes and copies that aren't a kernel's.
 void mark_written(uint64_t address, size_t bytes);
+/// The first address of a range that nothing has written yet; 0: there is none, or the checks don't run.
+uint64_t first_unwritten(uint64_t address, size_t bytes);
 void mark_copied(uint64_t to, uint64_t from, size_t bytes);
 /// Must precede every launch with its number: stamps of launches long past must not be taken for this one's.
 void touches_begin(uint32_t launch);

@@ -3,6 +3,10 @@
 #include <dlfcn.h>
 
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <sstream>
@@ -27,7 +31,11 @@ struct Manifest {
     std::vector<Declared> kernels;
 };
 
-int invalid(const std::string& why) { return fail(INVALID_IMAGE, "%s", why.c_str()); }
+/// Also said on standard error: to a program, all images that can't be used look the same.
+int invalid(const std::string& why) {
+    fprintf(stderr, "cuemu: %s\n", why.c_str());
+    return fail(INVALID_IMAGE, "%s", why.c_str());
+}
 
 /// The manifest follows the fatbin, if there is one.
 const char* manifest_text(const void* image) {

@@ -24,9 +24,8 @@ static void release_barrier(Block* b, Barrier& barrier, Fiber* self, bool whole)
     }
 }
 
-BarrierResult barrier_sync(int id, uint32_t expected, int predicate, const char* file, int line) {
-    Fiber* me = cur;
-    Block* b = me->block;
+/// The barrier, with its records begun if nobody has come to it yet.
+static Barrier& come_to_barrier(Block* b, int id, uint32_t expected, const char* file, int line) {
     if (id < 0 || id >= BARRIERS || expected % 32 != 0 || expected > b->nthreads) {
         report(LAUNCH_FAILED, "barrier %d for %u threads at %s:%d: there are barriers 0 to 15, for whole warps of the "
                "block's %u threads", id, expected, base_name(file), line, b->nthreads);
@@ -37,7 +36,15 @@ BarrierResult barrier_sync(int id, uint32_t expected, int predicate, const char*
         barrier.result = {0, 1, 0};
         barrier.file = file;
         barrier.line = line;
-    } else if (!expected && barrier.line != line) {
+    }
+    return barrier;
+}
+
+BarrierResult barrier_sync(int id, uint32_t expected, int predicate, const char* file, int line) {
+    Fiber* me = cur;
+    Block* b = me->block;
+    Barrier& barrier = come_to_barrier(b, id, expected, file, line);
+    if (!expected && barrier.line != line) {
         report(LAUNCH_FAILED, "divergent __syncthreads: this thread is at %s:%d, others wait at %s:%d", base_name(file),
                line, base_name(barrier.file), barrier.line);
         die();
@@ -58,6 +65,12 @@ BarrierResult barrier_sync(int id, uint32_t expected, int predicate, const char*
         switch_away();
     }
     return me->result;
+}
+
+void barrier_arrive(int id, uint32_t expected, const char* file, int line) {
+    Block* b = cur->block;
+    Barrier& barrier = come_to_barrier(b, id, expected, file, line);
+    if (++barrier.arrived >= expected) release_barrier(b, barrier, nullptr, false);
 }
 
 void release_barrier_after_exit(Fiber* fiber) {

@@ -41,17 +41,26 @@ void complete_phase_if_due(Mbarrier& barrier) {
 }
 
 void named_barrier(int id, int threads, bool wait, const char* file, int line) {
-    const char* what = wait ? "named_barrier_sync" : "named_barrier_arrive";
-    if (id < 1 || id > 15 || threads < 32 || threads % 32 || uint32_t(threads) > (cur->block->nthreads + 31) / 32 * 32) {
-        report(LAUNCH_FAILED, "%s at %s:%d: barrier %d for %d threads: ids are 1 to 15, threads whole warps of the block", what, file,
-               line, id, threads);
+    if (id == 0 || threads <= 0) {
+        report(LAUNCH_FAILED, "named barrier %d for %d threads at %s:%d: the barriers with names are 1 to 15", id, threads, file,
+               line);
         die();
     }
-    if (wait) {
-        barrier_sync(id, threads, 0, file, line);
-    } else {
+#ifdef CUEMU_CHECK
+    // Who arrives without waiting gives what it has seen to those who wait; it comes to hold for them a little early, for
+    // arrivals of the barrier's next use too.
+    std::vector<uint32_t>& arrivals = cur->block->async.state->arrivals[id & 15];
+    arrivals.resize(clocks());
+    if (!wait) release(arrivals.data());
+#endif
+    if (!wait) {
         barrier_arrive(id, threads, file, line);
+        return;
     }
+    barrier_sync(id, threads, 0, file, line);
+#ifdef CUEMU_CHECK
+    acquire(arrivals.data());
+#endif
 }
 
 void mbarrier_begin(uint32_t address, uint32_t count, const char* file, int line) {

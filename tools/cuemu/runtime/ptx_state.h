@@ -63,6 +63,9 @@ struct AsyncState {
     std::vector<Mbarrier> mbarriers;
     std::vector<BoxInFlight> boxes;
     std::vector<WarpAsync> warps;
+#ifdef CUEMU_CHECK
+    std::vector<uint32_t> arrivals[BARRIERS];  // clocks of named_barrier_arrive
+#endif
 };
 
 /// The index in AsyncState::mbarriers of the one at a shared address; none there ends the launch.

@@ -94,6 +94,9 @@ void BlockAsync::reset(Block* block) {
     state->mbarriers.clear();
     state->boxes.clear();
     state->warps.assign(block->nwarps, WarpAsync{});
+#ifdef CUEMU_CHECK
+    for (std::vector<uint32_t>& arrivals : state->arrivals) arrivals.clear();
+#endif
 }
 
 bool BlockAsync::pending() const { return !state->boxes.empty(); }

@@ -6,6 +6,8 @@ namespace cuemu {
 /// Waits at barrier `id` for `expected` threads (0: all that have not returned) and gives the reduction of their
 /// predicates.
 CUEMU_API BarrierResult barrier_sync(int id, uint32_t expected, int predicate, const char* file, int line);
+/// Counts the thread as come to barrier `id`, without waiting. What it did before is ordered only by who calls this.
+CUEMU_API void barrier_arrive(int id, uint32_t expected, const char* file, int line);
 }  // namespace cuemu
 
 static inline void __syncthreads(CUEMU_WHERE) { cuemu::barrier_sync(0, 0, 0, CUEMU_HERE); }
