@@ -10,4 +10,11 @@ mod reruns;
 
 #[allow(unsafe_code)]
 mod conformance;
+mod activation;
+mod adamw;
+mod elementwise;
+mod embedding;
+mod group_advantage;
 mod memory;
+mod norm;
+mod rope;
