@@ -18,6 +18,7 @@ pub mod files;
 pub mod disk;
 pub mod config;
 pub mod rng;
+pub mod cuda;
 pub mod tensor;
 pub mod autograd;
 pub mod ops;

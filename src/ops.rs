@@ -18,6 +18,15 @@ pub mod rope;
 use crate::tensor::Real;
 use rayon::prelude::*;
 
+/// What one call of an op costs at least, by its formula: the benches' measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Floating-point operations; a multiply-add is two.
+    pub flops: u64,
+    /// Bytes that have to be read and written, each once.
+    pub bytes: u64,
+}
+
 /// Work below this many multiply-adds (tens of microseconds) costs less than handing it to other threads.
 pub(crate) const SERIAL_LIMIT: usize = 1 << 21;
 

@@ -4,6 +4,9 @@
 //! and no hidden conversion; content changes only through [`Tensor::make_mut`], which proves (or makes) sole
 //! ownership.
 
+#[allow(unsafe_code)]
+mod cuda;
+pub use cuda::DeviceReal;
 pub mod device;
 pub mod dtype;
 pub mod storage;
@@ -125,15 +128,19 @@ impl Tensor {
         }
     }
 
-    /// The elements in the type arithmetic runs in: borrowed, or widened from bf16.
+    /// The elements in the type CPU arithmetic runs in: borrowed, or widened from bf16.
     ///
-    /// Panics when a f64 tensor is asked for as f32 or the other way round, which `dispatch!` excludes.
+    /// Panics when a f64 tensor is asked for as f32 or the other way round, which `dispatch!` excludes, and for a tensor in
+    /// device memory, which every op hands to its kernels before it gets here.
     pub fn real<R: Real>(&self) -> Cow<'_, [R]> {
         if let Some(x) = R::view(&self.storage) {
             return Cow::Borrowed(x);
         }
         match &*self.storage {
             Storage::Bf16(x) => Cow::Owned(x.iter().map(|x| R::of(f64::from(x.to_f32()))).collect()),
+            Storage::CudaF32(_) | Storage::CudaBf16(_) => {
+                panic!("a tensor in device memory was read by the host")
+            }
             other => panic!("a {} tensor cannot be read without a conversion", other.dtype().name()),
         }
     }
@@ -146,15 +153,14 @@ impl Tensor {
         }
     }
 
-    /// The same elements in another type.
+    /// The same elements in another type, in host memory.
     pub fn to_dtype(&self, dtype: DType) -> Tensor {
         if dtype == self.dtype() {
             return self.clone();
         }
         let wide: Vec<f64> = match &*self.storage {
-            Storage::F32(x) => x.iter().map(|&x| f64::from(x)).collect(),
             Storage::F64(x) => x.clone(),
-            Storage::Bf16(x) => x.iter().map(|x| f64::from(x.to_f32())).collect(),
+            _ => self.real::<f32>().iter().map(|&x| f64::from(x)).collect(),
         };
         let storage = match dtype {
             DType::F32 => Storage::F32(wide.iter().map(|&x| x as f32).collect()),
@@ -172,9 +178,17 @@ impl Tensor {
         Ok(Tensor { shape: shape.to_vec(), storage: self.storage.clone() })
     }
 
+    /// The storage for writing; copied first when somebody else holds it too.
+    fn storage_mut(&mut self) -> Result<&mut Storage> {
+        if Arc::get_mut(&mut self.storage).is_none() {
+            self.storage = Arc::new(self.storage.try_clone()?);
+        }
+        Arc::get_mut(&mut self.storage).ok_or_else(|| Error::Internal("a new copy has another owner".into()))
+    }
+
     /// The elements for writing; copied first when somebody else holds them too.
     pub fn make_mut<R: Real>(&mut self) -> Result<&mut [R]> {
-        let storage = Arc::make_mut(&mut self.storage);
+        let storage = self.storage_mut()?;
         let dtype = storage.dtype();
         R::view_mut(storage)
             .ok_or_else(|| Error::Internal(format!("a {} tensor cannot be written in place", dtype.name())))
@@ -182,11 +196,14 @@ impl Tensor {
 
     /// Adds `other` element by element, in place where this is the sole owner.
     pub fn accumulate(&mut self, other: &Tensor) -> Result<()> {
-        if self.shape != other.shape || self.dtype() != other.dtype() {
+        if self.shape != other.shape || self.dtype() != other.dtype() || self.gpu() != other.gpu() {
             return Err(Error::Internal(format!(
                 "cannot add gradients of shapes {:?} and {:?}",
                 self.shape, other.shape
             )));
+        }
+        if self.gpu().is_some() {
+            return self.accumulate_on_gpu(other);
         }
         if self.dtype() == DType::Bf16 {
             let sum: Vec<f32> =

@@ -7,8 +7,10 @@ use std::process::Command;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The files that may hold `unsafe`: none.
-const UNSAFE_ALLOWED: [&str; 0] = [];
+/// The files that may hold `unsafe`: the device layer, and where ops and tensors hand memory to kernels.
+fn unsafe_is_allowed(path: &str) -> bool {
+    path.starts_with("cuda/") || path == "cuda.rs" || path.ends_with("/cuda.rs")
+}
 
 /// A file of `src`: its path below it, and its lines. Whole-line comments are blanked, so that line numbers stay.
 struct Source {
@@ -100,8 +102,7 @@ fn unsafe_stands_where_it_is_allowed() {
     let is_unsafe = |line: &str| words(line).any(|word| word == "unsafe") && !line.contains("unsafe-inline");
     for source in sources() {
         let found = places(&source.path, &source.lines, is_unsafe);
-        // The list does not outlive what it allows.
-        assert_eq!(!found.is_empty(), UNSAFE_ALLOWED.contains(&&*source.path), "{found:?}");
+        assert!(found.is_empty() || unsafe_is_allowed(&source.path), "{found:?}");
     }
 }
 
@@ -117,7 +118,7 @@ fn the_library_neither_prints_nor_gives_up() {
 
 #[test]
 fn the_repository_holds_what_the_readme_maps() {
-    const TOP: [&str; 14] = [
+    const TOP: [&str; 16] = [
         ".cargo",
         ".ci",
         ".gitignore",
@@ -128,6 +129,8 @@ fn the_repository_holds_what_the_readme_maps() {
         "LICENSE-MIT",
         "README.md",
         "benches",
+        "build.rs",
+        "kernels",
         "rustfmt.toml",
         "src",
         "tests",

@@ -1,5 +1,6 @@
 //! Where tensors live and arithmetic runs.
 
+use crate::cuda::Gpu;
 use crate::error::{Error, Result};
 
 /// A backend.
@@ -7,6 +8,8 @@ use crate::error::{Error, Result};
 pub enum Device {
     /// Host memory and threads.
     Cpu,
+    /// Device memory and kernels.
+    Cuda(Gpu),
 }
 
 impl Device {
@@ -15,7 +18,7 @@ impl Device {
         match name {
             "cpu" | "auto" => Ok(Device::Cpu),
             _ => Err(Error::Device(format!(
-                "--device {name}: this build runs on the CPU only; use --device cpu (or auto)"
+                "--device {name}: this version trains and samples on the CPU only; use --device cpu (or auto)"
             ))),
         }
     }
