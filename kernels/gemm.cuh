@@ -184,3 +184,12 @@ struct Output {
         }
     }
 };
+
+// The whole kernel: the block's tile of C.
+template <class S, bool A_INNERMOST, bool B_INNERMOST, class A, class B, class C>
+__device__ __forceinline__ void multiply_tile(const A& a, const B& b, int depth, const C& c) {
+    const int m = blockIdx.x * S::M, n = blockIdx.y * S::N;
+    Sums<S> sums;
+    multiply<S, A_INNERMOST, B_INNERMOST>(sums, a, b, m, n, depth, (bf16*)dyn_smem());
+    c.template store<S>(sums, m, n);
+}

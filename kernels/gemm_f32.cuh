@@ -10,7 +10,7 @@
 constexpr int BLOCK = 64, STEP = 8;
 
 // A row-major f32 matrix in global memory; elements outside of it are 0.
-struct PlainMatrix {
+struct MatrixF32 {
     const float* data;
     int rows, cols, stride;
 
@@ -45,9 +45,9 @@ struct Fetched {
     }
 };
 
-// The whole kernel: `A` and `B` are `PlainMatrix`, or what has its `at`.
+// The whole kernel, the block's tile of C: `A` and `B` are `MatrixF32`, or what has its `at`.
 template <bool A_INNERMOST, bool B_INNERMOST, class A, class B>
-__device__ __forceinline__ void product_f32(const A& a, const B& b, int depth, const Output<float, float>& c) {
+__device__ __forceinline__ void multiply_tile_f32(const A& a, const B& b, int depth, const Output<float, float>& c) {
     StepTile(*tiles)[2] = reinterpret_cast<StepTile(*)[2]>(dyn_smem());
     const int m = blockIdx.x * BLOCK, n = blockIdx.y * BLOCK;
     // A thread's rows and columns: four from 4 * thread_m on, and the four that are half a block further.

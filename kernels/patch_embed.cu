@@ -3,7 +3,6 @@
 // channels each taking a third of a row.
 //
 // Grid: as in gemm.cu, for C = y and for C = dW.
-#include "gemm.cuh"
 #include "gemm_f32.cuh"
 
 constexpr int LEVELS = 3 * 256;
@@ -26,7 +25,7 @@ struct Pixels {
         return levels[channel * 256 + byte];
     }
 
-    // As PlainMatrix.
+    // As MatrixF32.
     __device__ __forceinline__ float at(int row, int col) const {
         return row < rows && col < cols ? level(col, bytes[(int64_t)row * cols + col]) : 0.0f;
     }
@@ -52,30 +51,28 @@ __device__ __forceinline__ const bf16* round_levels(const float* levels) {
 
 extern "C" __global__ void __launch_bounds__(256)
 patch_embed_forward_bf16(const uint8_t* bytes, const float* levels, const bf16* weight, bf16* y, int32_t patches, int32_t channels, int32_t width) {
-    const int m = blockIdx.x * Large::M, n = blockIdx.y * Large::N;
     const Pixels<bf16> pixels = {bytes, round_levels(levels), patches, width};
-    Sums<Large> sums;
-    multiply<Large, true, true>(sums, pixels, Matrix(weight, channels, width, width), m, n, width, (bf16*)dyn_smem());
-    Output<bf16, bf16>{y, patches, channels, channels, nullptr, false}.store<Large>(sums, m, n);
+    const Output<bf16, bf16> out = {y, patches, channels, channels, nullptr, false};
+    multiply_tile<Large, true, true>(pixels, Matrix(weight, channels, width, width), width, out);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
 patch_embed_backward_bf16(const uint8_t* bytes, const float* levels, const bf16* dy, bf16* dw, int32_t patches, int32_t channels, int32_t width) {
-    const int m = blockIdx.x * Large::M, n = blockIdx.y * Large::N;
     const Pixels<bf16> pixels = {bytes, round_levels(levels), patches, width};
-    Sums<Large> sums;
-    multiply<Large, false, false>(sums, Matrix(dy, patches, channels, channels), pixels, m, n, patches, (bf16*)dyn_smem());
-    Output<bf16, bf16>{dw, channels, width, width, nullptr, false}.store<Large>(sums, m, n);
+    const Output<bf16, bf16> out = {dw, channels, width, width, nullptr, false};
+    multiply_tile<Large, false, false>(Matrix(dy, patches, channels, channels), pixels, patches, out);
 }
 
 extern "C" __global__ void __launch_bounds__(64)
 patch_embed_forward_f32(const uint8_t* bytes, const float* levels, const float* weight, float* y, int32_t patches, int32_t channels, int32_t width) {
     const Pixels<float> pixels = {bytes, levels, patches, width};
-    product_f32<true, true>(pixels, PlainMatrix{weight, channels, width, width}, width, {y, patches, channels, channels, nullptr, false});
+    const MatrixF32 factor = {weight, channels, width, width};
+    multiply_tile_f32<true, true>(pixels, factor, width, {y, patches, channels, channels, nullptr, false});
 }
 
 extern "C" __global__ void __launch_bounds__(64)
 patch_embed_backward_f32(const uint8_t* bytes, const float* levels, const float* dy, float* dw, int32_t patches, int32_t channels, int32_t width) {
     const Pixels<float> pixels = {bytes, levels, patches, width};
-    product_f32<false, false>(PlainMatrix{dy, patches, channels, channels}, pixels, patches, {dw, channels, width, width, nullptr, false});
+    const MatrixF32 factor = {dy, patches, channels, channels};
+    multiply_tile_f32<false, false>(factor, pixels, patches, {dw, channels, width, width, nullptr, false});
 }
