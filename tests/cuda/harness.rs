@@ -1,0 +1,82 @@
+//! The device that the tests of this process run on.
+
+#[path = "../../tools/cuemu/cuemu.rs"]
+mod cuemu;
+
+use cuemu::{Flavour, Module};
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use othink::cuda::Gpu;
+use othink::cuda::kernels::MODULES;
+use std::ffi::{CString, c_char, c_int};
+use std::io::Write;
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// Chooses the device: `device` for a real GPU, or the emulator's flavour and its configuration, such as `check sched=random seed=3`.
+pub const VARIABLE: &str = "OTHINK_TEST_CUDA";
+
+fn mode() -> String {
+    std::env::var(VARIABLE).unwrap_or_else(|_| "fast".into())
+}
+
+/// The device, or none: then standard error says why, and the test has nothing to do.
+pub fn gpu() -> Option<&'static Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    GPU.get_or_init(|| match open() {
+        Ok(gpu) => Some(gpu),
+        Err(reason) => {
+            // Not by `eprintln!`, which is kept from sight when a test passes.
+            let _ = writeln!(std::io::stderr(), "skipped: tests/cuda ({}): {reason}", mode());
+            None
+        }
+    })
+    .as_ref()
+}
+
+/// Whether every access is checked, which costs ten times the time: tests may leave out what only repeats.
+pub fn is_checked() -> bool {
+    mode().starts_with("check")
+}
+
+/// A reason to skip is an `Err`; an emulator that should work and does not is a failure.
+fn open() -> Result<Gpu, String> {
+    if mode() == "device" {
+        return Gpu::open(0).map_err(|e| e.to_string());
+    }
+    cuemu::supported()?;
+    load_emulator(&mode());
+    Ok(Gpu::open(0).expect("the emulated driver has a GPU"))
+}
+
+/// Opens the emulated libraries by their paths: the device layer's own search by name then finds them loaded.
+fn load_emulator(mode: &str) {
+    let (flavour, configuration) = mode.split_once(' ').unwrap_or((mode, ""));
+    let flavour = match flavour {
+        "fast" => Flavour::Fast,
+        "check" => Flavour::Check,
+        other => panic!("{VARIABLE}: `{other}` is neither `device`, `fast` nor `check`"),
+    };
+    let kernels = |module: &othink::cuda::Module| module.kernels.iter().map(|kernel| kernel.name).collect();
+    let modules: Vec<Module> = MODULES
+        .iter()
+        .map(|module| Module { stem: module.stem, hash: module.hash, kernels: kernels(module) })
+        .collect();
+    let libraries = cuemu::build(&modules, flavour).expect("the emulator and the kernels compile");
+    let configuration = format!("kernels={} {configuration}", libraries.kernels.display());
+    let driver = load(&libraries.driver);
+    load(&libraries.cublaslt);
+    let text = CString::new(configuration).expect("no NUL in a path");
+    // SAFETY: the signature is that of tools/cuemu; the text outlives the call.
+    let result = unsafe {
+        let configure = driver.get::<unsafe extern "C" fn(*const c_char) -> c_int>(b"cuemu_configure\0");
+        configure.expect("the emulator's own function")(text.as_ptr())
+    };
+    assert_eq!(result, 0, "the emulator takes {text:?}");
+}
+
+fn load(path: &Path) -> &'static Library {
+    // SAFETY: the library is ours; its initialisers only set up its own state.
+    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
+    // It stays for the rest of the process: the device layer finds it by name.
+    Box::leak(Box::new(library.unwrap_or_else(|e| panic!("{}: {e}", path.display()))))
+}

@@ -1,0 +1,98 @@
+//! Device memory: copies, counting, the end of it.
+
+use crate::compare::{assert_same, normal, on_gpu};
+use crate::harness::gpu;
+use half::bf16;
+use othink::cuda::Purpose;
+use othink::error::{Error, Result};
+use othink::tensor::{DType, Tensor};
+
+#[test]
+fn what_goes_up_comes_down() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    // Nothing, one, an odd number of bytes, and more than both halves of the staging memory.
+    for len in [0, 1, 17, 5 << 20] {
+        let bytes: Vec<u8> = (0..len).map(|i| (i * 31 + i / 251) as u8).collect();
+        let mut buffer = gpu.upload(&bytes, Purpose::Inputs)?;
+        assert_eq!(buffer.download()?, bytes);
+        let copy = buffer.try_clone()?;
+        buffer.fill_zero()?;
+        assert!(buffer.download()?.iter().all(|&byte| byte == 0));
+        assert_eq!(copy.download()?, bytes);
+    }
+    let x: Vec<bf16> = (0..100).map(|i| bf16::from_f32(i as f32 / 8.0)).collect();
+    assert_eq!(gpu.upload(&x, Purpose::Inputs)?.download()?, x);
+    assert!(gpu.zeros::<f64>(3, Purpose::Workspace)?.download()? == [0.0; 3]);
+    Ok(())
+}
+
+/// Staging memory is written again only after the copy out of it has happened.
+#[test]
+fn many_uploads_in_a_row_do_not_meet() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let buffers: Vec<_> =
+        (0..20_u32).map(|i| gpu.upload(&vec![i; 100_000], Purpose::Inputs)).collect::<Result<_>>()?;
+    for (i, buffer) in buffers.iter().enumerate() {
+        assert!(buffer.download()?.iter().all(|&x| x as usize == i), "upload {i}");
+    }
+    Ok(())
+}
+
+#[test]
+fn gradients_add_up_in_place() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for dtype in [DType::F32, DType::Bf16] {
+        for n in [1, 3, 17, 257, 1000] {
+            let (a, b) = (normal(&[n], dtype, 1), normal(&[n], dtype, 2));
+            let (mut on_device, mut on_host) = (on_gpu(&a, dtype, gpu), a.to_dtype(dtype));
+            let shared = on_device.clone();
+            on_device.accumulate(&on_gpu(&b, dtype, gpu))?;
+            on_host.accumulate(&b.to_dtype(dtype))?;
+            assert_same("the sum", &on_device, &on_host);
+            assert_same("the other owner's tensor", &shared, &a.to_dtype(dtype));
+        }
+        let empty = on_gpu(&Tensor::zeros(&[0, 4], DType::F64), dtype, gpu);
+        empty.clone().accumulate(&empty)?;
+    }
+    let (a, b) = (normal(&[3], DType::F32, 1), normal(&[3], DType::F32, 2).to_dtype(DType::F32));
+    assert!(on_gpu(&a, DType::F32, gpu).accumulate(&b).is_err(), "memory of two places");
+    Ok(())
+}
+
+#[test]
+fn the_ledger_says_what_memory_is_for() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    // No other test allocates for this purpose.
+    let before = gpu.ledger().bytes(Purpose::KvCache);
+    let buffer = gpu.alloc::<bf16>(1000, Purpose::KvCache)?;
+    assert_eq!(gpu.ledger().bytes(Purpose::KvCache), before + 2000);
+    drop(buffer);
+    assert_eq!(
+        (gpu.ledger().bytes(Purpose::KvCache), gpu.ledger().peak_bytes(Purpose::KvCache)),
+        (before, 2000)
+    );
+    Ok(())
+}
+
+#[test]
+fn running_out_of_memory_says_what_to_lower() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let weights = gpu.alloc::<f32>(1 << 20, Purpose::Weights)?;
+    let error = gpu.alloc::<f32>(1 << 40, Purpose::Activations).unwrap_err();
+    assert!(matches!(error, Error::Memory(_)), "{error}");
+    assert_eq!(error.exit_code(), 71);
+    let text = error.to_string();
+    for part in [
+        "4096.0 GiB more for Activations",
+        "weights",
+        "MiB",
+        "--per_device_train_batch_size",
+        "--gradient_checkpointing",
+    ] {
+        assert!(text.contains(part), "{part} is missing: {text}");
+    }
+    // The GPU is usable afterwards.
+    drop(weights);
+    assert_eq!(gpu.upload(&[1_u8, 2], Purpose::Inputs)?.download()?, [1, 2]);
+    Ok(())
+}
