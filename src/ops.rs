@@ -14,6 +14,7 @@ pub mod log_softmax_kl;
 pub mod norm;
 pub mod patch_embed;
 pub mod rope;
+mod launch;
 
 use crate::tensor::Real;
 use rayon::prelude::*;

@@ -7,6 +7,10 @@
 //! Element by element, any equal shapes; f32 arithmetic, one rounding at the store (transformers rounds silu(g)
 //! to bf16 before the product; we do too).
 
+#[allow(unsafe_code)]
+mod cuda;
+
+use super::Cost;
 use crate::autograd::Op;
 use crate::dispatch;
 use crate::error::{Error, Result};
@@ -42,8 +46,26 @@ fn sigmoid<R: Real>(x: R) -> R {
     R::ONE / (R::ONE + (-x).exp())
 }
 
+/// Operations and bytes of an activation of n elements with `operands` tensors in and out: an exponential or error function
+/// counts as one operation.
+fn cost(n: usize, operands: usize, flops: usize, dtype: DType) -> Cost {
+    Cost { flops: (flops * n) as u64, bytes: (operands * n * dtype.size()) as u64 }
+}
+
 /// `silu(gate) * up`.
 pub struct SwiGlu;
+
+impl SwiGlu {
+    /// Operations and bytes for n elements of the result.
+    pub fn forward_cost(n: usize, dtype: DType) -> Cost {
+        cost(n, 3, 6, dtype)
+    }
+
+    /// Operations and bytes of both gradients.
+    pub fn backward_cost(n: usize, dtype: DType) -> Cost {
+        cost(n, 5, 12, dtype)
+    }
+}
 
 impl Op<2> for SwiGlu {
     const NAME: &'static str = "swiglu";
@@ -52,6 +74,9 @@ impl Op<2> for SwiGlu {
     fn forward(&self, [gate, up]: [&Tensor; 2]) -> Result<(Tensor, Self::Saved)> {
         if gate.shape() != up.shape() || gate.dtype() != up.dtype() {
             return Err(Error::Internal(format!("swiglu: shapes {:?} and {:?}", gate.shape(), up.shape())));
+        }
+        if let Some(gpu) = gate.gpu() {
+            return Ok((cuda::swiglu(gpu, gate, up)?, (gate.clone(), up.clone())));
         }
         let round = gate.dtype() == DType::Bf16;
         let y = dispatch!(gate.dtype(), R => {
@@ -66,6 +91,10 @@ impl Op<2> for SwiGlu {
     }
 
     fn backward(&self, (gate, up): Self::Saved, dy: &Tensor, _: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+        if let Some(gpu) = gate.gpu() {
+            let (d_gate, d_up) = cuda::swiglu_backward(gpu, &gate, &up, dy)?;
+            return Ok([Some(d_gate), Some(d_up)]);
+        }
         dispatch!(gate.dtype(), R => {
             let (g, u, d) = (gate.real::<R>(), up.real::<R>(), dy.real::<R>());
             let slope = zip(&g, &u, |g, u| {
@@ -83,11 +112,26 @@ impl Op<2> for SwiGlu {
 /// `x * sigmoid(1.702 x)`.
 pub struct QuickGelu;
 
+impl QuickGelu {
+    /// Operations and bytes for n elements.
+    pub fn forward_cost(n: usize, dtype: DType) -> Cost {
+        cost(n, 2, 5, dtype)
+    }
+
+    /// Operations and bytes of the gradient.
+    pub fn backward_cost(n: usize, dtype: DType) -> Cost {
+        cost(n, 3, 10, dtype)
+    }
+}
+
 impl Op<1> for QuickGelu {
     const NAME: &'static str = "quick_gelu";
     type Saved = Tensor;
 
     fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Tensor)> {
+        if let Some(gpu) = x.gpu() {
+            return Ok((cuda::quick_gelu(gpu, x)?, x.clone()));
+        }
         let y = dispatch!(x.dtype(), R => {
             let y = map::<R>(&x.real(), |x| x * sigmoid(R::of(1.702) * x));
             Tensor::rounded(x.shape(), y, x.dtype())?
@@ -96,6 +140,9 @@ impl Op<1> for QuickGelu {
     }
 
     fn backward(&self, x: Tensor, dy: &Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        if let Some(gpu) = x.gpu() {
+            return Ok([Some(cuda::quick_gelu_backward(gpu, &x, dy)?)]);
+        }
         dispatch!(x.dtype(), R => {
             let dx = zip::<R>(&x.real(), &dy.real(), |x, d| {
                 let a = R::of(1.702);
@@ -110,6 +157,18 @@ impl Op<1> for QuickGelu {
 /// `x * Phi(x)` with the error function.
 pub struct Gelu;
 
+impl Gelu {
+    /// Operations and bytes for n elements.
+    pub fn forward_cost(n: usize, dtype: DType) -> Cost {
+        cost(n, 2, 5, dtype)
+    }
+
+    /// Operations and bytes of the gradient.
+    pub fn backward_cost(n: usize, dtype: DType) -> Cost {
+        cost(n, 3, 10, dtype)
+    }
+}
+
 fn phi_cdf<R: Real>(x: R) -> R {
     R::of(0.5) * (R::ONE + (x * R::of(std::f64::consts::FRAC_1_SQRT_2)).erf())
 }
@@ -119,6 +178,9 @@ impl Op<1> for Gelu {
     type Saved = Tensor;
 
     fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, Tensor)> {
+        if let Some(gpu) = x.gpu() {
+            return Ok((cuda::gelu(gpu, x)?, x.clone()));
+        }
         let y = dispatch!(x.dtype(), R => {
             Tensor::rounded(x.shape(), map::<R>(&x.real(), |x| x * phi_cdf(x)), x.dtype())?
         });
@@ -126,6 +188,9 @@ impl Op<1> for Gelu {
     }
 
     fn backward(&self, x: Tensor, dy: &Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
+        if let Some(gpu) = x.gpu() {
+            return Ok([Some(cuda::gelu_backward(gpu, &x, dy)?)]);
+        }
         dispatch!(x.dtype(), R => {
             let dx = zip::<R>(&x.real(), &dy.real(), |x, d| {
                 let density = (x * x * R::of(-0.5)).exp() * R::of(1.0 / (2.0 * std::f64::consts::PI).sqrt());

@@ -4,10 +4,14 @@
 //! image `[S, C]`, y `[T, C]`. Gradients: rows of dy are added to `dE[token_t]` in the order of t (deterministic),
 //! and copied to `dimage[s]`.
 
+#[allow(unsafe_code)]
+mod cuda;
+
+use super::Cost;
 use crate::autograd::Op;
 use crate::dispatch;
 use crate::error::{Error, Result};
-use crate::tensor::{Real, Tensor};
+use crate::tensor::{DType, Real, Tensor};
 
 /// The token ids and the rows that images fill.
 pub struct Embedding {
@@ -15,6 +19,18 @@ pub struct Embedding {
     pub tokens: Vec<u32>,
     /// Rows taken by the image features, in the order of the features.
     pub image_rows: Vec<usize>,
+}
+
+impl Embedding {
+    /// Operations and bytes of gathering `rows` rows.
+    pub fn forward_cost(rows: usize, width: usize, dtype: DType) -> Cost {
+        Cost { flops: 0, bytes: (rows * (2 * width * dtype.size() + 4)) as u64 }
+    }
+
+    /// Operations and bytes of the table's whole gradient `[vocab, width]`, of `rows` rows.
+    pub fn backward_cost(rows: usize, vocab: usize, width: usize, dtype: DType) -> Cost {
+        Cost { flops: (rows * width) as u64, bytes: ((rows + vocab) * width * dtype.size() + rows * 4) as u64 }
+    }
 }
 
 impl Op<2> for Embedding {
@@ -35,6 +51,10 @@ impl Op<2> for Embedding {
             return Err(Error::Input(format!(
                 "token id {id} is outside the model's vocabulary of {vocab}: tokenizer and model do not belong together"
             )));
+        }
+        if let Some(gpu) = table.gpu() {
+            let y = cuda::forward(gpu, self, table, image)?;
+            return Ok((y, (table.shape().to_vec(), image.shape().to_vec())));
         }
         dispatch!(table.dtype(), R => {
             let (e, f) = (table.real::<R>(), image.real::<R>());
@@ -57,6 +77,10 @@ impl Op<2> for Embedding {
         needs: [bool; 2],
     ) -> Result<[Option<Tensor>; 2]> {
         let (_, width) = dy.matrix();
+        if let Some(gpu) = dy.gpu() {
+            let (d_table, d_image) = cuda::backward(gpu, self, &table, dy, needs[0])?;
+            return Ok([d_table, Some(d_image)]);
+        }
         dispatch!(dy.dtype(), R => {
             let d = dy.real::<R>();
             let mut is_image = vec![false; self.tokens.len()];

@@ -4,10 +4,14 @@
 //! (t, i) from a table. The backward pass is the rotation by the opposite angle. M-RoPE and the vision tower's
 //! two-axis rotation differ only in the table: [`Table::mrope`], [`Table::axial`].
 
+#[allow(unsafe_code)]
+mod cuda;
+
+use super::Cost;
 use crate::autograd::Op;
 use crate::dispatch;
 use crate::error::{Error, Result};
-use crate::tensor::{Real, Tensor};
+use crate::tensor::{DType, Real, Tensor};
 use std::sync::Arc;
 
 /// Cosines and sines `[T, D/2]` in f32.
@@ -16,6 +20,7 @@ pub struct Table {
     half: usize,
     cos: Arc<[f32]>,
     sin: Arc<[f32]>,
+    on_gpu: Arc<cuda::Angles>,
 }
 
 /// `1 / theta^(2 i / dim)` for i in 0 .. dim/2, rounded as torch does it in f32.
@@ -29,10 +34,14 @@ fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
 }
 
 impl Table {
+    fn new(half: usize, cos: Vec<f32>, sin: Vec<f32>) -> Table {
+        Table { half, cos: cos.into(), sin: sin.into(), on_gpu: Arc::default() }
+    }
+
     fn of_angles(half: usize, angles: impl Iterator<Item = f32>) -> Table {
         let (cos, sin): (Vec<f32>, Vec<f32>) =
             angles.map(|a| (f64::from(a).cos() as f32, f64::from(a).sin() as f32)).unzip();
-        Table { half, cos: cos.into(), sin: sin.into() }
+        Table::new(half, cos, sin)
     }
 
     /// M-RoPE (Qwen2-VL): frequency i belongs to the time, height or width axis as `sections` cut the first
@@ -72,7 +81,13 @@ pub struct Rope {
 }
 
 impl Rope {
-    fn rotate(&self, x: &Tensor, direction: f64) -> Result<Tensor> {
+    /// Operations and bytes of rotating `[rows, width]`, forth or back.
+    pub fn cost(rows: usize, width: usize, head_dim: usize, dtype: DType) -> Cost {
+        let n = rows * width;
+        Cost { flops: 3 * n as u64, bytes: (2 * n * dtype.size() + rows * head_dim * 4) as u64 }
+    }
+
+    fn rotate(&self, x: &Tensor, forth: bool) -> Result<Tensor> {
         let (rows, width) = x.matrix();
         let half = self.table.half;
         if rows * half != self.table.cos.len() || !width.is_multiple_of(2 * half) {
@@ -83,6 +98,10 @@ impl Rope {
                 2 * half
             )));
         }
+        if let Some(gpu) = x.gpu() {
+            return cuda::rotate(gpu, x, &self.table, forth);
+        }
+        let direction = if forth { 1.0 } else { -1.0 };
         dispatch!(x.dtype(), R => {
             let mut y = x.real::<R>().into_owned();
             let sign = R::of(direction);
@@ -109,11 +128,11 @@ impl Op<1> for Rope {
     type Saved = ();
 
     fn forward(&self, [x]: [&Tensor; 1]) -> Result<(Tensor, ())> {
-        Ok((self.rotate(x, 1.0)?, ()))
+        Ok((self.rotate(x, true)?, ()))
     }
 
     fn backward(&self, (): (), dy: &Tensor, _: [bool; 1]) -> Result<[Option<Tensor>; 1]> {
-        Ok([Some(self.rotate(dy, -1.0)?)])
+        Ok([Some(self.rotate(dy, false)?)])
     }
 }
 
@@ -124,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_quarter_turn_swaps_the_pair() -> Result<()> {
-        let table = Table { half: 1, cos: Arc::from([0.0]), sin: Arc::from([1.0]) };
+        let table = Table::new(1, vec![0.0], vec![1.0]);
         let x = Tensor::new(&[1, 2], vec![3.0_f32, 5.0])?;
         assert_eq!(Rope { table }.forward([&x])?.0.real::<f32>().as_ref(), [-5.0, 3.0]);
         Ok(())

@@ -3,10 +3,12 @@
 use super::storage::Storage;
 use super::{DType, Device, Tensor};
 use crate::cuda::kernels::elementwise;
-use crate::cuda::{Buffer, Element, Gpu, Grid, Purpose};
+use crate::cuda::{Buffer, Const, Element, Gpu, Grid, Mut, Purpose};
 use crate::error::{Error, Result};
 use half::bf16;
 use std::sync::Arc;
+
+type Add<T> = unsafe fn(&Gpu, Grid, Const<T>, Const<T>, Mut<T>, i64) -> Result<()>;
 
 /// A type that tensors in device memory have.
 pub trait DeviceReal: Element {
@@ -117,24 +119,24 @@ impl Tensor {
 
     /// `self += other`, both of one shape, type and GPU.
     pub(super) fn accumulate_on_gpu(&mut self, other: &Tensor) -> Result<()> {
+        match self.dtype() {
+            DType::Bf16 => self.accumulate_of::<bf16>(other, elementwise::add_forward_bf16),
+            _ => self.accumulate_of::<f32>(other, elementwise::add_forward_f32),
+        }
+    }
+
+    fn accumulate_of<T: DeviceReal>(&mut self, other: &Tensor, add: Add<T>) -> Result<()> {
+        /// Threads of a block, and bytes of each operand that one of them has.
         const THREADS: usize = 256;
-        let n = self.len();
+        const PACK_BYTES: usize = 16;
+        let (n, b) = (self.len(), other.buffer::<T>()?.ptr());
+        let sum = self.buffer_mut::<T>()?;
         if n == 0 {
             return Ok(());
         }
-        let grid = Grid::new(n.div_ceil(THREADS), THREADS as u32)?;
-        let gpu = self.gpu().cloned().ok_or_else(|| self.not_a_buffer(self.dtype()))?;
-        match self.dtype() {
-            DType::Bf16 => {
-                let (a, b) = (self.buffer_mut::<bf16>()?.ptr_mut(), other.buffer::<bf16>()?.ptr());
-                // SAFETY: both hold n elements.
-                unsafe { elementwise::accumulate_bf16(&gpu, grid, a, b, n as i64) }
-            }
-            _ => {
-                let (a, b) = (self.buffer_mut::<f32>()?.ptr_mut(), other.buffer::<f32>()?.ptr());
-                // SAFETY: both hold n elements.
-                unsafe { elementwise::accumulate_f32(&gpu, grid, a, b, n as i64) }
-            }
-        }
+        let gpu = sum.gpu().clone();
+        let grid = Grid::new(n.div_ceil(THREADS * PACK_BYTES / size_of::<T>()), THREADS as u32)?;
+        // SAFETY: both hold n elements; the kernel allows the sum to stand in the place of the first operand.
+        unsafe { add(&gpu, grid, sum.ptr(), b, sum.ptr_mut(), n as i64) }
     }
 }
