@@ -9,3 +9,6 @@ mod harness;
 mod reruns;
 
 mod memory;
+mod gemm;
+mod linear;
+mod patch_embed;
