@@ -21,3 +21,5 @@
 #else
 #include "cuemu.h"
 #endif
+
+#include "arch/descriptor.cuh"

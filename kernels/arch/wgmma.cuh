@@ -10,18 +10,6 @@
 // How B lies in shared memory: K innermost ([N, 16] rows), or N innermost ([16, N] rows).
 enum class Major { K, MN };
 
-// A shared-memory matrix descriptor with 128-byte swizzle (layout type 1), for the element that stands at `address`.
-// Bits 0-13: address / 16; 16-29: leading byte offset / 16; 32-45: stride byte offset / 16; 49-51: base offset, 0, because
-// every tile begins at a multiple of 1024 bytes; 62-63: layout type.
-// K-major: a tile is 8 rows of 128 bytes (64 elements of K); `stride_bytes` from one group of 8 rows to the next;
-//   `leading_bytes` is not used (1024 is as good as any). The next 16 of K: `address` + 32.
-// MN-major: a tile is 8 rows (8 of K) of 128 bytes (64 elements of N); `leading_bytes` from one tile of 64 of N to the
-//   next; `stride_bytes` from one group of 8 of K to the next.
-ARCH_FN uint64_t wgmma_descriptor(uint32_t address, uint32_t leading_bytes, uint32_t stride_bytes) {
-    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(leading_bytes >> 4) << 16 |
-           (uint64_t)(stride_bytes >> 4) << 32 | (uint64_t)1 << 62;
-}
-
 // wgmma.fence.sync.aligned: before the first wgmma of a kernel, and wherever the accumulators were written by other means.
 ARCH_FN void wgmma_fence() {
 #if ARCH_HAS_WGMMA
@@ -58,7 +46,7 @@ ARCH_FN void wgmma_wait() {
 #define ARCH_ACC32(d, i) ARCH_ACC8(d, i), ARCH_ACC8(d, i + 8), ARCH_ACC8(d, i + 16), ARCH_ACC8(d, i + 24)
 
 // wgmma.mma_async.sync.aligned.m64nNk16.f32.bf16.bf16 for N = 64, 128, 256, by the 128 threads of a warpgroup (four warps,
-// the first one's index a multiple of 4). `a` is K-major, `b` as B_MAJOR says (descriptors of wgmma_descriptor).
+// the first one's index a multiple of 4). `a` is K-major, `b` as B_MAJOR says (descriptors of descriptor.cuh).
 // `accumulate` = 0 takes D as 0.
 // d[4*j + e] of a lane of warp w of the warpgroup: row 16*w + g + 8*(e / 2), column 8*j + 2*t + e % 2, with g = lane / 4,
 // t = lane % 4. The order of summation is the hardware's own, and another one than that of mma.sync.
