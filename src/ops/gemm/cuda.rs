@@ -119,6 +119,11 @@ impl Tile {
     /// The shapes that there are.
     pub const ALL: [Tile; 3] = [Tile::Large, Tile::Small, Tile::Skinny];
 
+    /// The tile that a layout has for this one.
+    fn of_layout(self, layout: Layout) -> Tile {
+        if layout != Layout::Nt && self == Tile::Skinny { Tile::Small } else { self }
+    }
+
     /// The quickest for a product of bf16 factors.
     fn of(gpu: &Gpu, layout: Layout, m: usize, n: usize) -> Tile {
         if layout == Layout::Nt && m <= SKINNY_ROWS {
@@ -192,7 +197,7 @@ impl Factor<bf16> for bf16 {
             (Layout::Tn, Tile::Large) => kernels::gemm_tn_128x128_bf16,
             (Layout::Tn, Tile::Small | Tile::Skinny) => kernels::gemm_tn_64x64_bf16,
         };
-        tiled(tile, kernel)
+        tiled(tile.of_layout(layout), kernel)
     }
 }
 
@@ -207,7 +212,7 @@ impl Factor<f32> for bf16 {
             (Layout::Tn, Tile::Large) => kernels::gemm_tn_128x128_bf16_f32,
             (Layout::Tn, Tile::Small | Tile::Skinny) => kernels::gemm_tn_64x64_bf16_f32,
         };
-        tiled(tile, kernel)
+        tiled(tile.of_layout(layout), kernel)
     }
 }
 
