@@ -7,9 +7,12 @@
 //! The driver is opened when it is asked for, never at the start: the program runs on machines without one. Nothing here knows of the
 //! emulated driver of `tools/cuemu`; it is a `libcuda.so` like any other.
 
+#[allow(unsafe_code)]
+pub mod cublaslt;
 pub mod kernels;
 pub mod ledger;
 pub mod memory;
+pub mod products;
 mod driver;
 mod staging;
 mod trace;
@@ -23,6 +26,7 @@ use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 use driver::{capability_error, device_error};
 use kernels::Functions;
+use products::Products;
 use staging::Staging;
 use std::ffi::c_void;
 use std::fmt;
@@ -34,7 +38,8 @@ use trace::Trace;
 pub struct Gpu(Arc<Inner>);
 
 struct Inner {
-    // Fields are dropped in this order: staging memory and functions before the stream, that before the context.
+    // Fields are dropped in this order: what uses the stream before it, that before the context.
+    products: Mutex<Products>,
     staging: Mutex<Staging>,
     functions: Mutex<Functions>,
     stream: Arc<CudaStream>,
@@ -66,6 +71,7 @@ impl Gpu {
         memory::keep_freed_memory(&context)?;
         let staging = Staging::new(&context)?;
         Ok(Gpu(Arc::new(Inner {
+            products: Mutex::default(),
             staging: Mutex::new(staging),
             functions: Mutex::default(),
             stream,

@@ -1,12 +1,15 @@
-//! Matrix product on the CPU with one accumulation order for every shape.
+//! Matrix product on the CPU with one accumulation order for every shape. On a GPU: [`cuda`].
 //!
 //! **The law.** `c[i][j]` is the chain `acc = fma(a[i][p], b[p][j], acc)` over p = 0, 1, .. k-1, starting
 //! from 0 (or from the old `c[i][j]`). Blocking, threads, the vector width and the size of m and n change
 //! nothing of it: partial sums wait in `c` between blocks of k, which is exact. So a row's result never
 //! depends on the other rows, and the same bits come from any machine.
 
-use super::SERIAL_LIMIT;
-use crate::tensor::dtype::Real;
+#[allow(unsafe_code)]
+pub mod cuda;
+
+use super::{Cost, SERIAL_LIMIT};
+use crate::tensor::dtype::{DType, Real};
 use rayon::prelude::*;
 
 /// A read-only matrix view: element (i, j) is `data[i * row_stride + j * col_stride]`.
@@ -36,6 +39,12 @@ pub enum Into {
     Overwrite,
     /// `c = c + a b`, the old c being the start of each chain.
     Accumulate,
+}
+
+/// Cost of `c[m, n] = a[m, k] b[k, n]` with `a` and `b` of type `factors` and `c` of type `product`.
+pub fn cost((m, n, k): (usize, usize, usize), factors: DType, product: DType) -> Cost {
+    let (m, n, k) = (m as u64, n as u64, k as u64);
+    Cost { flops: 2 * m * n * k, bytes: (m * k + n * k) * factors.size() as u64 + m * n * product.size() as u64 }
 }
 
 const MR: usize = 6;

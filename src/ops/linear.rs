@@ -4,11 +4,15 @@
 //! Gradients: `dx = dy W`, `dW = dy^T x`, `db = sum of dy over rows`, all f32 sums.
 //! Rounding: once, at the store of y (bias included). Cost: 2 T I O FLOPs forward, twice that backward.
 
-use super::gemm::{Into, View, gemm};
+#[allow(unsafe_code)]
+mod cuda;
+
+use super::Cost;
+use super::gemm::{self, Into, View, gemm};
 use crate::autograd::Op;
 use crate::dispatch;
 use crate::error::{Error, Result};
-use crate::tensor::{Real, Tensor};
+use crate::tensor::{DType, Real, Tensor};
 
 /// `x W^T`.
 pub struct Linear;
@@ -29,6 +33,9 @@ fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
             bias.map(Tensor::shape)
         )));
     }
+    if let Some(gpu) = x.gpu() {
+        return cuda::forward(gpu, x, w, bias);
+    }
     dispatch!(x.dtype(), R => {
         let mut y = vec![R::ZERO; rows * out];
         let (xs, ws) = (x.real::<R>(), w.real::<R>());
@@ -47,6 +54,11 @@ fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 fn gradients(x: &Tensor, w: &Tensor, dy: &Tensor, needs: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
     let (rows, inner) = x.matrix();
     let (out, _) = w.matrix();
+    if let Some(gpu) = x.gpu() {
+        let dx = needs[0].then(|| cuda::input_gradient(gpu, w, dy, x.shape())).transpose()?;
+        let dw = needs[1].then(|| cuda::weight_gradient(gpu, x, dy, w.shape())).transpose()?;
+        return Ok([dx, dw]);
+    }
     dispatch!(x.dtype(), R => {
         let dys = dy.real::<R>();
         let mut dx = None;
@@ -65,6 +77,34 @@ fn gradients(x: &Tensor, w: &Tensor, dy: &Tensor, needs: [bool; 2]) -> Result<[O
         }
         Ok([dx, dw])
     })
+}
+
+/// Sums of the columns of dy, as the bias' gradient of this shape.
+fn bias_gradient(dy: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    match dy.gpu() {
+        Some(gpu) => cuda::column_sums(gpu, dy, shape),
+        None => {
+            dispatch!(dy.dtype(), R => Tensor::rounded(shape, column_sums(&dy.real::<R>(), dy.matrix().1), dy.dtype()))
+        }
+    }
+}
+
+/// Cost of `x W^T` for x `[rows, inner]` and W `[out, inner]`, of a bias too.
+pub fn forward_cost((rows, inner, out): (usize, usize, usize), bias: bool, dtype: DType) -> Cost {
+    let product = gemm::cost((rows, out, inner), dtype, dtype);
+    let (sums, row) = if bias { (rows * out, out) } else { (0, 0) };
+    Cost { flops: product.flops + sums as u64, bytes: product.bytes + (row * dtype.size()) as u64 }
+}
+
+/// Cost of the gradients of x, W and, if there is one, the bias, each product reading its own factors.
+pub fn backward_cost((rows, inner, out): (usize, usize, usize), bias: bool, dtype: DType) -> Cost {
+    let dx = gemm::cost((rows, inner, out), dtype, dtype);
+    let dw = gemm::cost((out, inner, rows), dtype, dtype);
+    let (sums, elements) = if bias { (rows * out, rows * out + out) } else { (0, 0) };
+    Cost {
+        flops: dx.flops + dw.flops + sums as u64,
+        bytes: dx.bytes + dw.bytes + (elements * dtype.size()) as u64,
+    }
 }
 
 /// Sums of the columns, rows added in order.
@@ -99,12 +139,7 @@ impl Op<3> for LinearBias {
 
     fn backward(&self, (x, w, b): Self::Saved, dy: &Tensor, needs: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         let [dx, dw] = gradients(&x, &w, dy, [needs[0], needs[1]])?;
-        let db = match needs[2] {
-            true => dispatch!(dy.dtype(), R => {
-                Some(Tensor::rounded(&b, column_sums(&dy.real::<R>(), w.matrix().0), dy.dtype())?)
-            }),
-            false => None,
-        };
+        let db = needs[2].then(|| bias_gradient(dy, &b)).transpose()?;
         Ok([dx, dw, db])
     }
 }

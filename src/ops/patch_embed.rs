@@ -4,7 +4,11 @@
 //! and stride (2, 14, 14), which on cut-out patches is this product. Shapes: bytes `[N, channels * frames * side^2]`
 //! (Conv3d order), W `[C, channels, frames, side, side]`, y `[N, C]`. `dW = dy^T xhat`; bytes have no gradient.
 
-use super::gemm::{Into, View, gemm};
+#[allow(unsafe_code)]
+mod cuda;
+
+use super::Cost;
+use super::gemm::{self, Into, View, gemm};
 use crate::autograd::Op;
 use crate::dispatch;
 use crate::error::{Error, Result};
@@ -19,13 +23,17 @@ pub struct PatchEmbed {
     pub levels: Arc<[[f32; 256]; 3]>,
 }
 
+/// What the backward pass needs of the images: normalised pixels in host memory, or their bytes on the GPU.
+pub enum Pixels {
+    /// Normalised pixels `[N, width]`, rounded to the dtype.
+    Cpu(Tensor),
+    /// Bytes and levels; the kernels normalise while they load.
+    Cuda(cuda::Pixels),
+}
+
 impl PatchEmbed {
     /// Normalised pixels `[N, width]`, rounded to `dtype`.
-    fn pixels<R: Real>(&self, width: usize, dtype: DType) -> Result<Tensor> {
-        let total: usize = self.patches.iter().map(|p| p.len()).sum();
-        if width == 0 || !width.is_multiple_of(3) || self.patches.iter().any(|p| p.len() % width != 0) {
-            return Err(Error::Internal(format!("patch_embed: {total} bytes in rows of {width}")));
-        }
+    fn pixels<R: Real>(&self, rows: usize, width: usize, dtype: DType) -> Result<Tensor> {
         let per_channel = width / 3;
         let x: Vec<R> = self
             .patches
@@ -33,24 +41,49 @@ impl PatchEmbed {
             .flat_map(|p| p.iter().enumerate())
             .map(|(i, &byte)| R::of(f64::from(self.levels[(i % width) / per_channel][usize::from(byte)])))
             .collect();
-        Tensor::rounded(&[total / width, width], x, dtype)
+        Tensor::rounded(&[rows, width], x, dtype)
     }
+
+    /// The number of patches of `width` bytes; fails where an image isn't whole patches.
+    fn rows(&self, width: usize) -> Result<usize> {
+        let total: usize = self.patches.iter().map(|p| p.len()).sum();
+        if width == 0 || !width.is_multiple_of(3) || self.patches.iter().any(|p| p.len() % width != 0) {
+            return Err(Error::Internal(format!("patch_embed: {total} bytes in rows of {width}")));
+        }
+        Ok(total / width)
+    }
+}
+
+/// Cost of y for `patches` of `width` bytes.
+pub fn forward_cost((patches, width, channels): (usize, usize, usize), dtype: DType) -> Cost {
+    let rest = gemm::cost((patches, channels, width), dtype, dtype);
+    Cost { flops: rest.flops, bytes: rest.bytes - (patches * width * (dtype.size() - 1)) as u64 }
+}
+
+/// Cost of dW.
+pub fn backward_cost((patches, width, channels): (usize, usize, usize), dtype: DType) -> Cost {
+    let rest = gemm::cost((channels, width, patches), dtype, dtype);
+    Cost { flops: rest.flops, bytes: rest.bytes - (patches * width * (dtype.size() - 1)) as u64 }
 }
 
 impl Op<1> for PatchEmbed {
     const NAME: &'static str = "patch_embed";
-    type Saved = (Tensor, Vec<usize>);
+    type Saved = (Pixels, Vec<usize>);
 
     fn forward(&self, [w]: [&Tensor; 1]) -> Result<(Tensor, Self::Saved)> {
         let out = w.shape().first().copied().unwrap_or(1);
         let width = w.len() / out.max(1);
+        let rows = self.rows(width)?;
+        if let Some(gpu) = w.gpu() {
+            let pixels = cuda::Pixels::new(gpu, &self.patches.concat(), &self.levels, width)?;
+            return Ok((pixels.forward(gpu, w, out)?, (Pixels::Cuda(pixels), w.shape().to_vec())));
+        }
         dispatch!(w.dtype(), R => {
-            let pixels = self.pixels::<R>(width, w.dtype())?;
-            let (rows, _) = pixels.matrix();
+            let pixels = self.pixels::<R>(rows, width, w.dtype())?;
             let mut y = vec![R::ZERO; rows * out];
             let (x, ws) = (pixels.real::<R>(), w.real::<R>());
             gemm((rows, out, width), View::rows(&x, width), View::transposed(&ws, width), &mut y, out, Into::Overwrite);
-            Ok((Tensor::rounded(&[rows, out], y, w.dtype())?, (pixels.clone(), w.shape().to_vec())))
+            Ok((Tensor::rounded(&[rows, out], y, w.dtype())?, (Pixels::Cpu(pixels.clone()), w.shape().to_vec())))
         })
     }
 
@@ -60,6 +93,11 @@ impl Op<1> for PatchEmbed {
         dy: &Tensor,
         _: [bool; 1],
     ) -> Result<[Option<Tensor>; 1]> {
+        let pixels = match (pixels, dy.gpu()) {
+            (Pixels::Cuda(pixels), Some(gpu)) => return Ok([Some(pixels.backward(gpu, dy, &shape)?)]),
+            (Pixels::Cpu(pixels), None) => pixels,
+            _ => return Err(Error::Internal("patch_embed: dy and the images are on two devices".into())),
+        };
         let (rows, width) = pixels.matrix();
         let (_, out) = dy.matrix();
         dispatch!(dy.dtype(), R => {
