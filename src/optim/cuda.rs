@@ -79,7 +79,12 @@ pub struct HostState {
 impl HostState {
     /// As a checkpoint takes it.
     pub fn view(&self) -> TensorState<'_> {
-        TensorState { name: &self.name, step: self.step, exp_avg: &self.exp_avg, exp_avg_sq: &self.exp_avg_sq }
+        TensorState {
+            name: &self.name,
+            step: self.step,
+            exp_avg: &self.exp_avg,
+            exp_avg_sq: &self.exp_avg_sq,
+        }
     }
 }
 
@@ -228,7 +233,8 @@ impl DeviceAdamW {
     /// # Errors
     /// Those of launching.
     pub fn step(&mut self, learning_rate: f64, max_grad_norm: f64) -> Result<f64> {
-        let scalars: Vec<f32> = self.slots.iter().flat_map(|slot| self.scalars_of(slot, learning_rate)).collect();
+        let scalars: Vec<f32> =
+            self.slots.iter().flat_map(|slot| self.scalars_of(slot, learning_rate)).collect();
         self.scalars.write(&scalars)?;
         self.launch(max_grad_norm)?;
         let norm = self.norm_and_clip.download_at(0, 1)?[0];
@@ -255,13 +261,22 @@ impl DeviceAdamW {
             // SAFETY: the chunks lie within the arenas and name tensors that have scalars; there is a partial sum for each.
             unsafe {
                 let partial = self.partial.ptr_mut();
-                kernels::grad_norm_partial_f32(gpu, grid, gradients, begin, length, tensor, scalars, partial)?;
+                kernels::grad_norm_partial_f32(
+                    gpu, grid, gradients, begin, length, tensor, scalars, partial,
+                )?;
             }
         }
         let result = self.norm_and_clip.ptr_mut();
         // SAFETY: there are `count` partial sums, and two results.
         unsafe {
-            kernels::grad_norm_finish_f32(gpu, Grid::new(1, THREADS)?, self.partial.ptr(), count, max_grad_norm, result)?;
+            kernels::grad_norm_finish_f32(
+                gpu,
+                Grid::new(1, THREADS)?,
+                self.partial.ptr(),
+                count,
+                max_grad_norm,
+                result,
+            )?;
         }
         if chunks.count == 0 {
             return Ok(());
@@ -277,12 +292,14 @@ impl DeviceAdamW {
             Some(copy) => unsafe {
                 let copy = copy.ptr_mut();
                 kernels::adamw_step_bf16(
-                    gpu, grid, param, copy, m, v, gradients, begin, length, tensor, scalars, norm, b1, b2, b2_rest, epsilon,
+                    gpu, grid, param, copy, m, v, gradients, begin, length, tensor, scalars, norm, b1, b2,
+                    b2_rest, epsilon,
                 )
             },
             None => unsafe {
                 kernels::adamw_step_f32(
-                    gpu, grid, param, m, v, gradients, begin, length, tensor, scalars, norm, b1, b2, b2_rest, epsilon,
+                    gpu, grid, param, m, v, gradients, begin, length, tensor, scalars, norm, b1, b2, b2_rest,
+                    epsilon,
                 )
             },
         }

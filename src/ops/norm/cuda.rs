@@ -28,13 +28,48 @@ pub(super) struct Statistics {
 type RmsForward<T> =
     unsafe fn(&Gpu, Grid, Const<T>, Const<T>, Const<T>, Mut<T>, Mut<T>, Mut<f32>, i32, f32) -> Result<()>;
 type LayerForward<T> = unsafe fn(
-    &Gpu, Grid, Const<T>, Const<T>, Const<T>, Const<T>, Mut<T>, Mut<T>, Mut<f32>, Mut<f32>, i32, f32,
+    &Gpu,
+    Grid,
+    Const<T>,
+    Const<T>,
+    Const<T>,
+    Const<T>,
+    Mut<T>,
+    Mut<T>,
+    Mut<f32>,
+    Mut<f32>,
+    i32,
+    f32,
 ) -> Result<()>;
 type RmsBackward<T> = unsafe fn(
-    &Gpu, Grid, Const<T>, Const<T>, Const<T>, Const<T>, Const<f32>, Mut<T>, Mut<f32>, i32, i32, i32,
+    &Gpu,
+    Grid,
+    Const<T>,
+    Const<T>,
+    Const<T>,
+    Const<T>,
+    Const<f32>,
+    Mut<T>,
+    Mut<f32>,
+    i32,
+    i32,
+    i32,
 ) -> Result<()>;
 type LayerBackward<T> = unsafe fn(
-    &Gpu, Grid, Const<T>, Const<T>, Const<T>, Const<T>, Const<f32>, Const<f32>, Mut<T>, Mut<f32>, Mut<f32>, i32, i32, i32,
+    &Gpu,
+    Grid,
+    Const<T>,
+    Const<T>,
+    Const<T>,
+    Const<T>,
+    Const<f32>,
+    Const<f32>,
+    Mut<T>,
+    Mut<f32>,
+    Mut<f32>,
+    i32,
+    i32,
+    i32,
 ) -> Result<()>;
 type SumPartials<T> = unsafe fn(&Gpu, Grid, Const<f32>, Mut<T>, i32, i32) -> Result<()>;
 
@@ -85,7 +120,8 @@ fn forward_of<T: DeviceReal>(
     kernels: &Kernels<T>,
 ) -> Result<(Tensor, Tensor, Statistics)> {
     let (rows, width) = x.matrix();
-    let (from, weight) = (operand::<T>("norm", x, rows * width)?.ptr(), operand::<T>("norm", w, width)?.ptr());
+    let (from, weight) =
+        (operand::<T>("norm", x, rows * width)?.ptr(), operand::<T>("norm", w, width)?.ptr());
     let bias_at = optional("norm", bias, width)?;
     let residual_at = optional("norm", residual, rows * width)?;
     let mut mean = bias.map(|_| launch::alloc::<f32>(gpu, rows)).transpose()?;
@@ -99,11 +135,35 @@ fn forward_of<T: DeviceReal>(
         // statistics have one element for each row. Without a residual the kernel doesn't touch h, without a bias it isn't LayerNorm.
         match &mut mean {
             None => unsafe {
-                (kernels.rms_forward)(gpu, grid, from, residual_at, weight, h, y, rstd.ptr_mut(), columns, eps)
+                (kernels.rms_forward)(
+                    gpu,
+                    grid,
+                    from,
+                    residual_at,
+                    weight,
+                    h,
+                    y,
+                    rstd.ptr_mut(),
+                    columns,
+                    eps,
+                )
             },
             Some(mean) => unsafe {
                 let (mean, rstd) = (mean.ptr_mut(), rstd.ptr_mut());
-                (kernels.layer_forward)(gpu, grid, from, residual_at, weight, bias_at, h, y, mean, rstd, columns, eps)
+                (kernels.layer_forward)(
+                    gpu,
+                    grid,
+                    from,
+                    residual_at,
+                    weight,
+                    bias_at,
+                    h,
+                    y,
+                    mean,
+                    rstd,
+                    columns,
+                    eps,
+                )
             },
         }
     })?;
@@ -161,10 +221,25 @@ fn backward_of<T: DeviceReal>(
         match (&statistics.mean, &mut db) {
             (Some(mean), Some(db)) => unsafe {
                 let (mean, dw, db) = (mean.ptr(), dw.ptr_mut(), db.ptr_mut());
-                (kernels.layer_backward)(gpu, grid, from, weight, d, past, mean, rstd, dx, dw, db, t, columns, per_block)
+                (kernels.layer_backward)(
+                    gpu, grid, from, weight, d, past, mean, rstd, dx, dw, db, t, columns, per_block,
+                )
             },
             _ => unsafe {
-                (kernels.rms_backward)(gpu, grid, from, weight, d, past, rstd, dx, dw.ptr_mut(), t, columns, per_block)
+                (kernels.rms_backward)(
+                    gpu,
+                    grid,
+                    from,
+                    weight,
+                    d,
+                    past,
+                    rstd,
+                    dx,
+                    dw.ptr_mut(),
+                    t,
+                    columns,
+                    per_block,
+                )
             },
         }
     })?;
@@ -172,7 +247,9 @@ fn backward_of<T: DeviceReal>(
         launch::fill(gpu, w.shape(), |sums| {
             let grid = Grid::new(width.div_ceil(SUM_COLUMNS), SUM_THREADS)?;
             // SAFETY: `partial` holds `blocks` rows of `width` elements, `sums` one.
-            unsafe { (kernels.sum_partials)(gpu, grid, partial.ptr(), sums, dimension("norm", blocks)?, columns) }
+            unsafe {
+                (kernels.sum_partials)(gpu, grid, partial.ptr(), sums, dimension("norm", blocks)?, columns)
+            }
         })
     };
     Ok((dx, sum(&dw)?, db.as_ref().map(sum).transpose()?))
