@@ -149,11 +149,15 @@ PLANT blocks_write(float* p, float* q, int bug) {
     if (bug && i >= 64 && i < 68) p[i - 64] = 7;  // @blocks_write
 }
 
-// Two blocks. The second one writes what the first one reads.
+// Two blocks. The second one writes, with the value that is there, what the first one reads.
 PLANT blocks_read(float* p, float* q, int bug) {
     const int t = threadIdx.x;
-    if (blockIdx.x == 0) p[t] = p[64 + t];  // @blocks_read read
-    else p[(bug ? 64 : 128) + t] = 64 + t;  // @blocks_read write
+    if (blockIdx.x == 0) {
+        p[t] = p[64 + t];  // @blocks_read read
+    } else {
+        p[128 + t] = 64 + t;
+        if (bug) p[64 + t] = 64 + t;  // @blocks_read write
+    }
 }
 
 // One thread waits for a write instead of joining the barrier.
