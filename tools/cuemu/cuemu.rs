@@ -100,6 +100,7 @@ const FLAGS: &[&str] = &[
     "-O2",
     "-g1",
     "-w",
+    "-Wno-psabi",
     "-march=x86-64-v3",
     "-ffp-contract=fast",
     "-fno-math-errno",
@@ -257,7 +258,8 @@ impl Build {
         let queue = Mutex::new(all.collect::<Vec<_>>());
         let errors = Mutex::new(String::new());
         let work = || {
-            while let Some((source, flags)) = lock(&queue).pop() {
+            // The block ends the lock before the work begins.
+            while let Some((source, flags)) = { lock(&queue).pop() } {
                 let mut command = Command::new(&self.compiler);
                 command.args(FLAGS).args(flags).arg(format!("-I{}", tools().join("include").display()));
                 command.arg(format!("-DCUEMU_BUILD=0x{:016x}ull", self.version));

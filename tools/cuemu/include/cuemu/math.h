@@ -9,7 +9,6 @@ static inline float __fdividef(float a, float b) { return a / b; }
 static inline float __frcp_rn(float x) { return 1.0f / x; }
 static inline float __fsqrt_rn(float x) { return sqrtf(x); }
 static inline double __dsqrt_rn(double x) { return sqrt(x); }
-static inline double __dsqrt_rn(double x) { return sqrt(x); }
 static inline float __saturatef(float x) { return x > 0.f ? (x < 1.f ? x : 1.f) : 0.f; }
 // The C library declares some of these itself, hence macros.
 #define __expf(x) expf(x)
@@ -33,9 +32,7 @@ CUEMU_ROUNDED(float, __fmul_rn, *)
 CUEMU_ROUNDED(float, __fdiv_rn, /)
 CUEMU_ROUNDED(double, __dadd_rn, +)
 CUEMU_ROUNDED(double, __dsub_rn, -)
-CUEMU_ROUNDED(double, __dsub_rn, -)
 CUEMU_ROUNDED(double, __dmul_rn, *)
-CUEMU_ROUNDED(double, __ddiv_rn, /)
 CUEMU_ROUNDED(double, __ddiv_rn, /)
 #undef CUEMU_ROUNDED
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
