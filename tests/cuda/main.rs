@@ -8,4 +8,6 @@ mod compare;
 mod harness;
 mod reruns;
 
+#[allow(unsafe_code)]
+mod conformance;
 mod memory;
