@@ -28,6 +28,8 @@ const ALIGNMENT: usize = 128;
 /// Elements a thread of the casting and accumulating kernels has.
 const PER_THREAD: usize = 8;
 
+type Accumulate<T> = unsafe fn(&Gpu, Grid, Mut<f32>, Const<T>, i64) -> Result<()>;
+
 /// The optimiser with its state, gradients and weights in device memory.
 pub struct DeviceAdamW {
     gpu: Gpu,
@@ -213,7 +215,7 @@ impl DeviceAdamW {
         &mut self,
         index: usize,
         gradient: &Tensor,
-        kernel: unsafe fn(&Gpu, Grid, Mut<f32>, Const<T>, i64) -> Result<()>,
+        kernel: Accumulate<T>,
     ) -> Result<()> {
         let n = gradient.len();
         let begin = self.slot(index, n)?.begin;
@@ -288,20 +290,20 @@ impl DeviceAdamW {
         let norm = self.norm_and_clip.ptr();
         let epsilon = of_all.epsilon;
         // SAFETY: the chunks lie within the arenas, which all have the same length, and name tensors that have scalars.
-        match &mut self.copy {
-            Some(copy) => unsafe {
-                let copy = copy.ptr_mut();
-                kernels::adamw_step_bf16(
-                    gpu, grid, param, copy, m, v, gradients, begin, length, tensor, scalars, norm, b1, b2,
-                    b2_rest, epsilon,
-                )
-            },
-            None => unsafe {
-                kernels::adamw_step_f32(
+        unsafe {
+            match &mut self.copy {
+                Some(copy) => {
+                    let copy = copy.ptr_mut();
+                    kernels::adamw_step_bf16(
+                        gpu, grid, param, copy, m, v, gradients, begin, length, tensor, scalars, norm, b1,
+                        b2, b2_rest, epsilon,
+                    )
+                }
+                None => kernels::adamw_step_f32(
                     gpu, grid, param, m, v, gradients, begin, length, tensor, scalars, norm, b1, b2, b2_rest,
                     epsilon,
-                )
-            },
+                ),
+            }
         }
     }
 

@@ -66,7 +66,7 @@ fn casts_round_to_nearest_even() -> Result<()> {
 fn columns() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
     for dtype in [DType::F32, DType::Bf16] {
-        // (rows, columns, first, width): aligned or not, one past what the block moves at once, none at all.
+        // (rows, columns, first, width): aligned or not, one past what the block moves at once, no rows at all.
         for (rows, total, from, width) in [
             (1, 1, 0, 1),
             (3, 3, 1, 2),
@@ -74,7 +74,7 @@ fn columns() -> Result<()> {
             (3, 96, 32, 48),
             (2, 2100, 8, 1025),
             (5, 530, 17, 513),
-            (2, 4, 4, 0),
+            (0, 4, 1, 2),
         ] {
             let x = normal(&[rows, total], dtype, 1);
             let (y, [dx]) = check_op("columns", gpu, dtype, || Columns { from, width }, [&x]);

@@ -29,12 +29,13 @@ fn alone() -> Result<()> {
     for dtype in [DType::F32, DType::Bf16] {
         for (t, c) in SHAPES {
             for scale in [1.0, 2.0_f64.powi(-10)] {
+                // Of one large number the gradient is all cancellation.
+                if c == 1 && scale == 1.0 {
+                    continue;
+                }
                 let (x, w, b) = (rows(t, c, dtype, 1, scale), normal(&[c], dtype, 2), normal(&[c], dtype, 3));
                 check_op("rms_norm", gpu, dtype, || RmsNorm { eps: EPS }, [&x, &w]);
-                // The variance of one number is 0, and its gradient the rounding of 1000 times nothing.
-                if c > 1 {
-                    check_op("layer_norm", gpu, dtype, || LayerNorm { eps: EPS }, [&x, &w, &b]);
-                }
+                check_op("layer_norm", gpu, dtype, || LayerNorm { eps: EPS }, [&x, &w, &b]);
             }
         }
         let (x, w) = (

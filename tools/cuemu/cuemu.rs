@@ -268,6 +268,10 @@ impl Build {
                     command.arg("-DCUEMU_CHECK");
                 }
                 command.arg("-c").arg(source).arg("-o").arg(object(objects, source));
+                if source.parent() == Some(objects) {
+                    // For tools/flip-operators, which compiles changed kernels in the same way.
+                    let _ = fs::write(source.with_extension("command"), format!("{command:?}"));
+                }
                 if let Err(message) = run(&mut command) {
                     lock(&errors).push_str(&message);
                     lock(&queue).clear();
