@@ -14,6 +14,7 @@ use super::products::{Layout, Product, Scalar};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::env;
+use std::error::Error as _;
 use std::ffi::c_void;
 use std::fmt;
 use std::fs;
@@ -198,18 +199,20 @@ impl Library {
         if let Some(file) = variable(FILE_VARIABLE) {
             return Library::load(&file).map_err(|problem| {
                 Error::Device(format!(
-                    "{FILE_VARIABLE}={}: {problem}; name a libcublasLt.so of CUDA 12 or newer, or unset the variable",
-                    file.display()
+                    "{FILE_VARIABLE}: {problem}; name a libcublasLt.so of CUDA 12 or newer, or unset the variable"
                 ))
             });
         }
         let by_name = NAMES.iter().map(PathBuf::from);
-        let files = folders().into_iter().flat_map(|folder| NAMES.map(|name| folder.join(name))).filter(|file| file.is_file());
+        let files = folders()
+            .into_iter()
+            .flat_map(|folder| NAMES.map(|name| folder.join(name)))
+            .filter(|file| file.is_file());
         let mut problems = Vec::new();
         for candidate in by_name.chain(files) {
             match Library::load(&candidate) {
                 Ok(library) => return Ok(library),
-                Err(problem) if candidate.is_absolute() => problems.push(format!("{}: {problem}", candidate.display())),
+                Err(problem) if candidate.is_absolute() => problems.push(problem),
                 Err(_) => {}
             }
         }
@@ -223,27 +226,39 @@ impl Library {
 
     fn load(file: &Path) -> std::result::Result<Library, String> {
         // SAFETY: opening a library runs its initialisers, which is what NVIDIA's is installed for.
-        let library = unsafe { libloading::Library::new(file) }.map_err(|e| e.to_string())?;
+        let library = unsafe { libloading::Library::new(file) }.map_err(|e| reason(&e))?;
         // SAFETY: the type is that of cublasLt.h.
         let version = unsafe {
             let version = library.get::<unsafe extern "C" fn() -> usize>("cublasLtGetVersion");
-            version.map_err(|e| e.to_string())?()
+            version.map_err(|e| reason(&e))?()
         };
         if version < LOWEST_VERSION {
-            return Err(format!("version {version} is older than CUDA 12"));
+            return Err(format!("{}: version {version} is older than CUDA 12", file.display()));
         }
-        let functions = Functions::find(&library).map_err(|e| e.to_string())?;
-        let path = if file.is_absolute() { file.to_path_buf() } else { mapped_file(file).unwrap_or_else(|| file.to_path_buf()) };
-        let description = Description { path, version: (version / 10_000, version / 100 % 100, version % 100) };
+        let functions = Functions::find(&library).map_err(|e| reason(&e))?;
+        let path = if file.is_absolute() {
+            file.to_path_buf()
+        } else {
+            mapped_file(file).unwrap_or_else(|| file.to_path_buf())
+        };
+        let description =
+            Description { path, version: (version / 10_000, version / 100 % 100, version % 100) };
         Ok(Library { functions, description, _library: library })
     }
+}
+
+/// What the system says of a library that it doesn't open, or of a function that isn't there.
+fn reason(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// The file of a library that the system found by its name, as Linux tells it.
 fn mapped_file(name: &Path) -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     let mut files = maps.lines().filter_map(|line| line.find('/').map(|at| PathBuf::from(&line[at..])));
-    files.find(|file| file.file_name().is_some_and(|found| found.to_string_lossy().starts_with(&*name.to_string_lossy())))
+    files.find(|file| {
+        file.file_name().is_some_and(|found| found.to_string_lossy().starts_with(&*name.to_string_lossy()))
+    })
 }
 
 /// The folders where a toolkit or pip puts the library.
@@ -274,8 +289,10 @@ fn folders() -> Vec<PathBuf> {
 /// The entries of a folder whose names begin like this, the highest version first.
 fn matching(folder: &Path, start: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> =
-        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(start)).map(|entry| entry.path()).collect();
+    let mut found: Vec<PathBuf> = entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(start))
+        .map(|entry| entry.path())
+        .collect();
     found.sort();
     found.reverse();
     found
@@ -313,7 +330,12 @@ impl CublasLt {
     ///
     /// # Safety
     /// The addresses lead to the matrices that the product describes.
-    pub unsafe fn multiply(&mut self, gpu: &Gpu, product: &Product, [a, b, bias, c]: [u64; 4]) -> Result<bool> {
+    pub unsafe fn multiply(
+        &mut self,
+        gpu: &Gpu,
+        product: &Product,
+        [a, b, bias, c]: [u64; 4],
+    ) -> Result<bool> {
         let desc = self.desc(product, bias)?;
         let canonical = product.canonical();
         let algorithm = match self.algorithms.get(&canonical) {
@@ -468,7 +490,9 @@ impl CublasLt {
         })?;
         let set = |attribute, value: *const c_void, bytes| {
             // SAFETY: the value has as many bytes as are named, and is copied.
-            succeeded("describe a product", unsafe { (functions.desc_set)(desc.handle, attribute, value, bytes) })
+            succeeded("describe a product", unsafe {
+                (functions.desc_set)(desc.handle, attribute, value, bytes)
+            })
         };
         let (trans_a, trans_b) = match product.layout {
             Layout::Nt => (code::OP_T, code::OP_N),

@@ -116,7 +116,9 @@ impl Policy {
             "" | "auto" => Ok(Policy::Auto),
             "own" => Ok(Policy::Own),
             "cublaslt" => Ok(Policy::CublasLt),
-            _ => Err(Error::Usage(format!("{POLICY_VARIABLE}={text}: set it to auto, own or cublaslt, or unset it"))),
+            _ => Err(Error::Usage(format!(
+                "{POLICY_VARIABLE}={text}: set it to auto, own or cublaslt, or unset it"
+            ))),
         }
     }
 

@@ -44,7 +44,10 @@ pub enum Into {
 /// Cost of `c[m, n] = a[m, k] b[k, n]` with `a` and `b` of type `factors` and `c` of type `product`.
 pub fn cost((m, n, k): (usize, usize, usize), factors: DType, product: DType) -> Cost {
     let (m, n, k) = (m as u64, n as u64, k as u64);
-    Cost { flops: 2 * m * n * k, bytes: (m * k + n * k) * factors.size() as u64 + m * n * product.size() as u64 }
+    Cost {
+        flops: 2 * m * n * k,
+        bytes: (m * k + n * k) * factors.size() as u64 + m * n * product.size() as u64,
+    }
 }
 
 const MR: usize = 6;

@@ -19,7 +19,8 @@ fn forward_and_backward() {
     for (engine, gpu) in engines() {
         for (t, i, o) in SIZES {
             for dtype in TYPES {
-                let (x, w, b) = (normal(&[t, i], dtype, 1), normal(&[o, i], dtype, 2), normal(&[o], dtype, 3));
+                let (x, w, b) =
+                    (normal(&[t, i], dtype, 1), normal(&[o, i], dtype, 2), normal(&[o], dtype, 3));
                 check_op(&format!("linear by {engine}"), gpu, dtype, || LinearBias, [&x, &w, &b]);
                 check_op(&format!("linear by {engine}"), gpu, dtype, || Linear, [&x, &w]);
             }
@@ -33,10 +34,12 @@ fn no_rows() -> Result<()> {
     for (_, gpu) in engines() {
         for dtype in TYPES {
             let x = on_gpu(&Tensor::zeros(&[0, 5], DType::F64), dtype, gpu);
-            let (w, b) = (on_gpu(&normal(&[3, 5], dtype, 1), dtype, gpu), on_gpu(&normal(&[3], dtype, 2), dtype, gpu));
+            let (w, b) =
+                (on_gpu(&normal(&[3, 5], dtype, 1), dtype, gpu), on_gpu(&normal(&[3], dtype, 2), dtype, gpu));
             let (y, saved) = LinearBias.forward([&x, &w, &b])?;
             assert_eq!(y.shape(), [0, 3]);
-            let [dx, dw, db] = LinearBias.backward(saved, &y, [true; 3])?.map(|gradient| gradient.expect("asked for"));
+            let [dx, dw, db] =
+                LinearBias.backward(saved, &y, [true; 3])?.map(|gradient| gradient.expect("asked for"));
             assert_eq!(dx.shape(), [0, 5]);
             assert_eq!((elements(&dw), elements(&db)), (vec![0.0; 15], vec![0.0; 3]));
         }
@@ -105,7 +108,8 @@ fn a_column_is_itself_beside_any_others() -> Result<()> {
                 let out = dy.matrix().1;
                 let (x, w) = (Tensor::zeros(&[rows, 1], DType::F64), Tensor::zeros(&[out, 1], DType::F64));
                 let b = Tensor::zeros(&[out], DType::F64);
-                let (_, saved) = LinearBias.forward([&x, &w, &b].map(|x| on_gpu(x, dtype, gpu)).each_ref())?;
+                let (_, saved) =
+                    LinearBias.forward([&x, &w, &b].map(|x| on_gpu(x, dtype, gpu)).each_ref())?;
                 let [.., db] = LinearBias.backward(saved, &on_gpu(dy, dtype, gpu), [false, false, true])?;
                 Ok(db.expect("asked for"))
             };

@@ -17,7 +17,8 @@ fn images(patches: &[usize], width: usize) -> PatchEmbed {
     let mut image = |patches: usize| -> Arc<[u8]> {
         (0..patches * width).map(|_| (stream.normal() * 60.0 + 128.0) as u8).collect()
     };
-    let levels = std::array::from_fn(|c| std::array::from_fn(|b| (b as f32 / 255.0 - 0.45 - 0.02 * c as f32) / 0.27));
+    let levels =
+        std::array::from_fn(|c| std::array::from_fn(|b| (b as f32 / 255.0 - 0.45 - 0.02 * c as f32) / 0.27));
     PatchEmbed { patches: patches.iter().map(|&n| image(n)).collect(), levels: Arc::new(levels) }
 }
 

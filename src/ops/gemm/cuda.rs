@@ -165,7 +165,8 @@ pub struct Shape<T, C> {
 impl<T, C> Shape<T, C> {
     /// The blocks that compute an `[m, n]` product.
     pub(crate) fn grid(&self, m: usize, n: usize) -> Result<Grid> {
-        Ok(Grid::new_3d([m.div_ceil(self.rows), n.div_ceil(self.columns), 1], self.threads)?.shared(self.shared_bytes))
+        Ok(Grid::new_3d([m.div_ceil(self.rows), n.div_ceil(self.columns), 1], self.threads)?
+            .shared(self.shared_bytes))
     }
 }
 
@@ -255,7 +256,8 @@ impl<T: Factor<C>, C: DeviceReal> Gemm<'_, T, C> {
         // The library knows no empty matrices.
         if product.k > 0 && product.m > 0 && product.n > 0 {
             let bias = self.bias.map_or(0, |bias| bias.ptr().address());
-            let addresses = [a.ptr().address(), self.b.ptr().address(), bias, self.c.place.address(self.c.buffer)];
+            let addresses =
+                [a.ptr().address(), self.b.ptr().address(), bias, self.c.place.address(self.c.buffer)];
             // SAFETY: the matrices are inside their buffers, and `product` has checked that they are of these sizes; C is borrowed for
             // writing.
             if unsafe { gpu.multiply_by_library(&product, addresses) }? {
@@ -279,7 +281,8 @@ impl<T: Factor<C>, C: DeviceReal> Gemm<'_, T, C> {
         let grid = shape.grid(m, n)?;
         let bias = self.bias.map_or(Const::null(), Buffer::ptr);
         let c = self.c.buffer.ptr_mut().offset(self.c.place.offset);
-        let [m, n, k, a_stride, b_stride, c_stride] = [m, n, k, a_stride, b_stride, c_stride].map(|size| size as i32);
+        let [m, n, k, a_stride, b_stride, c_stride] =
+            [m, n, k, a_stride, b_stride, c_stride].map(|size| size as i32);
         let accumulate = i32::from(self.into == Into::Accumulate);
         // SAFETY: the matrices are inside their buffers and `product` has checked that they are of these sizes, which fit 31 bits; the kernel
         // touches nothing outside of them.

@@ -34,7 +34,9 @@ impl Pixels {
         let shape = [self.patches(), channels];
         let weights = channels * self.width;
         match w.dtype() {
-            DType::Bf16 => self.launch::<bf16>(gpu, Layout::Nt, w, weights, &shape, kernels::patch_embed_forward_bf16),
+            DType::Bf16 => {
+                self.launch::<bf16>(gpu, Layout::Nt, w, weights, &shape, kernels::patch_embed_forward_bf16)
+            }
             _ => self.launch::<f32>(gpu, Layout::Nt, w, weights, &shape, kernels::patch_embed_forward_f32),
         }
     }
@@ -43,7 +45,9 @@ impl Pixels {
     pub(super) fn backward(&self, gpu: &Gpu, dy: &Tensor, shape: &[usize]) -> Result<Tensor> {
         let outputs = self.patches() * shape.first().copied().unwrap_or(1);
         match dy.dtype() {
-            DType::Bf16 => self.launch::<bf16>(gpu, Layout::Tn, dy, outputs, shape, kernels::patch_embed_backward_bf16),
+            DType::Bf16 => {
+                self.launch::<bf16>(gpu, Layout::Tn, dy, outputs, shape, kernels::patch_embed_backward_bf16)
+            }
             _ => self.launch::<f32>(gpu, Layout::Tn, dy, outputs, shape, kernels::patch_embed_backward_f32),
         }
     }
