@@ -29,12 +29,16 @@ fn main() {
     let targets = env::var("OTHINK_CUDA_ARCHS").unwrap_or_else(|_| TARGETS.into());
     let targets: Vec<&str> = targets.split([',', ' ']).filter(|target| !target.is_empty()).collect();
     let compiler = if targets == ["none"] { None } else { find_nvcc() };
-    if let Some(compiler) = &compiler {
-        compile(compiler, &targets, &modules, &out);
-    } else {
-        println!(
-            "cargo:warning=no CUDA images: nvcc was not found (README: building with CUDA); the CPU backend is complete"
-        );
+    match &compiler {
+        Some(compiler) => compile(compiler, &targets, &modules, &out),
+        None => println!(
+            "cargo:warning=no CUDA images ({}); the CPU backend is complete",
+            if targets == ["none"] {
+                "OTHINK_CUDA_ARCHS=none"
+            } else {
+                "no nvcc was found: README, building with CUDA"
+            }
+        ),
     }
     let mut code = String::new();
     for module in &modules {

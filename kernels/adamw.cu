@@ -21,32 +21,30 @@ extern "C" __global__ void __launch_bounds__(256)
 grad_norm_partial_f32(const float* __restrict__ grad, const int64_t* __restrict__ chunk_begin,
                       const int32_t* __restrict__ chunk_length, const int32_t* __restrict__ chunk_tensor,
                       const float* __restrict__ scalars, double* __restrict__ partial) {
-    const int32_t length = chunk_length[blockIdx.x];
     const float* of_chunk = grad + chunk_begin[blockIdx.x];
     double sum = 0.0;
     if (scalars_of(scalars, chunk_tensor[blockIdx.x]).taken != 0.0f) {
-        for (int32_t i = threadIdx.x * PACK<float>; i < length; i += THREADS * PACK<float>) {
-            const Pack<float> pack = load_pack(of_chunk + i, length - i);
+        for_packs<float, THREADS>(chunk_length[blockIdx.x], [&](int32_t i, int32_t count) {
+            const Pack<float> pack = load_pack(of_chunk + i, count);
             // The square of a float is exact in f64: fused or not, the same bits.
 #pragma unroll
             for (int j = 0; j < PACK<float>; j++) sum += (double)pack.at[j] * (double)pack.at[j];
-        }
+        });
     }
     sum = block_sum<THREADS>(sum);
-    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+    if (is_first_thread()) partial[blockIdx.x] = sum;
 }
 
 // Second stage, one block: norm_and_clip[0] = sqrt of the sum of partial [count], norm_and_clip[1] = what gradients are
-// multiplied by: min(1, max_norm / (norm + 1e-6)), 1 without clipping (max_norm <= 0), NaN if the norm is.
+// multiplied by: min(1, max_norm / (norm + 1e-6)), 1 without clipping (max_norm <= 0). Of no meaning if the norm is NaN.
 extern "C" __global__ void __launch_bounds__(256)
 grad_norm_finish_f32(const double* __restrict__ partial, int32_t count, double max_norm, double* __restrict__ norm_and_clip) {
     double sum = 0.0;
     for (int32_t i = threadIdx.x; i < count; i += THREADS) sum += partial[i];
     const double norm = sqrt(block_sum<THREADS>(sum));
-    if (threadIdx.x == 0) {
-        const double coefficient = max_norm / (norm + 1e-6);
+    if (is_first_thread()) {
         norm_and_clip[0] = norm;
-        norm_and_clip[1] = max_norm <= 0.0 || coefficient > 1.0 ? 1.0 : coefficient;
+        norm_and_clip[1] = max_norm <= 0.0 ? 1.0 : fmin(max_norm / (norm + 1e-6), 1.0);
     }
 }
 
@@ -61,13 +59,12 @@ __device__ __forceinline__ void adamw_step(float* param, bf16* copy, float* exp_
     const bool is_finite = norm_and_clip[0] < INFINITY;
     if (of_tensor.taken == 0.0f || !is_finite) return;
     const float clip = (float)norm_and_clip[1];
-    const int32_t length = chunk_length[blockIdx.x];
-    for (int32_t i = threadIdx.x * PACK<float>; i < length; i += THREADS * PACK<float>) {
+    for_packs<float, THREADS>(chunk_length[blockIdx.x], [&](int32_t i, int32_t count) {
         const int64_t at = chunk_begin[blockIdx.x] + i;
-        const Pack<float> grads = load_pack(grad + at, length - i);
-        Pack<float> p = load_pack(param + at, length - i);
-        Pack<float> m = load_pack(exp_avg + at, length - i);
-        Pack<float> v = load_pack(exp_avg_sq + at, length - i);
+        const Pack<float> grads = load_pack(grad + at, count);
+        Pack<float> p = load_pack(param + at, count);
+        Pack<float> m = load_pack(exp_avg + at, count);
+        Pack<float> v = load_pack(exp_avg_sq + at, count);
         Pack<bf16, PACK<float>> narrow;
 #pragma unroll
         for (int j = 0; j < PACK<float>; j++) {
@@ -79,11 +76,11 @@ __device__ __forceinline__ void adamw_step(float* param, bf16* copy, float* exp_
             p.at[j] = __fadd_rn(kept, __fdiv_rn(__fmul_rn(of_tensor.negative_step_size, m.at[j]), denominator));
             narrow.at[j] = from_float<bf16>(p.at[j]);
         }
-        store_pack(param + at, length - i, p);
-        store_pack(exp_avg + at, length - i, m);
-        store_pack(exp_avg_sq + at, length - i, v);
-        if (COPY) store_pack(copy + at, length - i, narrow);
-    }
+        store_pack(param + at, count, p);
+        store_pack(exp_avg + at, count, m);
+        store_pack(exp_avg_sq + at, count, v);
+        if (COPY) store_pack(copy + at, count, narrow);
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(256)

@@ -90,6 +90,22 @@ __device__ __forceinline__ T* row_of(T* matrix, int64_t row, int32_t width) {
     return matrix + row * width;
 }
 
+// The packs that `width` elements take, the last of them perhaps not whole.
+template <class T>
+__device__ __forceinline__ int32_t packs_of(int32_t width) {
+    return (width + PACK<T> - 1) / PACK<T>;
+}
+
+// This thread's share of a row that a block of THREADS threads has: thread t has the packs t, t + THREADS, ... For each of
+// them body(i, count), where i is the pack's first element and `count` is how many there are from there on.
+template <class T, int THREADS, class Body>
+__device__ __forceinline__ void for_packs(int32_t width, Body body) {
+    for (int32_t i = threadIdx.x * PACK<T>; i < width; i += THREADS * PACK<T>) body(i, width - i);
+}
+
+// Whether this is the one thread of the block that writes what all of them know.
+static __device__ __forceinline__ bool is_first_thread() { return threadIdx.x == 0; }
+
 // The sum over the warp, in every lane: a butterfly, whose additions are the same ones in every lane. All lanes call.
 template <class A>
 __device__ __forceinline__ A warp_sum(A x) {

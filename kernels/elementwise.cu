@@ -59,9 +59,7 @@ __device__ __forceinline__ void columns(const T* __restrict__ x, T* __restrict__
                                         int32_t width) {
     const T* from = row_of(x, blockIdx.x, x_width);
     T* to = row_of(y, blockIdx.x, y_width);
-    for (int32_t i = threadIdx.x * PACK<T>; i < width; i += blockDim.x * PACK<T>) {
-        store_pack(to + i, width - i, load_pack(from + i, width - i));
-    }
+    for_packs<T, 128>(width, [&](int32_t i, int32_t count) { store_pack(to + i, count, load_pack(from + i, count)); });
 }
 
 extern "C" __global__ void __launch_bounds__(128)

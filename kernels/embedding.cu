@@ -1,6 +1,8 @@
 // Token embedding with the images' features spliced in: src/ops/embedding.rs.
 #include "common.cuh"
 
+constexpr int THREADS = 128;
+
 // Row blockIdx.x of y [T, width] = table[source] where source >= 0, else image[-1 - source].
 template <class T>
 __device__ __forceinline__ void gather(const T* __restrict__ table, const T* __restrict__ image,
@@ -8,9 +10,7 @@ __device__ __forceinline__ void gather(const T* __restrict__ table, const T* __r
     const int32_t row = source[blockIdx.x];
     const T* from = row >= 0 ? row_of(table, row, width) : row_of(image, -1 - row, width);
     T* to = row_of(y, blockIdx.x, width);
-    for (int32_t i = threadIdx.x * PACK<T>; i < width; i += blockDim.x * PACK<T>) {
-        store_pack(to + i, width - i, load_pack(from + i, width - i));
-    }
+    for_packs<T, THREADS>(width, [&](int32_t i, int32_t count) { store_pack(to + i, count, load_pack(from + i, count)); });
 }
 
 // Segment k = blockIdx.x: d_table[tokens[k]] = the sum of dy[rows[s]] for s from starts[k] to starts[k+1], in this order,
@@ -19,7 +19,7 @@ template <class T>
 __device__ __forceinline__ void scatter(const T* __restrict__ dy, const int32_t* __restrict__ tokens,
                                         const int32_t* __restrict__ starts, const int32_t* __restrict__ rows,
                                         T* __restrict__ d_table, int32_t width) {
-    const int32_t i = (blockIdx.y * blockDim.x + threadIdx.x) * PACK<T>;
+    const int32_t i = (blockIdx.y * THREADS + threadIdx.x) * PACK<T>;
     float sum[PACK<T>] = {};
     for (int32_t s = starts[blockIdx.x]; s < starts[blockIdx.x + 1]; s++) {
         const Pack<T> pack = load_pack(row_of(dy, rows[s], width) + i, width - i);

@@ -55,9 +55,9 @@ group_advantage_forward_f32(const double* __restrict__ rewards, float* __restric
         double sums[2] = {}, low = INFINITY, high = -INFINITY;
         add_scored(of_group, size, sums);
         for (int32_t i = 0; i < size; i++) {
-            // Comparisons with NaN are false.
-            if (of_group[i] < low) low = of_group[i];
-            if (of_group[i] > high) high = of_group[i];
+            // Of NaN and a number they give the number.
+            low = fmin(low, of_group[i]);
+            high = fmax(high, of_group[i]);
         }
         const double mean = sums[0] / sums[1];
         const double divisor = scale == BY_GROUP ? deviation(squares(of_group, size, mean), sums[1]) + STD_EPSILON : batch_divisor;

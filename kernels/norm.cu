@@ -1,7 +1,7 @@
 // RMSNorm and LayerNorm, alone and behind a residual addition: src/ops/norm.rs has formulas and roundings.
 //
-// A block has a row; its sums are block_sums' fixed trees over a fixed distribution of the columns (thread t has the packs
-// t, t + THREADS, ...), so a row's bits depend on nothing but the row. LayerNorm is CENTRED: it has a mean and a bias.
+// A block has a row; its sums are block_sums' fixed trees over a fixed distribution of the columns (for_packs), so a row's
+// bits depend on nothing but the row. LayerNorm is CENTRED: it has a mean and a bias.
 #include "common.cuh"
 
 constexpr int THREADS = 128;
@@ -11,51 +11,51 @@ constexpr int THREADS = 128;
 template <bool CENTRED, class T>
 __device__ __forceinline__ void norm_forward(const T* x, const T* residual, const T* weight, const T* bias, T* h, T* y,
                                              float* mean_t, float* rstd_t, int32_t width, float eps) {
-    constexpr int N = PACK<T>, STRIDE = THREADS * N;
+    constexpr int N = PACK<T>;
     const int64_t row = blockIdx.x;
     const T* source = row_of(x, row, width);
     if (residual) {
         T* sum = row_of(h, row, width);
-        for (int32_t i = threadIdx.x * N; i < width; i += STRIDE) {
-            Pack<T> pack = load_pack(source + i, width - i);
-            const Pack<T> add = load_pack(row_of(residual, row, width) + i, width - i);
+        for_packs<T, THREADS>(width, [&](int32_t i, int32_t count) {
+            Pack<T> pack = load_pack(source + i, count);
+            const Pack<T> add = load_pack(row_of(residual, row, width) + i, count);
 #pragma unroll
             for (int j = 0; j < N; j++) pack.at[j] = from_float<T>(to_float(pack.at[j]) + to_float(add.at[j]));
-            store_pack(sum + i, width - i, pack);
-        }
+            store_pack(sum + i, count, pack);
+        });
         // From here on a thread reads what it has written itself: no barrier.
         source = sum;
     }
     float mean = 0.0f;
     if (CENTRED) {
         float sum = 0.0f;
-        for (int32_t i = threadIdx.x * N; i < width; i += STRIDE) {
-            const Pack<T> pack = load_pack(source + i, width - i);
+        for_packs<T, THREADS>(width, [&](int32_t i, int32_t count) {
+            const Pack<T> pack = load_pack(source + i, count);
 #pragma unroll
             for (int j = 0; j < N; j++) sum += to_float(pack.at[j]);
-        }
+        });
         mean = block_sum<THREADS>(sum) / width;
     }
     float square = 0.0f;
-    for (int32_t i = threadIdx.x * N; i < width; i += STRIDE) {
-        const Pack<T> pack = load_pack(source + i, width - i);
+    for_packs<T, THREADS>(width, [&](int32_t i, int32_t count) {
+        const Pack<T> pack = load_pack(source + i, count);
 #pragma unroll
         for (int j = 0; j < N; j++) {
             // Beyond the end a pack holds 0, whose distance from the mean doesn't count.
-            const float distance = i + j < width ? to_float(pack.at[j]) - mean : 0.0f;
+            const float distance = j < count ? to_float(pack.at[j]) - mean : 0.0f;
             square += distance * distance;
         }
-    }
+    });
     const float rstd = 1.0f / sqrtf(block_sum<THREADS>(square) / width + eps);
-    if (threadIdx.x == 0) {
+    if (is_first_thread()) {
         if (CENTRED) mean_t[row] = mean;
         rstd_t[row] = rstd;
     }
-    for (int32_t i = threadIdx.x * N; i < width; i += STRIDE) {
-        Pack<T> pack = load_pack(source + i, width - i);
-        const Pack<T> w = load_pack(weight + i, width - i);
+    for_packs<T, THREADS>(width, [&](int32_t i, int32_t count) {
+        Pack<T> pack = load_pack(source + i, count);
+        const Pack<T> w = load_pack(weight + i, count);
         if (CENTRED) {
-            const Pack<T> b = load_pack(bias + i, width - i);
+            const Pack<T> b = load_pack(bias + i, count);
 #pragma unroll
             for (int j = 0; j < N; j++) {
                 const float xhat = (to_float(pack.at[j]) - mean) * rstd;
@@ -67,8 +67,8 @@ __device__ __forceinline__ void norm_forward(const T* x, const T* residual, cons
                 pack.at[j] = from_float<T>(rounded<T>(to_float(pack.at[j]) * rstd) * to_float(w.at[j]));
             }
         }
-        store_pack(row_of(y, row, width) + i, width - i, pack);
-    }
+        store_pack(row_of(y, row, width) + i, count, pack);
+    });
 }
 
 // dx [T, width]: the gradient of what was normalised (x here; h behind a residual addition). d_past (it may be null) is
@@ -81,64 +81,64 @@ template <bool CENTRED, class T>
 __device__ __forceinline__ void norm_backward(const T* x, const T* weight, const T* dy, const T* d_past, const float* mean_t,
                                               const float* rstd_t, T* dx, float* dw_partial, float* db_partial, int32_t rows,
                                               int32_t width, int32_t rows_per_block) {
-    constexpr int N = PACK<T>, STRIDE = THREADS * N;
+    constexpr int N = PACK<T>;
     // Element j of pack p at [j * packs + p]: neighbouring threads in neighbouring banks.
-    const int32_t packs = (width + N - 1) / N;
+    const int32_t packs = packs_of<T>(width);
     float* dw = reinterpret_cast<float*>(dyn_smem());
     float* db = dw + packs * N;
-    for (int32_t i = threadIdx.x * N; i < width; i += STRIDE) {
+    for_packs<T, THREADS>(width, [&](int32_t i, int32_t count) {
 #pragma unroll
         for (int j = 0; j < N; j++) {
             dw[j * packs + i / N] = 0.0f;
             if (CENTRED) db[j * packs + i / N] = 0.0f;
         }
-    }
+    });
     const int64_t first = (int64_t)blockIdx.x * rows_per_block;
     for (int64_t row = first; row < first + rows_per_block && row < rows; row++) {
         const T* of_x = row_of(x, row, width);
         const T* of_dy = row_of(dy, row, width);
         const float mean = CENTRED ? mean_t[row] : 0.0f, rstd = rstd_t[row];
-        float sums[2] = {};
-        for (int32_t i = threadIdx.x * N; i < width; i += STRIDE) {
-            const Pack<T> px = load_pack(of_x + i, width - i);
-            const Pack<T> pd = load_pack(of_dy + i, width - i);
-            const Pack<T> pw = load_pack(weight + i, width - i);
+        float sums[1 + CENTRED] = {};
+        for_packs<T, THREADS>(width, [&](int32_t i, int32_t count) {
+            const Pack<T> px = load_pack(of_x + i, count);
+            const Pack<T> pd = load_pack(of_dy + i, count);
+            const Pack<T> pw = load_pack(weight + i, count);
 #pragma unroll
             for (int j = 0; j < N; j++) {
                 const float d = to_float(pd.at[j]), g = d * to_float(pw.at[j]), xhat = (to_float(px.at[j]) - mean) * rstd;
                 sums[0] += g * xhat;
                 dw[j * packs + i / N] += d * xhat;
                 if (CENTRED) {
-                    sums[1] += g;
+                    sums[CENTRED] += g;
                     db[j * packs + i / N] += d;
                 }
             }
-        }
+        });
         block_sums<THREADS>(sums);
-        const float projection = sums[0] / width, centre = sums[1] / width;
-        for (int32_t i = threadIdx.x * N; i < width; i += STRIDE) {
-            Pack<T> pack = load_pack(of_x + i, width - i);
-            const Pack<T> pd = load_pack(of_dy + i, width - i);
-            const Pack<T> pw = load_pack(weight + i, width - i);
+        const float projection = sums[0] / width, centre = CENTRED ? sums[CENTRED] / width : 0.0f;
+        for_packs<T, THREADS>(width, [&](int32_t i, int32_t count) {
+            Pack<T> pack = load_pack(of_x + i, count);
+            const Pack<T> pd = load_pack(of_dy + i, count);
+            const Pack<T> pw = load_pack(weight + i, count);
             Pack<T> past = {};
-            if (d_past) past = load_pack(row_of(d_past, row, width) + i, width - i);
+            if (d_past) past = load_pack(row_of(d_past, row, width) + i, count);
 #pragma unroll
             for (int j = 0; j < N; j++) {
                 const float g = to_float(pd.at[j]) * to_float(pw.at[j]), xhat = (to_float(pack.at[j]) - mean) * rstd;
                 pack.at[j] = from_float<T>(rstd * (g - centre - xhat * projection) + to_float(past.at[j]));
             }
-            store_pack(row_of(dx, row, width) + i, width - i, pack);
-        }
+            store_pack(row_of(dx, row, width) + i, count, pack);
+        });
     }
-    for (int32_t i = threadIdx.x * N; i < width; i += STRIDE) {
+    for_packs<T, THREADS>(width, [&](int32_t i, int32_t count) {
 #pragma unroll
         for (int j = 0; j < N; j++) {
-            if (i + j < width) {
+            if (j < count) {
                 row_of(dw_partial, blockIdx.x, width)[i + j] = dw[j * packs + i / N];
                 if (CENTRED) row_of(db_partial, blockIdx.x, width)[i + j] = db[j * packs + i / N];
             }
         }
-    }
+    });
 }
 
 // The second stage: sums [width] of the `count` rows of partial [count, width], in f32, rounded once. A block has 32
@@ -155,10 +155,10 @@ __device__ __forceinline__ void sum_partials(const float* __restrict__ partial, 
     }
     of_warp[warp][lane] = sum;
     __syncthreads();
-    if (warp == 0 && column < width) {
-        sum = of_warp[0][lane];
+    if (threadIdx.x < 32 && column < width) {
+        sum = of_warp[0][threadIdx.x];
 #pragma unroll
-        for (int w = 1; w < WARPS; w++) sum += of_warp[w][lane];
+        for (int w = 1; w < WARPS; w++) sum += of_warp[w][threadIdx.x];
         sums[column] = from_float<T>(sum);
     }
 }

@@ -8,7 +8,7 @@ __device__ __forceinline__ void rotate(const T* __restrict__ x, const float* __r
                                        T* __restrict__ y, int32_t heads, int32_t half, float direction) {
     constexpr int N = PACK<T>;
     const int64_t row = blockIdx.x;
-    const int32_t packs = (half + N - 1) / N;
+    const int32_t packs = packs_of<T>(half);
     for (int32_t item = threadIdx.x; item < heads * packs; item += blockDim.x) {
         const int32_t i = item % packs * N, count = half - i;
         const int64_t low = (row * heads + item / packs) * 2 * half + i, high = low + half;

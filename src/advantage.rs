@@ -15,6 +15,9 @@
 //! * A reward of NaN means "not scored". It is left out of mean and deviation, and its own
 //!   advantage is 0. A group with fewer than two scored completions has advantage 0.
 
+#[allow(unsafe_code)]
+pub mod cuda;
+
 use crate::error::{Error, Result};
 
 /// Added to the standard deviation before the division, as in TRL.

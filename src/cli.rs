@@ -14,6 +14,7 @@ use crate::tensor::Device;
 pub mod arguments;
 
 mod demo;
+mod doctor;
 mod eval;
 mod explain;
 mod generate;
@@ -66,6 +67,7 @@ fn dispatch(command: &Command) -> Result<()> {
         Command::Score(options) => score::run(options),
         Command::Tasks(TasksCommand::Make(task)) => tasks::run(task),
         Command::Inspect(options) => inspect::run(options),
+        Command::Doctor(options) => doctor::run(options),
     }
 }
 

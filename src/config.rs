@@ -36,7 +36,7 @@ pub use run::{
     CheckpointOptions, CompletionLogOptions, DryRunOptions, FileOptions, LoggingOptions, QuietOptions,
     ResumeFrom, SeedOptions,
 };
-pub use tools::{DemoConfig, Difficulty, InspectConfig, MakeTaskConfig};
+pub use tools::{DemoConfig, Difficulty, DoctorConfig, InspectConfig, MakeTaskConfig};
 
 /// All options of one command.
 pub trait Options: Serialize {

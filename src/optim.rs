@@ -2,6 +2,8 @@
 
 pub mod adamw;
 pub mod clip;
+#[allow(unsafe_code)]
+pub mod cuda;
 pub mod schedule;
 
 pub use adamw::{AdamW, AdamWConfig, ParamGroup, TensorState};

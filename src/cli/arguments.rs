@@ -10,8 +10,8 @@ use super::explain::explain;
 use crate::config::file::{ConfigFile, KnownOption};
 use crate::config::names::{normalise, option_name};
 use crate::config::{
-    DemoConfig, EvalConfig, GenerateConfig, GrpoConfig, InspectConfig, MakeTaskConfig, Options, ParityConfig,
-    ScoreConfig, SftConfig,
+    DemoConfig, DoctorConfig, EvalConfig, GenerateConfig, GrpoConfig, InspectConfig, MakeTaskConfig, Options,
+    ParityConfig, ScoreConfig, SftConfig,
 };
 use crate::error::{Error, Result};
 
@@ -102,6 +102,13 @@ pub enum Command {
         othink-train inspect Qwen/Qwen2-VL-2B-Instruct\n  \
         othink-train inspect DIR --tensors")]
     Inspect(Box<InspectConfig>),
+
+    /// Tell what of CPU, GPU, driver and kernels was found, and what is missing
+    #[command(after_help = "Examples:\n  \
+        othink-train doctor\n  \
+        othink-train doctor --device cuda && othink-train parity --model DIR --device cuda\n  \
+        CUDA_VISIBLE_DEVICES=1 othink-train doctor")]
+    Doctor(Box<DoctorConfig>),
 }
 
 /// What can be done with synthetic tasks.
@@ -213,6 +220,7 @@ impl Command {
                 MakeCommand::Counting(options) | MakeCommand::Geometry(options),
             )) => settle(options.as_mut(), file),
             Command::Inspect(options) => settle(options.as_mut(), file),
+            Command::Doctor(options) => settle(options.as_mut(), file),
         }
     }
 }

@@ -84,6 +84,24 @@ impl Options for InspectConfig {
     }
 }
 
+/// `doctor`: what of CPU, GPU, driver and kernels was found.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub struct DoctorConfig {
+    /// cuda: fail with exit code 69 unless a GPU can be used. auto: only tell
+    #[arg(long, default_value = "auto", value_parser = ["auto", "cuda"])]
+    pub device: String,
+}
+
+impl Options for DoctorConfig {
+    const COMMAND: &'static str = "doctor";
+
+    fn check(&self) -> Checked {
+        Ok(())
+    }
+}
+
 /// `demo`: a whole run on a synthetic task with a small model, on the CPU, in minutes.
 #[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
 #[command(rename_all = "snake_case")]

@@ -189,8 +189,17 @@ impl<T: Element> Buffer<T> {
     /// [`Error::Internal`] for another length, [`Error::Device`].
     pub fn write(&mut self, data: &[T]) -> Result<()> {
         self.same_length(data.len())?;
+        self.write_at(0, data)
+    }
+
+    /// Copies host memory to the elements from `start` on.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for more elements than there are, [`Error::Device`].
+    pub fn write_at(&mut self, start: usize, data: &[T]) -> Result<()> {
+        self.within(start, data.len())?;
         self.bind()?;
-        let at = self.ptr_mut().address();
+        let at = self.ptr_mut().offset(start).address();
         let inner = &self.gpu.0;
         inner.trace.copy("host to device", size_of_val(data));
         let mut staging = inner.staging.lock().unwrap_or_else(PoisonError::into_inner);
@@ -202,12 +211,21 @@ impl<T: Element> Buffer<T> {
     /// # Errors
     /// [`Error::Device`].
     pub fn download(&self) -> Result<Vec<T>> {
-        let mut data = vec![T::zeroed(); self.len];
+        self.download_at(0, self.len)
+    }
+
+    /// Copies `len` elements from `start` on to the host; waits for them.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for more elements than there are, [`Error::Device`].
+    pub fn download_at(&self, start: usize, len: usize) -> Result<Vec<T>> {
+        self.within(start, len)?;
+        let mut data = vec![T::zeroed(); len];
         self.bind()?;
         let inner = &self.gpu.0;
         inner.trace.copy("device to host", size_of_val(&data[..]));
         let mut staging = inner.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        staging.download(&inner.stream, self.ptr().address(), bytemuck::cast_slice_mut(&mut data))?;
+        staging.download(&inner.stream, self.ptr().offset(start).address(), bytemuck::cast_slice_mut(&mut data))?;
         Ok(data)
     }
 
@@ -248,6 +266,13 @@ impl<T: Element> Buffer<T> {
             return Ok(());
         }
         Err(Error::Internal(format!("{len} elements copied to device memory for {}", self.len)))
+    }
+
+    fn within(&self, start: usize, len: usize) -> Result<()> {
+        if start.checked_add(len).is_some_and(|end| end <= self.len) {
+            return Ok(());
+        }
+        Err(Error::Internal(format!("elements {start} and {len} more of {} in device memory", self.len)))
     }
 
     fn bind(&self) -> Result<()> {

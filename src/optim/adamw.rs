@@ -67,6 +67,33 @@ pub struct TensorState<'a> {
     pub exp_avg_sq: &'a [f32],
 }
 
+impl TensorState<'_> {
+    /// The index of the parameter it belongs to.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if none has this name or the lengths differ.
+    pub(super) fn place_among<'a>(&self, params: impl Iterator<Item = &'a ParamGroup>) -> Result<usize> {
+        let Some((place, param)) = params.enumerate().find(|(_, param)| param.name == self.name) else {
+            return Err(Error::Input(format!(
+                "the checkpoint has optimiser state of `{}`, which this run does not train; \
+                 resume with the options the run was started with",
+                self.name
+            )));
+        };
+        for (moment, saved) in [("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)] {
+            if saved.len() != param.len {
+                return Err(Error::Input(format!(
+                    "the checkpoint's {moment} of `{}` has {} elements; the parameter has {}",
+                    self.name,
+                    saved.len(),
+                    param.len
+                )));
+            }
+        }
+        Ok(place)
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Slot {
     param: ParamGroup,
@@ -84,15 +111,15 @@ pub struct AdamW {
 
 /// The scalars of one tensor's update, rounded to f32.
 #[derive(Clone, Copy)]
-struct Update {
+pub(super) struct Update {
     clip: f32,
-    keep: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    bias_correction2_sqrt: f32,
-    epsilon: f32,
-    negative_step_size: f32,
+    pub(super) keep: f32,
+    pub(super) one_minus_beta1: f32,
+    pub(super) beta2: f32,
+    pub(super) one_minus_beta2: f32,
+    pub(super) bias_correction2_sqrt: f32,
+    pub(super) epsilon: f32,
+    pub(super) negative_step_size: f32,
 }
 
 impl AdamW {
@@ -101,18 +128,7 @@ impl AdamW {
     /// # Errors
     /// [`Error::Usage`] if a hyper-parameter is out of its range.
     pub fn new(config: AdamWConfig, params: Vec<ParamGroup>) -> Result<Self> {
-        for (option, value, below_one) in [
-            ("adam_beta1", config.beta1, true),
-            ("adam_beta2", config.beta2, true),
-            ("adam_epsilon", config.epsilon, false),
-            ("weight_decay", config.weight_decay, false),
-        ] {
-            if !value.is_finite() || value < 0.0 || (below_one && value >= 1.0) {
-                let range =
-                    if below_one { "at least 0 and below 1" } else { "a finite number of at least 0" };
-                return Err(Error::Usage(format!("{option} is {value}; it must be {range}")));
-            }
-        }
+        config.check()?;
         let slots = params
             .into_iter()
             .map(|param| Slot {
@@ -188,23 +204,8 @@ impl AdamW {
     /// # Errors
     /// [`Error::Input`] if no parameter has this name or the lengths differ.
     pub fn restore(&mut self, state: TensorState) -> Result<()> {
-        let Some(slot) = self.slots.iter_mut().find(|slot| slot.param.name == state.name) else {
-            return Err(Error::Input(format!(
-                "the checkpoint has optimiser state of `{}`, which this run does not train; \
-                 resume with the options the run was started with",
-                state.name
-            )));
-        };
-        for (moment, saved) in [("exp_avg", state.exp_avg), ("exp_avg_sq", state.exp_avg_sq)] {
-            if saved.len() != slot.param.len {
-                return Err(Error::Input(format!(
-                    "the checkpoint's {moment} of `{}` has {} elements; the parameter has {}",
-                    state.name,
-                    saved.len(),
-                    slot.param.len
-                )));
-            }
-        }
+        let place = state.place_among(self.slots.iter().map(|slot| &slot.param))?;
+        let slot = &mut self.slots[place];
         slot.step = state.step;
         slot.exp_avg.copy_from_slice(state.exp_avg);
         slot.exp_avg_sq.copy_from_slice(state.exp_avg_sq);
@@ -213,8 +214,26 @@ impl AdamW {
 }
 
 impl AdamWConfig {
+    /// # Errors
+    /// [`Error::Usage`] if a hyper-parameter is out of its range.
+    pub(super) fn check(&self) -> Result<()> {
+        for (option, value, below_one) in [
+            ("adam_beta1", self.beta1, true),
+            ("adam_beta2", self.beta2, true),
+            ("adam_epsilon", self.epsilon, false),
+            ("weight_decay", self.weight_decay, false),
+        ] {
+            if !value.is_finite() || value < 0.0 || (below_one && value >= 1.0) {
+                let range =
+                    if below_one { "at least 0 and below 1" } else { "a finite number of at least 0" };
+                return Err(Error::Usage(format!("{option} is {value}; it must be {range}")));
+            }
+        }
+        Ok(())
+    }
+
     /// The scalars of update number `step` (from 1).
-    fn update(&self, step: u64, decay: bool, learning_rate: f64, clip_coef: f64) -> Update {
+    pub(super) fn update(&self, step: u64, decay: bool, learning_rate: f64, clip_coef: f64) -> Update {
         let bias_correction = |beta: f64| 1.0 - beta.powf(step as f64);
         let weight_decay = if decay { self.weight_decay } else { 0.0 };
         Update {

@@ -103,3 +103,24 @@ pub fn check_op<const N: usize, O: Op<N>>(
     }
     (kernel.0, dxs)
 }
+
+/// The same numbers times a power of two, which any type represents.
+pub fn scaled(x: &Tensor, factor: f64) -> Tensor {
+    let numbers = x.real::<f64>().iter().map(|x| x * factor).collect::<Vec<f64>>();
+    Tensor::new(x.shape(), numbers).expect("the same shape")
+}
+
+/// Row t of a matrix as a matrix of one row, in host memory.
+pub fn row(x: &Tensor, t: usize) -> Tensor {
+    let (_, width) = x.matrix();
+    let numbers = elements(x)[t * width..(t + 1) * width].to_vec();
+    Tensor::new(&[1, width], numbers).expect("a row").to_dtype(x.dtype())
+}
+
+/// Whether two bf16 tensors differ in less than one element of 200: both round at the same places, and only now and then does
+/// the rounding of f32 before it decide.
+pub fn assert_mostly_same(what: &str, a: &Tensor, b: &Tensor) {
+    let (a, b) = (elements(a), elements(b));
+    let different = a.iter().zip(&b).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+    assert!(200 * different < a.len(), "{what}: {different} of {} elements differ", a.len());
+}

@@ -8,7 +8,16 @@ mod compare;
 mod harness;
 mod reruns;
 
-mod memory;
+mod activation;
+mod adamw;
+#[allow(unsafe_code)]
+mod conformance;
+mod elementwise;
+mod embedding;
 mod gemm;
+mod group_advantage;
 mod linear;
+mod memory;
+mod norm;
 mod patch_embed;
+mod rope;
