@@ -14,6 +14,7 @@ use super::products::{Layout, Product, Scalar};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::env;
+use std::error::Error as _;
 use std::ffi::c_void;
 use std::fmt;
 use std::fs;
@@ -178,9 +179,40 @@ struct Library {
 /// Looks for the library.
 ///
 /// # Errors
-/// [`Error::Device`] when it isn't there or can't be used, with where it was looked for.
+/// [`Error::Device`] when it isn't there or can't be opened, with where it was looked for.
 pub fn probe() -> Result<Description> {
-    Ok(Library::open()?.description)
+    find(|library| Ok(library.description))
+}
+
+/// What `open` makes of the first library that it takes.
+fn find<T>(open: impl Fn(Library) -> std::result::Result<T, String>) -> Result<T> {
+    let try_file = |file: &Path| Library::load(file).and_then(&open);
+    if let Some(file) = variable(FILE_VARIABLE) {
+        return try_file(&file).map_err(|problem| {
+            Error::Device(format!(
+                "{FILE_VARIABLE}: {problem}; name a libcublasLt.so of CUDA 12 or newer, or unset the variable"
+            ))
+        });
+    }
+    let by_name = NAMES.iter().map(PathBuf::from);
+    let files = folders()
+        .into_iter()
+        .flat_map(|folder| NAMES.map(|name| folder.join(name)))
+        .filter(|file| file.is_file());
+    let mut problems = Vec::new();
+    for candidate in by_name.chain(files) {
+        match try_file(&candidate) {
+            Ok(opened) => return Ok(opened),
+            Err(problem) if candidate.is_absolute() => problems.push(problem),
+            Err(_) => {}
+        }
+    }
+    Err(Error::Device(format!(
+        "cuBLASLt was not found ({}); looked for by name, in CUDA_HOME, CUDA_PATH and /usr/local/cuda*, and among pip's packages; \
+         {FILE_VARIABLE}=FILE names it{}",
+        NAMES.join(", "),
+        problems.iter().map(|problem| format!("; {problem}")).collect::<String>()
+    )))
 }
 
 /// Whether the environment says which file it is.
@@ -194,50 +226,18 @@ fn variable(name: &str) -> Option<PathBuf> {
 }
 
 impl Library {
-    fn open() -> Result<Library> {
-        if let Some(file) = variable(FILE_VARIABLE) {
-            return Library::load(&file).map_err(|problem| {
-                Error::Device(format!(
-                    "{FILE_VARIABLE}={}: {problem}; name a libcublasLt.so of CUDA 12 or newer, or unset the variable",
-                    file.display()
-                ))
-            });
-        }
-        let by_name = NAMES.iter().map(PathBuf::from);
-        let files = folders()
-            .into_iter()
-            .flat_map(|folder| NAMES.map(|name| folder.join(name)))
-            .filter(|file| file.is_file());
-        let mut problems = Vec::new();
-        for candidate in by_name.chain(files) {
-            match Library::load(&candidate) {
-                Ok(library) => return Ok(library),
-                Err(problem) if candidate.is_absolute() => {
-                    problems.push(format!("{}: {problem}", candidate.display()))
-                }
-                Err(_) => {}
-            }
-        }
-        Err(Error::Device(format!(
-            "cuBLASLt was not found ({}); looked for by name, in CUDA_HOME, CUDA_PATH and /usr/local/cuda*, and among pip's packages; \
-             {FILE_VARIABLE}=FILE names it{}",
-            NAMES.join(", "),
-            problems.iter().map(|problem| format!("; {problem}")).collect::<String>()
-        )))
-    }
-
     fn load(file: &Path) -> std::result::Result<Library, String> {
         // SAFETY: opening a library runs its initialisers, which is what NVIDIA's is installed for.
-        let library = unsafe { libloading::Library::new(file) }.map_err(|e| e.to_string())?;
+        let library = unsafe { libloading::Library::new(file) }.map_err(|e| reason(&e))?;
         // SAFETY: the type is that of cublasLt.h.
         let version = unsafe {
             let version = library.get::<unsafe extern "C" fn() -> usize>("cublasLtGetVersion");
-            version.map_err(|e| e.to_string())?()
+            version.map_err(|e| reason(&e))?()
         };
         if version < LOWEST_VERSION {
-            return Err(format!("version {version} is older than CUDA 12"));
+            return Err(format!("{}: version {version} is older than CUDA 12", file.display()));
         }
-        let functions = Functions::find(&library).map_err(|e| e.to_string())?;
+        let functions = Functions::find(&library).map_err(|e| reason(&e))?;
         let path = if file.is_absolute() {
             file.to_path_buf()
         } else {
@@ -247,6 +247,11 @@ impl Library {
             Description { path, version: (version / 10_000, version / 100 % 100, version % 100) };
         Ok(Library { functions, description, _library: library })
     }
+}
+
+/// What the system says of a library that it doesn't open, or of a function that isn't there.
+fn reason(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// The file of a library that the system found by its name, as Linux tells it.
@@ -310,13 +315,16 @@ const OTHER_TOKENS: [usize; 6] = [1, 2, 3, 17, 128, 1021];
 const PROPOSALS: usize = 32;
 
 impl CublasLt {
-    /// Opens the library for the GPU, whose context has to be current.
+    /// Opens the library for the GPU, whose context has to be current: the newest one that its driver serves.
     pub fn open() -> Result<CublasLt> {
-        let library = Library::open()?;
-        let functions = &library.functions;
-        // SAFETY: the call fills one handle.
-        let handle = Object::new("start", functions.destroy, |handle| unsafe { (functions.create)(handle) })?;
-        Ok(CublasLt { algorithms: HashMap::new(), handle, library })
+        find(|library| {
+            let functions = &library.functions;
+            // SAFETY: the call fills one handle.
+            let handle =
+                Object::new("start", functions.destroy, |handle| unsafe { (functions.create)(handle) });
+            let handle = handle.map_err(|e| format!("{}: {e}", library.description.path.display()))?;
+            Ok(CublasLt { algorithms: HashMap::new(), handle, library })
+        })
     }
 
     pub fn description(&self) -> &Description {

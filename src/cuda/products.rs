@@ -143,12 +143,12 @@ pub(super) enum Products {
     /// Our own kernels compute everything.
     Own,
     /// The library computes what it can.
-    CublasLt(CublasLt),
+    CublasLt(Box<CublasLt>),
 }
 
 impl Products {
     fn new(policy: Policy) -> Result<Products> {
-        Ok(policy.library()?.map_or(Products::Own, Products::CublasLt))
+        Ok(policy.library()?.map_or(Products::Own, |library| Products::CublasLt(Box::new(library))))
     }
 }
 

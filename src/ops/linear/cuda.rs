@@ -70,11 +70,13 @@ pub(super) fn column_sums(gpu: &Gpu, x: &Tensor, shape: &[usize]) -> Result<Tens
     }
 }
 
+type ColumnSums<T> = unsafe fn(&Gpu, Grid, Const<T>, Mut<T>, i32, i32) -> Result<()>;
+
 fn column_sums_of<T: DeviceReal>(
     gpu: &Gpu,
     x: &Tensor,
     shape: &[usize],
-    kernel: unsafe fn(&Gpu, Grid, Const<T>, Mut<T>, i32, i32) -> Result<()>,
+    kernel: ColumnSums<T>,
 ) -> Result<Tensor> {
     // Columns and threads of a block.
     const COLUMNS: usize = 32;
