@@ -14,7 +14,7 @@ fn at(name: &str) -> String {
 }
 
 /// The case fails, and its reports, or else its error, have all these words in this order.
-fn caught(mode: &str, case: &str, words: &[&str]) {
+pub fn caught(mode: &str, case: &str, words: &[&str]) {
     let Some(Outcome { error, reports }) = run(mode, case) else { return };
     assert!(!error.is_empty() && !error.starts_with("wrong result"), "{mode}|{case}: `{error}`\n{reports}");
     let text = format!("{reports}\n{error}");
@@ -26,13 +26,13 @@ fn caught(mode: &str, case: &str, words: &[&str]) {
 }
 
 /// Nothing is reported, but the output is wrong.
-fn wrong(mode: &str, case: &str) {
+pub fn wrong(mode: &str, case: &str) {
     let Some(Outcome { error, reports }) = run(mode, case) else { return };
     assert!(error.starts_with("wrong result") && reports.is_empty(), "{mode}|{case}: `{error}`\n{reports}");
 }
 
 /// Nothing is reported, and the output is right: this mode doesn't see the bug.
-fn missed(mode: &str, case: &str) {
+pub fn missed(mode: &str, case: &str) {
     let Some(Outcome { error, reports }) = run(mode, case) else { return };
     assert!(error.is_empty() && reports.is_empty(), "{mode}|{case}: `{error}`\n{reports}");
 }
