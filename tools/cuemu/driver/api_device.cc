@@ -50,6 +50,7 @@ static const struct {
     {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
     {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
     {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
     {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
@@ -101,6 +102,7 @@ ENTRY(cuInit)(unsigned) {
             return fail(INVALID_VALUE, "%s", wrong.c_str());
         }
     }
+    if (!config.devices) return fail(NO_DEVICE, "devices=0");
     if (!open_log(config.log)) return fail(INVALID_VALUE, "can't write the log %s", config.log.c_str());
     if (!map_arena()) return fail(OUT_OF_MEMORY, "can't reserve the addresses of the device's memory");
     // Twins find the runtime among the global symbols, however the program loaded this library.
