@@ -186,7 +186,13 @@ fn reads_of_what_nobody_wrote() {
 
 #[test]
 fn misaligned_vectors() {
-    caught("check", "misaligned", &["misaligned access at ", &at("misaligned read")]);
+    for plant in ["misaligned", "misaligned_pack"] {
+        caught(
+            "check",
+            plant,
+            &["misaligned access at ", &at(&format!("{plant} read")), "isn't a multiple of 16"],
+        );
+    }
 }
 
 #[test]
@@ -341,6 +347,15 @@ fn a_staging_buffer_that_is_used_again_too_early() {
         missed(mode, "staging");
     }
     missed("fast", "staging_unawaited");
+}
+
+#[test]
+fn a_download_that_is_read_too_early() {
+    for mode in ["fast streams=deferred", "check streams=deferred"] {
+        wrong(mode, "download_unawaited");
+        missed(mode, "download");
+    }
+    missed("fast", "download_unawaited");
 }
 
 #[test]
