@@ -56,10 +56,13 @@ fn child() {
     let Ok(text) = std::env::var(VARIABLE) else { return };
     let (mode, case) = text.split_once('|').expect("MODE|CASE");
     let driver = Driver::load(mode).expect("the emulator compiles");
-    let error = match cases().get(case) {
-        Some(case) => case(&driver).err().unwrap_or_default(),
-        None => plant(&driver, case).err().unwrap_or_default(),
+    let result = match (cases().get(case), case.split_once(' ')) {
+        (Some(case), _) => case(&driver),
+        (None, Some(("ptx", name))) => crate::ptx::case(&driver, name),
+        (None, Some(("cublaslt", name))) => crate::cublaslt::case(&driver, name),
+        (None, _) => plant(&driver, case),
     };
+    let error = result.err().unwrap_or_default();
     println!("<error>{error}</error><reports>{}</reports>", driver.reports());
 }
 
