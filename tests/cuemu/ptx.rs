@@ -252,7 +252,11 @@ fn named_barriers() {
 #[test]
 fn mbarriers() {
     for mode in BOTH {
-        caught(mode, "ptx mbarrier_arrivals", &["mbarrier.arrive at ", "more arrivals in a phase than the 32"]);
+        caught(
+            mode,
+            "ptx mbarrier_arrivals",
+            &["mbarrier.arrive at ", "more arrivals in a phase than the 32"],
+        );
         let line = at("mbarrier_uninitialised");
         caught(
             mode,
