@@ -230,11 +230,11 @@ fn cases() -> BTreeMap<&'static str, Case> {
         }),
         ("environment", |_| {
             driver::initialise()?;
-            let (mut cc, mut bytes) = (0, 0);
-            let minor = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR;
-            cu!(cuDeviceGetAttribute(&raw mut cc, minor, 0))?;
+            let (mut minor, mut bytes) = (0, 0);
+            let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR;
+            cu!(cuDeviceGetAttribute(&raw mut minor, attribute, 0))?;
             cu!(cuDeviceTotalMem_v2(&raw mut bytes, 0))?;
-            Err(format!("cc 8.{cc}, {bytes} bytes"))
+            Err(format!("minor {minor}, {bytes} bytes"))
         }),
         ("before_init", |_| driver::allocate(1).map(drop)),
         ("unemulated", |d| {
