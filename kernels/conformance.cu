@@ -8,10 +8,10 @@ static __device__ void fill_shared(unsigned char* to, const uint8_t* from, int b
     for (int i = threadIdx.x; i < bytes; i += blockDim.x) to[i] = from[i];
 }
 
-// remainder[0] = the shared address of dynamic shared memory, modulo 1024.
+// What each thread takes for the shared address of dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(32)
-conform_shared_address(uint32_t* remainder) {
-    if (threadIdx.x == 0) remainder[0] = smem_u32(dyn_smem()) % 1024;
+conform_shared_address(uint32_t* addresses) {
+    addresses[threadIdx.x] = smem_u32(dyn_smem());
 }
 
 // ldmatrix by one warp: lane i gives the row at byte `rows[i]` of `tile`, whose `bytes` bytes lie at the beginning of
@@ -274,6 +274,9 @@ conform_wgmma_groups(const uint8_t* a, const uint8_t* b, float* first, float* wh
     __syncthreads();
     const uint32_t at = smem_u32(shared);
     float half[32], rest[32];
+    // Neither first product may take these for its beginning.
+#pragma unroll
+    for (int i = 0; i < 32; i++) half[i] = rest[i] = 1000.0f;
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 2; k++)
