@@ -18,7 +18,7 @@ bool initialised = false;
 static char context;  // there is one, and its address is its handle
 static int retained = 0;
 static thread_local void* current = nullptr;
-static bool configured = false;
+static std::string requested;  // by cuemu_configure
 
 std::recursive_mutex& api_mutex() {
     static std::recursive_mutex mutex;
@@ -71,7 +71,7 @@ static const struct {
 
 using namespace cuemu;
 
-/// Sets the keys of `text`, which then win over the environment's. Before cuInit; 0 if all is well.
+/// Sets the keys of `text`, which win over the environment's. Before cuInit; 0 if all is well.
 ENTRY(cuemu_configure)(const char* text) {
     std::lock_guard<std::recursive_mutex> lock(api_mutex());
     if (initialised) return fail(INVALID_VALUE, "cuemu_configure comes after cuInit");
@@ -80,7 +80,7 @@ ENTRY(cuemu_configure)(const char* text) {
         fprintf(stderr, "cuemu: %s\n", wrong.c_str());
         return fail(INVALID_VALUE, "%s", wrong.c_str());
     }
-    configured = true;
+    requested += std::string(" ") + text;
     return SUCCESS;
 }
 
@@ -93,9 +93,9 @@ extern "C" CUEMU_API const char* cuemu_reports() {
 ENTRY(cuInit)(unsigned) {
     std::lock_guard<std::recursive_mutex> lock(api_mutex());
     if (initialised) return SUCCESS;
-    const char* environment = getenv("CUEMU");
-    if (environment && !configured) {
-        const std::string wrong = configure(environment);
+    if (const char* environment = getenv("CUEMU")) {
+        std::string wrong = configure(environment);
+        if (wrong.empty()) wrong = configure(requested);
         if (!wrong.empty()) {
             fprintf(stderr, "cuemu: %s\n", wrong.c_str());
             return fail(INVALID_VALUE, "%s", wrong.c_str());
