@@ -278,8 +278,8 @@ fn cp_async_waits_for_groups() {
 fn named_barriers_order_two_warps_of_three() {
     let Some(gpu) = gpu() else { return };
     let from: Vec<u32> = (0..64).map(|i| 100 + i).collect();
-    // Threads of warp 1 read warp 0's numbers from the end, and the other way round.
-    let expected: Vec<u32> = (0..64).map(|t| 100 + 63 - t).collect();
+    // Threads of warp 1 read warp 0's numbers from the end, and the other way round, with a thousand more.
+    let expected: Vec<u32> = (0..64).map(|t| 100 + 63 - t + if t < 32 { 1000 } else { 0 }).collect();
     let from = upload(gpu, &from);
     // SAFETY: the first two warps read and write one number per thread.
     let got = result(gpu, &[0u32; 64], |to| unsafe {
@@ -407,7 +407,7 @@ fn tma_2d() {
                 let got = result(gpu, &vec![0u8; size + 16], |to| unsafe {
                     kernels::conform_tma_2d(
                         gpu,
-                        one_block(64, 65536 + 16),
+                        one_block(64, 1024 + size + 16),
                         map,
                         start[0],
                         start[1],
@@ -444,7 +444,7 @@ fn tma_3d() {
         // SAFETY: the box fits into shared memory and the output has 16 bytes more.
         let got = result(gpu, &vec![0u8; size + 16], |to| unsafe {
             let [x, y, z] = start;
-            kernels::conform_tma_3d(gpu, one_block(64, 65536 + 16), map, x, y, z, size as u32, to)
+            kernels::conform_tma_3d(gpu, one_block(64, 1024 + size + 16), map, x, y, z, size as u32, to)
         });
         assert_eq!(got, tiled.expected(&bytes, &start), "box at {start:?}");
     }
