@@ -15,7 +15,9 @@ static void misaligned(const char* where, size_t alignment, const void* p) {
 static void plain(const void* p, uint32_t n, Access kind, bool aligned, const void* return_address) {
     if (!cur) return;
     const auto address = reinterpret_cast<uintptr_t>(p);
-    if (aligned && address % n) {
+    // Of 16 bytes the compiler makes one access out of two of 8 that the source has; what the source itself says to be aligned
+    // to 16 is checked by -fsanitize=alignment.
+    if (aligned && n < 16 && address % n) {
         misaligned(source_line(reinterpret_cast<uint64_t>(return_address) - 1).c_str(), n, p);
     }
     check_memory(address, n, kind, place_of(return_address));
