@@ -118,7 +118,7 @@ __device__ __forceinline__ A warp_sum(A x) {
 // the warps' sums from the first to the last. All threads of the block call. A is float or double.
 template <int THREADS, class A, int K>
 __device__ __forceinline__ void block_sums(A (&x)[K]) {
-    static_assert(THREADS % 32 == 0 && THREADS <= 1024, "a block is whole warps");
+    static_assert(THREADS % 32 == 0, "a block is whole warps");
     constexpr int WARPS = THREADS / 32;
     __shared__ A of_warp[K][WARPS];
 #pragma unroll
