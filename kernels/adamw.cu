@@ -38,7 +38,8 @@ grad_norm_partial_f32(const float* __restrict__ grad, const int64_t* __restrict_
 // Second stage, one block: norm_and_clip[0] = sqrt of the sum of partial [count], norm_and_clip[1] = what gradients are
 // multiplied by: min(1, max_norm / (norm + 1e-6)), 1 without clipping (max_norm <= 0). Of no meaning if the norm is NaN.
 extern "C" __global__ void __launch_bounds__(256)
-grad_norm_finish_f32(const double* __restrict__ partial, int32_t count, double max_norm, double* __restrict__ norm_and_clip) {
+grad_norm_finish_f32(const double* __restrict__ partial, int32_t count, double max_norm,
+                     double* __restrict__ norm_and_clip) {
     double sum = 0.0;
     for (int32_t i = threadIdx.x; i < count; i += THREADS) sum += partial[i];
     const double norm = sqrt(block_sum<THREADS>(sum));

@@ -60,7 +60,8 @@ group_advantage_forward_f32(const double* __restrict__ rewards, float* __restric
             high = fmax(high, of_group[i]);
         }
         const double mean = sums[0] / sums[1];
-        const double divisor = scale == BY_GROUP ? deviation(squares(of_group, size, mean), sums[1]) + STD_EPSILON : batch_divisor;
+        double divisor = batch_divisor;
+        if (scale == BY_GROUP) divisor = deviation(squares(of_group, size, mean), sums[1]) + STD_EPSILON;
         for (int32_t i = 0; i < size; i++) {
             const bool teaches = low < high && is_scored(of_group[i]);
             row_of(advantages, g, size)[i] = teaches ? (float)((of_group[i] - mean) / divisor) : 0.0f;

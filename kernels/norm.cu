@@ -105,7 +105,9 @@ __device__ __forceinline__ void norm_backward(const T* x, const T* weight, const
             const Pack<T> pw = load_pack(weight + i, count);
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                const float d = to_float(pd.at[j]), g = d * to_float(pw.at[j]), xhat = (to_float(px.at[j]) - mean) * rstd;
+                const float d = to_float(pd.at[j]), xhat = (to_float(px.at[j]) - mean) * rstd;
+                // Rounded, not fused into what follows: g less its own mean cancels.
+                const float g = __fmul_rn(d, to_float(pw.at[j]));
                 sums[0] += g * xhat;
                 dw[j * packs + i / N] += d * xhat;
                 if (CENTRED) {
@@ -124,7 +126,8 @@ __device__ __forceinline__ void norm_backward(const T* x, const T* weight, const
             if (d_past) past = load_pack(row_of(d_past, row, width) + i, count);
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                const float g = to_float(pd.at[j]) * to_float(pw.at[j]), xhat = (to_float(pack.at[j]) - mean) * rstd;
+                const float g = __fmul_rn(to_float(pd.at[j]), to_float(pw.at[j]));
+                const float xhat = (to_float(pack.at[j]) - mean) * rstd;
                 pack.at[j] = from_float<T>(rstd * (g - centre - xhat * projection) + to_float(past.at[j]));
             }
             store_pack(row_of(dx, row, width) + i, count, pack);
@@ -164,24 +167,24 @@ __device__ __forceinline__ void sum_partials(const float* __restrict__ partial, 
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-rms_norm_forward_bf16(const bf16* x, const bf16* residual, const bf16* weight, bf16* h, bf16* y, float* rstd_t, int32_t width,
-                 float eps) {
+rms_norm_forward_bf16(const bf16* x, const bf16* residual, const bf16* weight, bf16* h, bf16* y, float* rstd_t,
+                      int32_t width, float eps) {
     norm_forward<false, bf16>(x, residual, weight, nullptr, h, y, nullptr, rstd_t, width, eps);
 }
 extern "C" __global__ void __launch_bounds__(128)
-layer_norm_forward_bf16(const bf16* x, const bf16* residual, const bf16* weight, const bf16* bias, bf16* h, bf16* y, float* mean_t,
-                   float* rstd_t, int32_t width, float eps) {
+layer_norm_forward_bf16(const bf16* x, const bf16* residual, const bf16* weight, const bf16* bias, bf16* h, bf16* y,
+                        float* mean_t, float* rstd_t, int32_t width, float eps) {
     norm_forward<true>(x, residual, weight, bias, h, y, mean_t, rstd_t, width, eps);
 }
 extern "C" __global__ void __launch_bounds__(128)
-rms_norm_backward_bf16(const bf16* x, const bf16* weight, const bf16* dy, const bf16* d_past, const float* rstd_t, bf16* dx,
-                  float* dw_partial, int32_t rows, int32_t width, int32_t rows_per_block) {
+rms_norm_backward_bf16(const bf16* x, const bf16* weight, const bf16* dy, const bf16* d_past, const float* rstd_t,
+                       bf16* dx, float* dw_partial, int32_t rows, int32_t width, int32_t rows_per_block) {
     norm_backward<false>(x, weight, dy, d_past, nullptr, rstd_t, dx, dw_partial, nullptr, rows, width, rows_per_block);
 }
 extern "C" __global__ void __launch_bounds__(128)
 layer_norm_backward_bf16(const bf16* x, const bf16* weight, const bf16* dy, const bf16* d_past, const float* mean_t,
-                    const float* rstd_t, bf16* dx, float* dw_partial, float* db_partial, int32_t rows, int32_t width,
-                    int32_t rows_per_block) {
+                         const float* rstd_t, bf16* dx, float* dw_partial, float* db_partial, int32_t rows,
+                         int32_t width, int32_t rows_per_block) {
     norm_backward<true>(x, weight, dy, d_past, mean_t, rstd_t, dx, dw_partial, db_partial, rows, width, rows_per_block);
 }
 extern "C" __global__ void __launch_bounds__(256)
@@ -189,24 +192,24 @@ norm_sum_partials_bf16(const float* __restrict__ partial, bf16* __restrict__ sum
     sum_partials(partial, sums, count, width);
 }
 extern "C" __global__ void __launch_bounds__(128)
-rms_norm_forward_f32(const float* x, const float* residual, const float* weight, float* h, float* y, float* rstd_t, int32_t width,
-                 float eps) {
+rms_norm_forward_f32(const float* x, const float* residual, const float* weight, float* h, float* y, float* rstd_t,
+                      int32_t width, float eps) {
     norm_forward<false, float>(x, residual, weight, nullptr, h, y, nullptr, rstd_t, width, eps);
 }
 extern "C" __global__ void __launch_bounds__(128)
-layer_norm_forward_f32(const float* x, const float* residual, const float* weight, const float* bias, float* h, float* y, float* mean_t,
-                   float* rstd_t, int32_t width, float eps) {
+layer_norm_forward_f32(const float* x, const float* residual, const float* weight, const float* bias, float* h, float* y,
+                        float* mean_t, float* rstd_t, int32_t width, float eps) {
     norm_forward<true>(x, residual, weight, bias, h, y, mean_t, rstd_t, width, eps);
 }
 extern "C" __global__ void __launch_bounds__(128)
-rms_norm_backward_f32(const float* x, const float* weight, const float* dy, const float* d_past, const float* rstd_t, float* dx,
-                  float* dw_partial, int32_t rows, int32_t width, int32_t rows_per_block) {
+rms_norm_backward_f32(const float* x, const float* weight, const float* dy, const float* d_past, const float* rstd_t,
+                       float* dx, float* dw_partial, int32_t rows, int32_t width, int32_t rows_per_block) {
     norm_backward<false>(x, weight, dy, d_past, nullptr, rstd_t, dx, dw_partial, nullptr, rows, width, rows_per_block);
 }
 extern "C" __global__ void __launch_bounds__(128)
 layer_norm_backward_f32(const float* x, const float* weight, const float* dy, const float* d_past, const float* mean_t,
-                    const float* rstd_t, float* dx, float* dw_partial, float* db_partial, int32_t rows, int32_t width,
-                    int32_t rows_per_block) {
+                         const float* rstd_t, float* dx, float* dw_partial, float* db_partial, int32_t rows,
+                         int32_t width, int32_t rows_per_block) {
     norm_backward<true>(x, weight, dy, d_past, mean_t, rstd_t, dx, dw_partial, db_partial, rows, width, rows_per_block);
 }
 extern "C" __global__ void __launch_bounds__(256)

@@ -42,7 +42,15 @@ pub fn group_advantages(
     let groups = n_int.checked_div(size).unwrap_or(0);
     // SAFETY: both hold groups * size elements.
     unsafe {
-        kernels::group_advantage_forward_f32(gpu, grid, rewards_pg.ptr(), advantages_pg.ptr_mut(), groups, size, scale)?;
+        kernels::group_advantage_forward_f32(
+            gpu,
+            grid,
+            rewards_pg.ptr(),
+            advantages_pg.ptr_mut(),
+            groups,
+            size,
+            scale,
+        )?;
     }
     Ok(advantages_pg)
 }

@@ -225,7 +225,11 @@ impl<T: Element> Buffer<T> {
         let inner = &self.gpu.0;
         inner.trace.copy("device to host", size_of_val(&data[..]));
         let mut staging = inner.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        staging.download(&inner.stream, self.ptr().offset(start).address(), bytemuck::cast_slice_mut(&mut data))?;
+        staging.download(
+            &inner.stream,
+            self.ptr().offset(start).address(),
+            bytemuck::cast_slice_mut(&mut data),
+        )?;
         Ok(data)
     }
 

@@ -29,7 +29,10 @@ impl Embedding {
 
     /// Operations and bytes of the table's whole gradient `[vocab, width]`, of `rows` rows.
     pub fn backward_cost(rows: usize, vocab: usize, width: usize, dtype: DType) -> Cost {
-        Cost { flops: (rows * width) as u64, bytes: ((rows + vocab) * width * dtype.size() + rows * 4) as u64 }
+        Cost {
+            flops: (rows * width) as u64,
+            bytes: ((rows + vocab) * width * dtype.size() + rows * 4) as u64,
+        }
     }
 }
 

@@ -23,7 +23,10 @@ pub(super) const fn pack<T>() -> usize {
 /// [`Error::Internal`] when it holds another number, another type, or is in host memory.
 pub(super) fn operand<'a, T: DeviceReal>(op: &str, x: &'a Tensor, len: usize) -> Result<&'a Buffer<T>> {
     if x.len() != len {
-        return Err(Error::Internal(format!("{op}: an operand of shape {:?} instead of {len} elements", x.shape())));
+        return Err(Error::Internal(format!(
+            "{op}: an operand of shape {:?} instead of {len} elements",
+            x.shape()
+        )));
     }
     x.buffer::<T>()
 }

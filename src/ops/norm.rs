@@ -161,7 +161,14 @@ fn differentiate(
 }
 
 /// Operations and bytes of a norm of `[rows, width]` forward; `vectors` of `[width]` are read.
-fn forward_cost(rows: usize, width: usize, vectors: usize, flops: usize, residual: bool, dtype: DType) -> Cost {
+fn forward_cost(
+    rows: usize,
+    width: usize,
+    vectors: usize,
+    flops: usize,
+    residual: bool,
+    dtype: DType,
+) -> Cost {
     let tensors = if residual { 4 } else { 2 };
     let flops = flops + usize::from(residual);
     Cost {
@@ -171,7 +178,14 @@ fn forward_cost(rows: usize, width: usize, vectors: usize, flops: usize, residua
 }
 
 /// The same backward; `vectors` of `[width]` are read or written.
-fn backward_cost(rows: usize, width: usize, vectors: usize, flops: usize, residual: bool, dtype: DType) -> Cost {
+fn backward_cost(
+    rows: usize,
+    width: usize,
+    vectors: usize,
+    flops: usize,
+    residual: bool,
+    dtype: DType,
+) -> Cost {
     let tensors = if residual { 4 } else { 3 };
     let flops = flops + usize::from(residual);
     Cost {

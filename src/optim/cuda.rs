@@ -28,6 +28,8 @@ const ALIGNMENT: usize = 128;
 /// Elements a thread of the casting and accumulating kernels has.
 const PER_THREAD: usize = 8;
 
+type Accumulate<T> = unsafe fn(&Gpu, Grid, Mut<f32>, Const<T>, i64) -> Result<()>;
+
 /// The optimiser with its state, gradients and weights in device memory.
 pub struct DeviceAdamW {
     gpu: Gpu,
@@ -79,7 +81,12 @@ pub struct HostState {
 impl HostState {
     /// As a checkpoint takes it.
     pub fn view(&self) -> TensorState<'_> {
-        TensorState { name: &self.name, step: self.step, exp_avg: &self.exp_avg, exp_avg_sq: &self.exp_avg_sq }
+        TensorState {
+            name: &self.name,
+            step: self.step,
+            exp_avg: &self.exp_avg,
+            exp_avg_sq: &self.exp_avg_sq,
+        }
     }
 }
 
@@ -208,7 +215,7 @@ impl DeviceAdamW {
         &mut self,
         index: usize,
         gradient: &Tensor,
-        kernel: unsafe fn(&Gpu, Grid, Mut<f32>, Const<T>, i64) -> Result<()>,
+        kernel: Accumulate<T>,
     ) -> Result<()> {
         let n = gradient.len();
         let begin = self.slot(index, n)?.begin;
@@ -228,7 +235,8 @@ impl DeviceAdamW {
     /// # Errors
     /// Those of launching.
     pub fn step(&mut self, learning_rate: f64, max_grad_norm: f64) -> Result<f64> {
-        let scalars: Vec<f32> = self.slots.iter().flat_map(|slot| self.scalars_of(slot, learning_rate)).collect();
+        let scalars: Vec<f32> =
+            self.slots.iter().flat_map(|slot| self.scalars_of(slot, learning_rate)).collect();
         self.scalars.write(&scalars)?;
         self.launch(max_grad_norm)?;
         let norm = self.norm_and_clip.download_at(0, 1)?[0];
@@ -255,13 +263,22 @@ impl DeviceAdamW {
             // SAFETY: the chunks lie within the arenas and name tensors that have scalars; there is a partial sum for each.
             unsafe {
                 let partial = self.partial.ptr_mut();
-                kernels::grad_norm_partial_f32(gpu, grid, gradients, begin, length, tensor, scalars, partial)?;
+                kernels::grad_norm_partial_f32(
+                    gpu, grid, gradients, begin, length, tensor, scalars, partial,
+                )?;
             }
         }
         let result = self.norm_and_clip.ptr_mut();
         // SAFETY: there are `count` partial sums, and two results.
         unsafe {
-            kernels::grad_norm_finish_f32(gpu, Grid::new(1, THREADS)?, self.partial.ptr(), count, max_grad_norm, result)?;
+            kernels::grad_norm_finish_f32(
+                gpu,
+                Grid::new(1, THREADS)?,
+                self.partial.ptr(),
+                count,
+                max_grad_norm,
+                result,
+            )?;
         }
         if chunks.count == 0 {
             return Ok(());
@@ -273,18 +290,20 @@ impl DeviceAdamW {
         let norm = self.norm_and_clip.ptr();
         let epsilon = of_all.epsilon;
         // SAFETY: the chunks lie within the arenas, which all have the same length, and name tensors that have scalars.
-        match &mut self.copy {
-            Some(copy) => unsafe {
-                let copy = copy.ptr_mut();
-                kernels::adamw_step_bf16(
-                    gpu, grid, param, copy, m, v, gradients, begin, length, tensor, scalars, norm, b1, b2, b2_rest, epsilon,
-                )
-            },
-            None => unsafe {
-                kernels::adamw_step_f32(
-                    gpu, grid, param, m, v, gradients, begin, length, tensor, scalars, norm, b1, b2, b2_rest, epsilon,
-                )
-            },
+        unsafe {
+            match &mut self.copy {
+                Some(copy) => {
+                    let copy = copy.ptr_mut();
+                    kernels::adamw_step_bf16(
+                        gpu, grid, param, copy, m, v, gradients, begin, length, tensor, scalars, norm, b1,
+                        b2, b2_rest, epsilon,
+                    )
+                }
+                None => kernels::adamw_step_f32(
+                    gpu, grid, param, m, v, gradients, begin, length, tensor, scalars, norm, b1, b2, b2_rest,
+                    epsilon,
+                ),
+            }
         }
     }
 

@@ -49,10 +49,18 @@ fn rows_alone() -> Result<()> {
             }
             let (g1, saved) = Gelu.forward([&alone[0]])?;
             assert_same("gelu", &g1, &row(&g, t));
-            assert_same("gelu's", &Gelu.backward(saved, &alone[2], [true])?[0].clone().expect("one"), &row(&dg, t));
+            assert_same(
+                "gelu's",
+                &Gelu.backward(saved, &alone[2], [true])?[0].clone().expect("one"),
+                &row(&dg, t),
+            );
             let (q1, saved) = QuickGelu.forward([&alone[0]])?;
             assert_same("quick_gelu", &q1, &row(&q, t));
-            assert_same("quick's", &QuickGelu.backward(saved, &alone[2], [true])?[0].clone().expect("one"), &row(&dq, t));
+            assert_same(
+                "quick's",
+                &QuickGelu.backward(saved, &alone[2], [true])?[0].clone().expect("one"),
+                &row(&dq, t),
+            );
         }
     }
     Ok(())

@@ -100,7 +100,8 @@ fn gradients(step: u64) -> Vec<Option<Vec<Vec<f32>>>> {
         let absent = (i == 5 && step == 1) || (i == 3 && step != 2);
         // In the last step so small that the 1e-6 beside the norm counts.
         let scale = if step == 3 { 1e-8 } else { 0.1 };
-        let parts = || (0..1 + i as u64 % 2).map(|k| numbers(n, 100 + 10 * step + k + i as u64, scale)).collect();
+        let parts =
+            || (0..1 + i as u64 % 2).map(|k| numbers(n, 100 + 10 * step + k + i as u64, scale)).collect();
         (!absent).then(parts)
     };
     LENGTHS.iter().enumerate().map(of).collect()

@@ -8,8 +8,8 @@ use crate::harness::gpu;
 use cudarc::driver::sys;
 use half::bf16;
 use othink::cuda::kernels::{Grid, conformance as kernels};
-use othink::error::Result;
 use othink::cuda::{Buffer, Const, Element, Gpu, Mut, Purpose, TensorMap};
+use othink::error::Result;
 
 /// Where elements stand, as the PTX ISA says it: in its terms, `groupID` is `lane >> 2` and `threadID_in_group` is `lane % 4`.
 mod layout {
@@ -36,11 +36,7 @@ mod layout {
     /// "ldmatrix": the two elements (row, column) of an 8x8 matrix in a lane's register.
     pub fn ldmatrix(lane: usize, transposed: bool) -> [(usize, usize); 2] {
         let (row, column) = (lane / 4, lane % 4 * 2);
-        if transposed {
-            [(column, row), (column + 1, row)]
-        } else {
-            [(row, column), (row, column + 1)]
-        }
+        if transposed { [(column, row), (column + 1, row)] } else { [(row, column), (row, column + 1)] }
     }
 
     /// "Register Fragments for wgmma.mma_async.m64nNk16", D: row and column of element `i` of a thread of the warpgroup.
@@ -113,9 +109,8 @@ fn gpu_of(capability: (u32, u32), later: bool) -> Option<&'static Gpu> {
 fn dynamic_shared_memory_begins_at_a_multiple_of_1024() {
     let Some(gpu) = gpu() else { return };
     // SAFETY: one element is written.
-    let remainder = result(gpu, &[7u32], |to| unsafe {
-        kernels::conform_shared_address(gpu, one_block(32, 4096), to)
-    });
+    let remainder =
+        result(gpu, &[7u32], |to| unsafe { kernels::conform_shared_address(gpu, one_block(32, 4096), to) });
     assert_eq!(remainder, [0]);
 }
 
@@ -143,14 +138,16 @@ fn ldmatrix() {
     let tile = upload(gpu, &tile);
     for (matrices, transposed, kernel) in cases {
         // The lanes behind those that give rows must not matter.
-        let rows: Vec<u32> = (0..32).map(|lane| if lane < 8 * matrices { place(lane) as u32 } else { 8 }).collect();
+        let rows: Vec<u32> =
+            (0..32).map(|lane| if lane < 8 * matrices { place(lane) as u32 } else { 8 }).collect();
         let rows = upload(gpu, &rows);
         // SAFETY: the tile has 512 bytes, in which the rows lie; 32 lanes get one register per matrix.
         let got = result(gpu, &vec![0u32; 32 * matrices], |to| unsafe {
             kernel(gpu, one_block(32, 512), tile.ptr(), 512, rows.ptr(), to)
         });
         for (lane, m) in (0..32).flat_map(|lane| (0..matrices).map(move |m| (lane, m))) {
-            let [first, second] = layout::ldmatrix(lane, transposed).map(|(row, column)| element(8 * m + row, column));
+            let [first, second] =
+                layout::ldmatrix(lane, transposed).map(|(row, column)| element(8 * m + row, column));
             assert_eq!(
                 got[lane * matrices + m],
                 pair(first, second),
@@ -232,7 +229,8 @@ fn mma_ldmatrix() {
         });
         let bytes = tile.len();
         let (tile, rows) = (upload(gpu, &tile), upload(gpu, &rows));
-        let kernel = if transposed { kernels::conform_mma_ldmatrix_trans } else { kernels::conform_mma_ldmatrix };
+        let kernel =
+            if transposed { kernels::conform_mma_ldmatrix_trans } else { kernels::conform_mma_ldmatrix };
         // SAFETY: the rows lie in the tile; 32 lanes have two rows, 4 registers of A and 16 of D.
         let got = result(gpu, &initial, |d| unsafe {
             kernel(gpu, one_block(32, bytes), tile.ptr(), bytes as i32, rows.ptr(), registers.ptr(), d)
@@ -452,7 +450,13 @@ fn tma_3d() {
 }
 
 /// The elements of a matrix as bytes, each at the place that `place` gives.
-fn placed(bytes: usize, rows: usize, columns: usize, matrix: &[i32], place: impl Fn(usize, usize) -> usize) -> Vec<u8> {
+fn placed(
+    bytes: usize,
+    rows: usize,
+    columns: usize,
+    matrix: &[i32],
+    place: impl Fn(usize, usize) -> usize,
+) -> Vec<u8> {
     let mut out = vec![0xffu8; bytes];
     for (row, column) in (0..rows * columns).map(|i| (i / columns, i % columns)) {
         let at = place(row, column);
@@ -539,7 +543,14 @@ fn wgmma_waits_for_groups() {
     let mut whole = upload(gpu, &vec![0f32; 64 * 64]);
     // SAFETY: the tiles have 8192 bytes, 128 threads 32 registers each, twice.
     let first = result(gpu, &vec![0f32; 64 * 64], |to| unsafe {
-        kernels::conform_wgmma_groups(gpu, one_block(128, 16384), a_tile.ptr(), b_tile.ptr(), to, whole.ptr_mut())
+        kernels::conform_wgmma_groups(
+            gpu,
+            one_block(128, 16384),
+            a_tile.ptr(),
+            b_tile.ptr(),
+            to,
+            whole.ptr_mut(),
+        )
     });
     assert_eq!(first, of_threads(32));
     assert_eq!(whole.download().unwrap(), of_threads(64));
@@ -550,7 +561,9 @@ type Unary = unsafe fn(&Gpu, Grid, Const<f32>, Mut<f32>, i32) -> Result<()>;
 fn elementwise(gpu: &Gpu, kernel: Unary, x: &[f32]) -> Vec<f32> {
     let from = upload(gpu, x);
     // SAFETY: as many elements are read and written as there are.
-    result(gpu, &vec![0f32; x.len()], |to| unsafe { kernel(gpu, one_block(32, 0), from.ptr(), to, x.len() as i32) })
+    result(gpu, &vec![0f32; x.len()], |to| unsafe {
+        kernel(gpu, one_block(32, 0), from.ptr(), to, x.len() as i32)
+    })
 }
 
 /// The manual's bounds of ex2.approx.ftz.f32 and rcp.approx.ftz.f32, and its tables of special values.

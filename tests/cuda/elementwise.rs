@@ -33,8 +33,19 @@ fn casts_round_to_nearest_even() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
     // Ties, both ways; what rounds to infinity; subnormal numbers; zeros of both signs.
     let edges = [
-        0x3f80_8000_u32, 0x3f81_8000, 0x3f80_8001, 0x3f80_7fff, 0xbf80_8000, 0x7f7f_ffff, 0x7f7f_7fff, 1, 0x0001_8000,
-        0x8000_0000, 0, 0x7f80_0000, 0xff80_0000,
+        0x3f80_8000_u32,
+        0x3f81_8000,
+        0x3f80_8001,
+        0x3f80_7fff,
+        0xbf80_8000,
+        0x7f7f_ffff,
+        0x7f7f_7fff,
+        1,
+        0x0001_8000,
+        0x8000_0000,
+        0,
+        0x7f80_0000,
+        0xff80_0000,
     ];
     for n in SIZES {
         let mut x: Vec<f32> = normal(&[n], DType::F32, n as u64).to_f32().to_vec();
@@ -55,10 +66,16 @@ fn casts_round_to_nearest_even() -> Result<()> {
 fn columns() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
     for dtype in [DType::F32, DType::Bf16] {
-        // (rows, columns, first, width): aligned or not, one past what the block moves at once, none at all.
-        for (rows, total, from, width) in
-            [(1, 1, 0, 1), (3, 3, 1, 2), (2, 17, 0, 17), (3, 96, 32, 48), (2, 2100, 8, 1025), (5, 530, 17, 513), (2, 4, 4, 0)]
-        {
+        // (rows, columns, first, width): aligned or not, one past what the block moves at once, no rows at all.
+        for (rows, total, from, width) in [
+            (1, 1, 0, 1),
+            (3, 3, 1, 2),
+            (2, 17, 0, 17),
+            (3, 96, 32, 48),
+            (2, 2100, 8, 1025),
+            (5, 530, 17, 513),
+            (0, 4, 1, 2),
+        ] {
             let x = normal(&[rows, total], dtype, 1);
             let (y, [dx]) = check_op("columns", gpu, dtype, || Columns { from, width }, [&x]);
             let op = Columns { from, width };

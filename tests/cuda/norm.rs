@@ -13,7 +13,8 @@ const EPS: f64 = 1e-6;
 
 /// (rows, width): single elements, odd widths, one past what a block has at once (512 in f32, 1024 in bf16), one past the rows of
 /// a block, and so many rows that the second stage has more partial sums than warps, one past its columns.
-const SHAPES: [(usize, usize); 8] = [(1, 1), (3, 3), (2, 17), (1, 513), (2, 1025), (17, 24), (145, 33), (3, 1280)];
+const SHAPES: [(usize, usize); 8] =
+    [(1, 1), (3, 3), (2, 17), (1, 513), (2, 1025), (17, 24), (145, 33), (3, 1280)];
 
 /// Rows whose mean is not 0, and whose squares are as small as epsilon for `scale` = 2^-10.
 fn rows(t: usize, c: usize, dtype: DType, id: u64, scale: f64) -> Tensor {
@@ -28,17 +29,22 @@ fn alone() -> Result<()> {
     for dtype in [DType::F32, DType::Bf16] {
         for (t, c) in SHAPES {
             for scale in [1.0, 2.0_f64.powi(-10)] {
+                // Of one large number the gradient is all cancellation.
+                if c == 1 && scale == 1.0 {
+                    continue;
+                }
                 let (x, w, b) = (rows(t, c, dtype, 1, scale), normal(&[c], dtype, 2), normal(&[c], dtype, 3));
                 check_op("rms_norm", gpu, dtype, || RmsNorm { eps: EPS }, [&x, &w]);
-                // The variance of one number is 0, and its gradient the rounding of 1000 times nothing.
-                if c > 1 {
-                    check_op("layer_norm", gpu, dtype, || LayerNorm { eps: EPS }, [&x, &w, &b]);
-                }
+                check_op("layer_norm", gpu, dtype, || LayerNorm { eps: EPS }, [&x, &w, &b]);
             }
         }
-        let (x, w) = (on_gpu(&Tensor::zeros(&[0, 8], DType::F64), dtype, gpu), on_gpu(&normal(&[8], dtype, 1), dtype, gpu));
+        let (x, w) = (
+            on_gpu(&Tensor::zeros(&[0, 8], DType::F64), dtype, gpu),
+            on_gpu(&normal(&[8], dtype, 1), dtype, gpu),
+        );
         let (y, saved) = LayerNorm { eps: EPS }.forward([&x, &w, &w])?;
-        let [dx, dw, db] = LayerNorm { eps: EPS }.backward(saved, &y, [true; 3])?.map(|d| d.expect("a gradient"));
+        let [dx, dw, db] =
+            LayerNorm { eps: EPS }.backward(saved, &y, [true; 3])?.map(|d| d.expect("a gradient"));
         assert_eq!((y.shape(), dx.shape()), (&[0, 8][..], &[0, 8][..]));
         let zeros = Tensor::zeros(&[8], dtype);
         assert_same("of no rows", &dw, &zeros);
@@ -52,11 +58,7 @@ fn alone() -> Result<()> {
 }
 
 /// h, y and all gradients of a residual norm, as one list.
-fn behind(
-    centred: bool,
-    [x, r, w, b, dy, dh]: [&Tensor; 6],
-    reaches_h: bool,
-) -> Result<Vec<Tensor>> {
+fn behind(centred: bool, [x, r, w, b, dy, dh]: [&Tensor; 6], reaches_h: bool) -> Result<Vec<Tensor>> {
     let dh = Some(dh).filter(|_| reaches_h);
     Ok(if centred {
         let (h, y, saved) = add_layer_norm(x, r, [w, b], EPS)?;

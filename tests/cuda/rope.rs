@@ -16,9 +16,13 @@ fn turns_and_their_gradients() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
     for dtype in [DType::F32, DType::Bf16] {
         // Halves of a head of one pair, of an odd number, one past a pack; more packs in a row than threads in a block.
-        for (rows, heads, sections) in
-            [(1, 1, [1, 0, 0]), (3, 2, [1, 1, 1]), (2, 3, [3, 3, 3]), (17, 1, [16, 24, 24]), (2, 50, [5, 6, 6])]
-        {
+        for (rows, heads, sections) in [
+            (1, 1, [1, 0, 0]),
+            (3, 2, [1, 1, 1]),
+            (2, 3, [3, 3, 3]),
+            (17, 1, [16, 24, 24]),
+            (2, 50, [5, 6, 6]),
+        ] {
             let half: usize = sections.iter().sum();
             let x = normal(&[rows, heads * 2 * half], dtype, 1);
             let table = Table::mrope(1e4, sections, &positions(1, rows));

@@ -85,8 +85,7 @@ pub fn build_file(source: &Path, kernels: &[&str], flavour: Flavour) -> Result<P
     for header in headers {
         text.push_str(&read(&header)?);
     }
-    let twin =
-        Twin { source: source.to_owned(), hash: format!("{:016x}", fnv1a(text.as_bytes())), kernels };
+    let twin = Twin { source: source.to_owned(), hash: format!("{:016x}", fnv1a(text.as_bytes())), kernels };
     let build = Build::new(flavour)?;
     let path = build.kernels().join(format!("{}.so", twin.name()));
     build.run(&[twin])?;
@@ -159,7 +158,8 @@ struct Build {
 impl Build {
     fn new(flavour: Flavour) -> Result<Build, String> {
         let (compiler, compiler_version) = compiler().clone()?;
-        let mut text = format!("{compiler_version} {FLAGS:?} {TWIN_FLAGS:?} {flavour:?} {}", include_str!("cuemu.rs"));
+        let mut text =
+            format!("{compiler_version} {FLAGS:?} {TWIN_FLAGS:?} {flavour:?} {}", include_str!("cuemu.rs"));
         let mut sources = files(&tools(), &["h", "cc"])?;
         sources.sort();
         for source in sources {
@@ -254,7 +254,8 @@ impl Build {
 
     /// Two compilers at a time: enough to halve the wait, and few enough to share a small machine.
     fn compile(&self, libraries: &[Library], objects: &Path) -> Result<(), String> {
-        let all = libraries.iter().flat_map(|library| library.sources.iter().map(move |s| (s, &library.flags)));
+        let all =
+            libraries.iter().flat_map(|library| library.sources.iter().map(move |s| (s, &library.flags)));
         let queue = Mutex::new(all.collect::<Vec<_>>());
         let errors = Mutex::new(String::new());
         let work = || {
@@ -267,6 +268,10 @@ impl Build {
                     command.arg("-DCUEMU_CHECK");
                 }
                 command.arg("-c").arg(source).arg("-o").arg(object(objects, source));
+                if source.parent() == Some(objects) {
+                    // For tools/flip-operators, which compiles changed kernels in the same way.
+                    let _ = fs::write(source.with_extension("command"), format!("{command:?}"));
+                }
                 if let Err(message) = run(&mut command) {
                     lock(&errors).push_str(&message);
                     lock(&queue).clear();

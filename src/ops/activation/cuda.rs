@@ -9,8 +9,7 @@ use half::bf16;
 
 type Forward1<T> = unsafe fn(&Gpu, Grid, Const<T>, Mut<T>, i64) -> Result<()>;
 type Forward2<T> = unsafe fn(&Gpu, Grid, Const<T>, Const<T>, Mut<T>, i64) -> Result<()>;
-type Backward2<T> =
-    unsafe fn(&Gpu, Grid, Const<T>, Const<T>, Const<T>, Mut<T>, Mut<T>, i64) -> Result<()>;
+type Backward2<T> = unsafe fn(&Gpu, Grid, Const<T>, Const<T>, Const<T>, Mut<T>, Mut<T>, i64) -> Result<()>;
 
 pub(super) fn swiglu(gpu: &Gpu, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     match gate.dtype() {
@@ -20,7 +19,12 @@ pub(super) fn swiglu(gpu: &Gpu, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 }
 
 /// `(dgate, dup)`.
-pub(super) fn swiglu_backward(gpu: &Gpu, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(super) fn swiglu_backward(
+    gpu: &Gpu,
+    gate: &Tensor,
+    up: &Tensor,
+    dy: &Tensor,
+) -> Result<(Tensor, Tensor)> {
     match gate.dtype() {
         DType::Bf16 => swiglu_backward_of::<bf16>(gpu, gate, up, dy, kernels::swiglu_backward_bf16),
         _ => swiglu_backward_of::<f32>(gpu, gate, up, dy, kernels::swiglu_backward_f32),

@@ -32,7 +32,11 @@ pub(super) fn cast(gpu: &Gpu, x: &Tensor, dtype: DType) -> Result<Tensor> {
     match (x.dtype(), dtype) {
         (DType::F32, DType::Bf16) => cast_of::<f32, bf16>(gpu, x, kernels::cast_to_bf16),
         (DType::Bf16, DType::F32) => cast_of::<bf16, f32>(gpu, x, kernels::cast_to_f32),
-        _ => Err(crate::error::Error::Internal(format!("{} has no {} on a GPU", x.dtype().name(), dtype.name()))),
+        _ => Err(crate::error::Error::Internal(format!(
+            "{} has no {} on a GPU",
+            x.dtype().name(),
+            dtype.name()
+        ))),
     }
 }
 

@@ -12,7 +12,8 @@ use half::bf16;
 const THREADS: usize = 128;
 
 type Gather<T> = unsafe fn(&Gpu, Grid, Const<T>, Const<T>, Const<i32>, Mut<T>, i32) -> Result<()>;
-type Scatter<T> = unsafe fn(&Gpu, Grid, Const<T>, Const<i32>, Const<i32>, Const<i32>, Mut<T>, i32) -> Result<()>;
+type Scatter<T> =
+    unsafe fn(&Gpu, Grid, Const<T>, Const<i32>, Const<i32>, Const<i32>, Mut<T>, i32) -> Result<()>;
 
 /// The kernels of an element type.
 struct Kernels<T> {
@@ -52,7 +53,9 @@ fn gather<T: DeviceReal>(
     launch::fill(gpu, &[source.len(), width], |y| {
         let grid = Grid::new(source.len(), THREADS as u32)?;
         // SAFETY: y holds a row for each source, and each source is a row of the table or, from -1 downwards, of the image.
-        unsafe { (kernels.gather)(gpu, grid, from, features, places.ptr(), y, dimension("embedding", width)?) }
+        unsafe {
+            (kernels.gather)(gpu, grid, from, features, places.ptr(), y, dimension("embedding", width)?)
+        }
     })
 }
 
@@ -98,7 +101,16 @@ fn backward_of<T: DeviceReal>(
         // SAFETY: the rows are rows of dy, the tokens were found within the table by the forward pass, and no two segments have
         // the same token.
         unsafe {
-            (kernels.scatter)(gpu, grid, d.ptr(), tokens.ptr(), starts.ptr(), rows.ptr(), d_table.ptr_mut(), columns)?;
+            (kernels.scatter)(
+                gpu,
+                grid,
+                d.ptr(),
+                tokens.ptr(),
+                starts.ptr(),
+                rows.ptr(),
+                d_table.ptr_mut(),
+                columns,
+            )?;
         }
     }
     Ok((Some(Tensor::from_buffer(table, d_table)?), d_image))

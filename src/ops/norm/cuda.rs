@@ -25,18 +25,26 @@ pub(super) struct Statistics {
     rstd: Buffer<f32>,
 }
 
-type RmsForward<T> =
-    unsafe fn(&Gpu, Grid, Const<T>, Const<T>, Const<T>, Mut<T>, Mut<T>, Mut<f32>, i32, f32) -> Result<()>;
-type LayerForward<T> = unsafe fn(
-    &Gpu, Grid, Const<T>, Const<T>, Const<T>, Const<T>, Mut<T>, Mut<T>, Mut<f32>, Mut<f32>, i32, f32,
-) -> Result<()>;
-type RmsBackward<T> = unsafe fn(
-    &Gpu, Grid, Const<T>, Const<T>, Const<T>, Const<T>, Const<f32>, Mut<T>, Mut<f32>, i32, i32, i32,
-) -> Result<()>;
-type LayerBackward<T> = unsafe fn(
-    &Gpu, Grid, Const<T>, Const<T>, Const<T>, Const<T>, Const<f32>, Const<f32>, Mut<T>, Mut<f32>, Mut<f32>, i32, i32, i32,
-) -> Result<()>;
-type SumPartials<T> = unsafe fn(&Gpu, Grid, Const<f32>, Mut<T>, i32, i32) -> Result<()>;
+/// The kernels' prototypes: operands, results, partial sums or statistics, sizes, epsilon.
+#[rustfmt::skip]
+mod prototypes {
+    use super::{Const, Gpu, Grid, Mut, Result};
+
+    pub type RmsForward<T> =
+        unsafe fn(&Gpu, Grid, Const<T>, Const<T>, Const<T>, Mut<T>, Mut<T>, Mut<f32>, i32, f32) -> Result<()>;
+    pub type LayerForward<T> = unsafe fn(
+        &Gpu, Grid, Const<T>, Const<T>, Const<T>, Const<T>, Mut<T>, Mut<T>, Mut<f32>, Mut<f32>, i32, f32,
+    ) -> Result<()>;
+    pub type RmsBackward<T> = unsafe fn(
+        &Gpu, Grid, Const<T>, Const<T>, Const<T>, Const<T>, Const<f32>, Mut<T>, Mut<f32>, i32, i32, i32,
+    ) -> Result<()>;
+    pub type LayerBackward<T> = unsafe fn(
+        &Gpu, Grid, Const<T>, Const<T>, Const<T>, Const<T>, Const<f32>, Const<f32>, Mut<T>, Mut<f32>, Mut<f32>,
+        i32, i32, i32,
+    ) -> Result<()>;
+    pub type SumPartials<T> = unsafe fn(&Gpu, Grid, Const<f32>, Mut<T>, i32, i32) -> Result<()>;
+}
+use prototypes::{LayerBackward, LayerForward, RmsBackward, RmsForward, SumPartials};
 
 /// The kernels of an element type.
 struct Kernels<T> {
@@ -85,7 +93,8 @@ fn forward_of<T: DeviceReal>(
     kernels: &Kernels<T>,
 ) -> Result<(Tensor, Tensor, Statistics)> {
     let (rows, width) = x.matrix();
-    let (from, weight) = (operand::<T>("norm", x, rows * width)?.ptr(), operand::<T>("norm", w, width)?.ptr());
+    let (from, weight) =
+        (operand::<T>("norm", x, rows * width)?.ptr(), operand::<T>("norm", w, width)?.ptr());
     let bias_at = optional("norm", bias, width)?;
     let residual_at = optional("norm", residual, rows * width)?;
     let mut mean = bias.map(|_| launch::alloc::<f32>(gpu, rows)).transpose()?;
@@ -97,14 +106,18 @@ fn forward_of<T: DeviceReal>(
         let h = sum.as_mut().map_or(Mut::null(), Buffer::ptr_mut);
         // SAFETY: x, y and, where there is a residual, it and h hold `rows` rows of `width` elements, weight and bias one; the
         // statistics have one element for each row. Without a residual the kernel doesn't touch h, without a bias it isn't LayerNorm.
-        match &mut mean {
-            None => unsafe {
-                (kernels.rms_forward)(gpu, grid, from, residual_at, weight, h, y, rstd.ptr_mut(), columns, eps)
-            },
-            Some(mean) => unsafe {
-                let (mean, rstd) = (mean.ptr_mut(), rstd.ptr_mut());
-                (kernels.layer_forward)(gpu, grid, from, residual_at, weight, bias_at, h, y, mean, rstd, columns, eps)
-            },
+        unsafe {
+            match &mut mean {
+                None => {
+                    let rstd = rstd.ptr_mut();
+                    (kernels.rms_forward)(gpu, grid, from, residual_at, weight, h, y, rstd, columns, eps)
+                }
+                Some(mean) => {
+                    let (mean, rstd) = (mean.ptr_mut(), rstd.ptr_mut());
+                    let [x, r, w, b] = [from, residual_at, weight, bias_at];
+                    (kernels.layer_forward)(gpu, grid, x, r, w, b, h, y, mean, rstd, columns, eps)
+                }
+            }
         }
     })?;
     let normalised = match sum {
@@ -158,21 +171,26 @@ fn backward_of<T: DeviceReal>(
         let rstd = statistics.rstd.ptr();
         // SAFETY: x, dy, dx and, unless it is null, `past` hold `rows` rows of `width` elements, the weight one, the statistics one
         // element for each row; the partial sums have a row for each block. Shared memory is what the kernel asks for.
-        match (&statistics.mean, &mut db) {
-            (Some(mean), Some(db)) => unsafe {
-                let (mean, dw, db) = (mean.ptr(), dw.ptr_mut(), db.ptr_mut());
-                (kernels.layer_backward)(gpu, grid, from, weight, d, past, mean, rstd, dx, dw, db, t, columns, per_block)
-            },
-            _ => unsafe {
-                (kernels.rms_backward)(gpu, grid, from, weight, d, past, rstd, dx, dw.ptr_mut(), t, columns, per_block)
-            },
+        unsafe {
+            let (x, w, dw) = (from, weight, dw.ptr_mut());
+            match (&statistics.mean, &mut db) {
+                (Some(mean), Some(db)) => {
+                    let (mean, db) = (mean.ptr(), db.ptr_mut());
+                    (kernels.layer_backward)(
+                        gpu, grid, x, w, d, past, mean, rstd, dx, dw, db, t, columns, per_block,
+                    )
+                }
+                _ => (kernels.rms_backward)(gpu, grid, x, w, d, past, rstd, dx, dw, t, columns, per_block),
+            }
         }
     })?;
     let sum = |partial: &Buffer<f32>| {
         launch::fill(gpu, w.shape(), |sums| {
             let grid = Grid::new(width.div_ceil(SUM_COLUMNS), SUM_THREADS)?;
             // SAFETY: `partial` holds `blocks` rows of `width` elements, `sums` one.
-            unsafe { (kernels.sum_partials)(gpu, grid, partial.ptr(), sums, dimension("norm", blocks)?, columns) }
+            unsafe {
+                (kernels.sum_partials)(gpu, grid, partial.ptr(), sums, dimension("norm", blocks)?, columns)
+            }
         })
     };
     Ok((dx, sum(&dw)?, db.as_ref().map(sum).transpose()?))

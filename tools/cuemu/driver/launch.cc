@@ -166,6 +166,7 @@ int run_launch(const Function& f, const Shape& shape, Arguments& arguments) {
         return take_report_code();
     }
     uint64_t next = 0;
+    uint32_t running = 0;
     volatile int abort = 0;
     Launch launch{};
     launch.kernel = f.kernel;
@@ -183,6 +184,7 @@ int run_launch(const Function& f, const Shape& shape, Arguments& arguments) {
     const std::vector<uint32_t> order = block_order(launch.nblocks);
     launch.order = order.empty() ? nullptr : order.data();
     launch.next_block = &next;
+    launch.running = &running;
     launch.abort = &abort;
     launch.id = ++launches;
     touches_begin(launch.id);

@@ -101,13 +101,15 @@ int open_twin(const std::string& path, const ModuleTable*& table) {
         return SUCCESS;
     }
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (!library) return invalid(std::string("can't load the host-compiled kernels: ") + dlerror());
+    const std::string other = " was built for another build of the emulator (with the checks, or without)";
+    if (!library) {
+        const std::string why = dlerror();
+        if (why.find("undefined symbol") != std::string::npos) return invalid(path + other + ": " + why);
+        return invalid("can't load the host-compiled kernels: " + why);
+    }
     table = static_cast<const ModuleTable*>(dlsym(library, "cuemu_module"));
     if (!table) return invalid(path + " isn't a host-compiled kernel module");
-    if (table->build != CUEMU_BUILD || table->check != CUEMU_CHECKED) {
-        return invalid(path + " was built for another build of the emulator" +
-                       (table->check != CUEMU_CHECKED ? " (with the checks, or without)" : "") + "; build both anew");
-    }
+    if (table->build != CUEMU_BUILD || table->check != CUEMU_CHECKED) return invalid(path + other);
     open[path] = table;
     return SUCCESS;
 }

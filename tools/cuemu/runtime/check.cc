@@ -176,9 +176,10 @@ static void check_global(uintptr_t p, uint32_t n, Access kind, uint32_t place) {
                                : kind != Access::Read && same_launch(t.reader, me) && t.reader != me ? t.reader
                                                                                                      : 0;
         if (other && first_report(place, 2)) {
-            report(LAUNCH_FAILED, "race between blocks: %s meets a%s by block %u of the same launch; %s",
-                   describe_place(place, verb(kind)).c_str(), other == t.writer ? " write" : " read",
-                   touch_block(other), describe_address(p + i).c_str());
+            const std::string who = touch_block(other) == TOUCH_MANY - 1 ? "several blocks" : "block " + std::to_string(touch_block(other));
+            report(LAUNCH_FAILED, "race between blocks: %s meets a %s by %s of the same launch; %s",
+                   describe_place(place, verb(kind)).c_str(), other == t.writer ? "write" : "read", who.c_str(),
+                   describe_address(p + i).c_str());
         }
         if (kind == Access::Read) {
             t.reader = same_launch(t.reader, me) && t.reader != me ? touch_many(me) : me;
@@ -196,7 +197,7 @@ void check_memory(uintptr_t p, uint32_t n, Access kind, uint32_t place) {
     const uint32_t dynamic = b->launch->dynamic_shared;
     if (uintptr_t o = p - reinterpret_cast<uintptr_t>(b->smem); o < dynamic && o + n <= dynamic) {
         check_shared(&worker->dynamic_shadow[o], n, kind, place, o, "dynamic");
-    } else if (o = p - reinterpret_cast<uintptr_t>(worker->smem); o < SMEM_BYTES) {
+    } else if (o = p - reinterpret_cast<uintptr_t>(worker->smem); o < SMEM_BYTES + PAGE) {
         report(ILLEGAL_ADDRESS, "dynamic shared %s of %u bytes at offset %ld of %u is out of bounds: %s", verb(kind), n,
                long(p) - long(b->smem), dynamic, describe_place(place, verb(kind)).c_str());
         die();

@@ -138,13 +138,42 @@ void die() {
     for (;;) cuemu_switch(&me->sp, me->block->scheduler_sp);
 }
 
+/// Who waits where, equal places taken together; empty: nobody.
+static std::string waiting_places(const Block* b) {
+    struct Place {
+        const Fiber* first;
+        uint32_t count;
+    };
+    std::vector<Place> places;
+    for (uint32_t i = 0; i < b->nthreads; i++) {
+        const Fiber& f = b->fibers[i];
+        if (f.state != State::Waiting) continue;
+        auto same = [&](const Place& p) { return p.first->line == f.line && !strcmp(p.first->file, f.file); };
+        auto found = std::find_if(places.begin(), places.end(), same);
+        if (found == places.end()) places.push_back({&f, 1});
+        else found->count++;
+    }
+    std::string text;
+    for (const Place& p : places) {
+        char one[300];
+        snprintf(one, sizeof one, "%s %u (first: thread %u) wait in %s at %s:%d", text.empty() ? "" : ";", p.count,
+                 p.first->index, p.first->what, base_name(p.first->file), p.first->line);
+        text += one;
+    }
+    return text;
+}
+
 void spin_yield(const char* file, int line) {
-    constexpr uint32_t PATIENCE = 20000000;
+    constexpr uint32_t PATIENCE = 20000000, PATIENCE_ALONE = 100000;
     Fiber* me = cur;
     Block* b = me->block;
-    if (++b->spins > PATIENCE) {
+    b->spins_alone = b->ready_count || b->async.pending() ? 0 : b->spins_alone + 1;
+    // Nobody can write what it waits for if all others of the block wait, and no other block runs.
+    const bool hopeless = b->spins_alone > PATIENCE_ALONE && __atomic_load_n(b->launch->running, __ATOMIC_RELAXED) == 1;
+    if (hopeless || ++b->spins > PATIENCE) {
+        const std::string others = waiting_places(b);
         report(LAUNCH_TIMEOUT, "deadlock: the loop at %s:%d waits for a write that never comes (or from a block that "
-               "isn't resident)", base_name(file), line);
+               "isn't resident)%s", base_name(file), line, others.empty() ? "" : ("; meanwhile" + others).c_str());
         die();
     }
     if (b->ready_count == 0) {
@@ -195,32 +224,10 @@ static void prepare_fiber(Block* b, uint32_t i) {
     push_back(b, i);
 }
 
-/// Says who waits where, equal places taken together.
 static void report_deadlock(Block* b) {
-    std::string text = "deadlock, " + std::to_string(b->alive) + " of " + std::to_string(b->nthreads) +
-                       " threads have not returned:";
-    struct Place {
-        const Fiber* first;
-        uint32_t count;
-    };
-    std::vector<Place> places;
-    for (uint32_t i = 0; i < b->nthreads; i++) {
-        const Fiber& f = b->fibers[i];
-        if (f.state != State::Waiting) continue;
-        auto same = [&](const Place& p) { return p.first->line == f.line && !strcmp(p.first->file, f.file); };
-        auto found = std::find_if(places.begin(), places.end(), same);
-        if (found == places.end()) places.push_back({&f, 1});
-        else found->count++;
-    }
-    for (const Place& p : places) {
-        char one[300];
-        snprintf(one, sizeof one, " %u (first: thread %u) wait in %s at %s:%d;", p.count, p.first->index, p.first->what,
-                 base_name(p.first->file), p.first->line);
-        text += one;
-    }
-    text.pop_back();
     cur = nullptr;
-    report(LAUNCH_TIMEOUT, "%s", text.c_str());
+    report(LAUNCH_TIMEOUT, "deadlock, %u of %u threads have not returned:%s", b->alive, b->nthreads,
+           waiting_places(b).c_str());
     *b->launch->abort = 1;
 }
 
@@ -232,7 +239,7 @@ void run_block(Block* b) {
     b->nwarps = (n + 31) / 32;
     b->alive = n;
     b->ready_head = b->ready_count = 0;
-    b->spins = 0;
+    b->spins = b->spins_alone = 0;
     memset(static_cast<void*>(b->barriers), 0, sizeof b->barriers);
     b->async.reset(b);
     check_block_begin(b);
@@ -272,6 +279,7 @@ void run_blocks(const Launch* launch, Worker* worker) {
     b->smem = worker->smem + SMEM_BYTES - b->smem_size;
     locate_static_shared(launch->module, worker);
     active_worker = worker;
+    __atomic_fetch_add(launch->running, 1, __ATOMIC_RELAXED);
     for (;;) {
         uint64_t i = __atomic_fetch_add(launch->next_block, 1, __ATOMIC_RELAXED);
         if (i >= launch->nblocks || *launch->abort) break;
@@ -283,6 +291,7 @@ void run_blocks(const Launch* launch, Worker* worker) {
         for (int k = 0; k < 4; k++) next_random(b);
         run_block(b);
     }
+    __atomic_fetch_sub(launch->running, 1, __ATOMIC_RELAXED);
     active_worker = nullptr;
 }
 

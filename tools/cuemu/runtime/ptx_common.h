@@ -7,6 +7,7 @@
 #include "../include/cuemu/fiber.h"
 #include "../include/cuemu/shared.h"
 #include "../include/cuemu/warp.h"
+#include "runtime.h"
 
 namespace cuemu {
 
@@ -35,7 +36,7 @@ private:
 inline void need_cc90(const char* what, const char* file, int line) {
     if (cur->block->launch->cc >= 90) return;
     const uint32_t cc = cur->block->launch->cc;
-    report(LAUNCH_FAILED, "%s at %s:%d needs compute capability 9.0, this device has %u.%u", what, file, line, cc / 10,
+    report(LAUNCH_FAILED, "%s at %s:%d needs compute capability 9.0, this device has %u.%u", what, base_name(file), line, cc / 10,
            cc % 10);
     die();
 }
@@ -47,7 +48,7 @@ constexpr uint32_t ALL_LANES = 0xffffffff;
 inline void need_whole_warp(const Rendezvous* met) {
     if (met->arrived == ALL_LANES) return;
     report(LAUNCH_FAILED, "%s at %s:%d by the lanes %08x alone: all 32 lanes of the warp have to take part", met->kind->name,
-           met->file, met->line, met->arrived);
+           base_name(met->file), met->line, met->arrived);
     die();
 }
 

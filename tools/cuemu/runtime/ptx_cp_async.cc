@@ -24,12 +24,12 @@ void FiberAsync::reset() {
 
 void cp_async(uint32_t to, const void* from, int bytes, int size, const char* file, int line) {
     if (to % size || uintptr_t(from) % size) {
-        report(MISALIGNED_ADDRESS, "cp.async at %s:%d: shared 0x%x or global %p is not %d-byte aligned", file, line, to, from,
+        report(MISALIGNED_ADDRESS, "cp.async at %s:%d: shared 0x%x or global %p is not %d-byte aligned", base_name(file), line, to, from,
                size);
         die();
     }
     if (bytes < 0 || bytes > size) {
-        report(LAUNCH_FAILED, "cp.async at %s:%d: %d bytes out of a copy of %d", file, line, bytes, size);
+        report(LAUNCH_FAILED, "cp.async at %s:%d: %d bytes out of a copy of %d", base_name(file), line, bytes, size);
         die();
     }
     char* const target = smem_ptr(to, size, "cp.async", file, line);

@@ -29,7 +29,7 @@ struct LdmatrixArg {
 const uint16_t* matrix_row(const Warp* warp, int lane, uint32_t address, const char* file, int line) {
     ActAs owner(lane_fiber(warp, lane));
     if (address % 16) {
-        report(MISALIGNED_ADDRESS, "ldmatrix at %s:%d: row address 0x%x of lane %d is not 16-byte aligned", file, line, address,
+        report(MISALIGNED_ADDRESS, "ldmatrix at %s:%d: row address 0x%x of lane %d is not 16-byte aligned", base_name(file), line, address,
                lane);
         die();
     }

@@ -29,7 +29,7 @@ Descriptor decode(uint64_t bits, const ProductInFlight& product) {
     const uint64_t known = 0x3fffull | 0x3fffull << 16 | 0x3fffull << 32 | 3ull << 62;
     if (bits >> 62 != 1 || bits & ~known) {
         report(LAUNCH_FAILED, "wgmma at %s:%d: descriptor %016llx: only the 128-byte swizzle (layout 1) at base offset 0 is emulated",
-               product.file, product.line, (unsigned long long)bits);
+               base_name(product.file), product.line, (unsigned long long)bits);
         die();
     }
     return {uint32_t(bits & 0x3fff) << 4, uint32_t(bits >> 16 & 0x3fff) << 4, uint32_t(bits >> 32 & 0x3fff) << 4};
@@ -113,6 +113,15 @@ void compute(ProductInFlight& product, const Warp* warp) {
     product.computed = true;
 }
 
+/// Reads the operands for the sake of the checks: at the issue, where those that another thread may still be writing show,
+/// and at the wait, where those show that were overwritten too early; whenever the product is computed.
+void check_operands([[maybe_unused]] const ProductInFlight& product, [[maybe_unused]] const Warp* warp) {
+#ifdef CUEMU_CHECK
+    Operands seen;
+    read_operands(seen, product, warp->index % 4 * 16);
+#endif
+}
+
 WarpAsync& warp_async(const Warp* warp) { return cur->block->async.state->warps[warp->index]; }
 
 struct IssueArg {
@@ -138,7 +147,7 @@ void need_fence(const WarpAsync& async, const ProductInFlight& product) {
         if (left.accumulators == product.accumulators[0] && left.values.size() == product.values.size())
             written |= memcmp(left.values.data(), product.values.data(), left.values.size() * sizeof(float)) != 0;
     if (!written) return;
-    report(LAUNCH_FAILED, "wgmma at %s:%d: no wgmma_fence since its accumulators were written", product.file, product.line);
+    report(LAUNCH_FAILED, "wgmma at %s:%d: no wgmma_fence since its accumulators were written", base_name(product.file), product.line);
     die();
 }
 
@@ -159,7 +168,7 @@ void run_issue(Warp* warp, Rendezvous* met) {
     for (int lane = 0; lane < 32; lane++) {
         const auto& arg = *static_cast<IssueArg*>(met->args[lane]);
         if (arg.a != first.a || arg.b != first.b || arg.accumulate != first.accumulate) {
-            report(LAUNCH_FAILED, "wgmma at %s:%d: lane %d gives other descriptors than lane 0", arg.file, arg.line, lane);
+            report(LAUNCH_FAILED, "wgmma at %s:%d: lane %d gives other descriptors than lane 0", base_name(arg.file), arg.line, lane);
             die();
         }
         product.accumulators[lane] = arg.d;
@@ -175,11 +184,7 @@ void run_issue(Warp* warp, Rendezvous* met) {
             for (int i = 0; i < per_lane; i++) memcpy(accumulators + i, &POISON, sizeof POISON);
     }
     ActAs reader(lane_fiber(warp, 0));
-#ifdef CUEMU_CHECK
-    // Operands that another thread may still be writing show here, those that it overwrites too early at the wait.
-    Operands seen;
-    read_operands(seen, product, warp->index % 4 * 16);
-#endif
+    check_operands(product, warp);
     async.products.push_back(std::move(product));
     if (ready && happens_at_once()) compute(async.products.back(), warp);
 }
@@ -202,7 +207,7 @@ void hand_over(WarpAsync& async, ProductInFlight& product) {
             float* to = product.accumulators[lane] + i;
             if (memcmp(to, &POISON, sizeof POISON)) {
                 report(LAUNCH_FAILED, "wgmma at %s:%d: accumulator %d of lane %d was written before the product was awaited",
-                       product.file, product.line, i, lane);
+                       base_name(product.file), product.line, i, lane);
                 die();
             }
             *to = product.values[lane * per_lane + i];
@@ -224,6 +229,7 @@ void run_await(Warp* warp, Rendezvous* met) {
     while (!async.products.empty() && async.products[0].group + latest < async.group) {
         ProductInFlight product = std::move(async.products[0]);
         async.products.erase(async.products.begin());
+        check_operands(product, warp);
         if (!product.computed) compute(product, warp);
         hand_over(async, product);
     }
@@ -245,7 +251,7 @@ const Collective AWAIT = {run_await, false, "wgmma.wait_group"};
 void FiberAsync::finish(Fiber* fiber) {
     const WarpAsync& async = fiber->block->async.state->warps[fiber->warp->index];
     if (async.products.empty()) return;
-    report(LAUNCH_FAILED, "wgmma at %s:%d was never awaited: its thread has returned", async.products[0].file,
+    report(LAUNCH_FAILED, "wgmma at %s:%d was never awaited: its thread has returned", base_name(async.products[0].file),
            async.products[0].line);
     die();
 }

@@ -112,7 +112,7 @@ struct Block {
     std::vector<uint32_t> ready;
     uint32_t ready_head, ready_count;
     uint64_t random;
-    uint32_t spins;
+    uint32_t spins, spins_alone;
     void* scheduler_sp;
     BlockAsync async;
 #ifdef CUEMU_CHECK
@@ -136,6 +136,7 @@ struct Launch {
     uint64_t nblocks;
     const uint32_t* order;  // of the blocks; null: ascending
     uint64_t* next_block;
+    uint32_t* running;  // workers that still have blocks
     volatile int* abort;
     uint32_t id;
 };

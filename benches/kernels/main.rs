@@ -1,0 +1,29 @@
+//! Every op, forward and backward, as `<op>/<fwd|bwd>`: on a GPU in bf16 at the shapes of Qwen2-VL-2B, on the CPU in f32 at small ones.
+//!
+//! Each op is held against the CPU's in f64 on a few rows before it is timed. On a GPU, time is what passes between two events in the
+//! stream, with the L2 cache overwritten before each run. The floor of an op is the time that its own count of operations and bytes
+//! takes at the rates of a large matrix product and a large copy, measured at the start of the same run. Lines that begin with
+//! `BENCH` say all of it; criterion's own statistics stand beside them.
+
+mod meter;
+mod ops;
+mod optimiser;
+
+use criterion::Criterion;
+use meter::Meter;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    let meter = Meter::new();
+    println!("BENCH {meter}");
+    ops::linear(&meter, &mut criterion);
+    ops::patch_embed(&meter, &mut criterion);
+    ops::norms(&meter, &mut criterion);
+    ops::rope(&meter, &mut criterion);
+    ops::activations(&meter, &mut criterion);
+    ops::embedding(&meter, &mut criterion);
+    ops::elementwise(&meter, &mut criterion);
+    optimiser::adamw(&meter, &mut criterion);
+    optimiser::group_advantage(&meter, &mut criterion);
+    criterion.final_summary();
+}
