@@ -3,13 +3,14 @@
 #[path = "../../tools/cuemu/cuemu.rs"]
 mod cuemu;
 
-use cuemu::{Flavour, Module};
+use cuemu::{Flavour, Libraries, Module};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use othink::cuda::Gpu;
 use othink::cuda::kernels::MODULES;
 use std::ffi::{CString, c_char, c_int};
 use std::io::Write;
 use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 
 /// Chooses the device: `device` for a real GPU, or the emulator's flavour and its configuration, such as `check sched=random seed=3`.
@@ -48,20 +49,36 @@ fn open() -> Result<Gpu, String> {
     Ok(Gpu::open(0).expect("the emulated driver has a GPU"))
 }
 
-/// Opens the emulated libraries by their paths: the device layer's own search by name then finds them loaded.
-fn load_emulator(mode: &str) {
-    let (flavour, configuration) = mode.split_once(' ').unwrap_or((mode, ""));
-    let flavour = match flavour {
-        "fast" => Flavour::Fast,
-        "check" => Flavour::Check,
-        other => panic!("{VARIABLE}: `{other}` is neither `device`, `fast` nor `check`"),
-    };
+/// The emulated libraries, built where they are not.
+fn libraries(flavour: Flavour) -> Libraries {
     let kernels = |module: &othink::cuda::Module| module.kernels.iter().map(|kernel| kernel.name).collect();
     let modules: Vec<Module> = MODULES
         .iter()
         .map(|module| Module { stem: module.stem, hash: module.hash, kernels: kernels(module) })
         .collect();
-    let libraries = cuemu::build(&modules, flavour).expect("the emulator and the kernels compile");
+    cuemu::build(&modules, flavour).expect("the emulator and the kernels compile")
+}
+
+/// The program, with the emulated driver in the place of the machine's; none where the tests run on a GPU or can't emulate one.
+pub fn program_with_emulator(configuration: &str) -> Option<Command> {
+    if mode() == "device" || gpu().is_none() {
+        return None;
+    }
+    let libraries = libraries(Flavour::Fast);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_othink-train"));
+    command.env("LD_LIBRARY_PATH", libraries.driver.parent().expect("a file in a folder"));
+    command.env("CUEMU", format!("kernels={} {configuration}", libraries.kernels.display()));
+    Some(command)
+}
+
+/// Opens the emulated libraries by their paths: the device layer's own search by name then finds them loaded.
+fn load_emulator(mode: &str) {
+    let (flavour, configuration) = mode.split_once(' ').unwrap_or((mode, ""));
+    let libraries = libraries(match flavour {
+        "fast" => Flavour::Fast,
+        "check" => Flavour::Check,
+        other => panic!("{VARIABLE}: `{other}` is neither `device`, `fast` nor `check`"),
+    });
     let configuration = format!("kernels={} {configuration}", libraries.kernels.display());
     let driver = load(&libraries.driver);
     load(&libraries.cublaslt);

@@ -12,6 +12,7 @@ mod activation;
 mod adamw;
 #[allow(unsafe_code)]
 mod conformance;
+mod doctor;
 mod elementwise;
 mod embedding;
 mod gemm;

@@ -14,7 +14,7 @@ fn at(name: &str) -> String {
 }
 
 /// The case fails, and its reports, or else its error, have all these words in this order.
-fn caught(mode: &str, case: &str, words: &[&str]) {
+pub fn caught(mode: &str, case: &str, words: &[&str]) {
     let Some(Outcome { error, reports }) = run(mode, case) else { return };
     assert!(!error.is_empty() && !error.starts_with("wrong result"), "{mode}|{case}: `{error}`\n{reports}");
     let text = format!("{reports}\n{error}");
@@ -26,13 +26,13 @@ fn caught(mode: &str, case: &str, words: &[&str]) {
 }
 
 /// Nothing is reported, but the output is wrong.
-fn wrong(mode: &str, case: &str) {
+pub fn wrong(mode: &str, case: &str) {
     let Some(Outcome { error, reports }) = run(mode, case) else { return };
     assert!(error.starts_with("wrong result") && reports.is_empty(), "{mode}|{case}: `{error}`\n{reports}");
 }
 
 /// Nothing is reported, and the output is right: this mode doesn't see the bug.
-fn missed(mode: &str, case: &str) {
+pub fn missed(mode: &str, case: &str) {
     let Some(Outcome { error, reports }) = run(mode, case) else { return };
     assert!(error.is_empty() && reports.is_empty(), "{mode}|{case}: `{error}`\n{reports}");
 }
@@ -186,7 +186,13 @@ fn reads_of_what_nobody_wrote() {
 
 #[test]
 fn misaligned_vectors() {
-    caught("check", "misaligned", &["misaligned access at ", &at("misaligned read")]);
+    for plant in ["misaligned", "misaligned_pack"] {
+        caught(
+            "check",
+            plant,
+            &["misaligned access at ", &at(&format!("{plant} read")), "isn't a multiple of 16"],
+        );
+    }
 }
 
 #[test]
@@ -341,6 +347,15 @@ fn a_staging_buffer_that_is_used_again_too_early() {
         missed(mode, "staging");
     }
     missed("fast", "staging_unawaited");
+}
+
+#[test]
+fn a_download_that_is_read_too_early() {
+    for mode in ["fast streams=deferred", "check streams=deferred"] {
+        wrong(mode, "download_unawaited");
+        missed(mode, "download");
+    }
+    missed("fast", "download_unawaited");
 }
 
 #[test]

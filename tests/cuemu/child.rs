@@ -50,10 +50,13 @@ fn child() {
     let Ok(text) = std::env::var(VARIABLE) else { return };
     let (mode, case) = text.split_once('|').expect("MODE|CASE");
     let driver = Driver::load(mode).expect("the emulator compiles");
-    let error = match cases().get(case) {
-        Some(case) => case(&driver).err().unwrap_or_default(),
-        None => plant(&driver, case).err().unwrap_or_default(),
+    let result = match (cases().get(case), case.split_once(' ')) {
+        (Some(case), _) => case(&driver),
+        (None, Some(("ptx", name))) => crate::ptx::case(&driver, name),
+        (None, Some(("cublaslt", name))) => crate::cublaslt::case(&driver, name),
+        (None, _) => plant(&driver, case),
     };
+    let error = result.err().unwrap_or_default();
     println!("<error>{error}</error><reports>{}</reports>", driver.reports());
 }
 
@@ -94,6 +97,7 @@ const PLANTS: &[Plant] = &[
     Plant { name: "uninitialised_global", shape: ONE, floats: 256, right: index },
     Plant { name: "uninitialised_shared", shape: SHARED, floats: 256, right: index },
     Plant { name: "misaligned", shape: ONE, floats: 256, right: |i| threads(i, |t| index(4 * t % 128)) },
+    Plant { name: "misaligned_pack", shape: ONE, floats: 256, right: |i| threads(i, |t| index(4 * t % 128)) },
     Plant { name: "missing_syncwarp", shape: SHARED, floats: 256, right: |i| threads(i, |t| 2.0 * index(t ^ 1)) },
     Plant { name: "divergent_barrier", shape: ONE, floats: 256, right: index },
     Plant { name: "shuffle_absent", shape: ONE, floats: 256, right: |i| threads(i, |t| index(t ^ 1)) },
@@ -208,6 +212,8 @@ fn cases() -> BTreeMap<&'static str, Case> {
         ("streams_without_event", |d| streams(d, false)),
         ("staging", |d| staging(d, true)),
         ("staging_unawaited", |d| staging(d, false)),
+        ("download", |d| download(d, true)),
+        ("download_unawaited", |d| download(d, false)),
         ("graph", graph),
         ("order", |d| {
             let f = driver::function(start(d)?, "order")?;
@@ -285,6 +291,22 @@ fn staging(driver: &Driver, wait: bool) -> Result<()> {
     fill(2.0);
     driver::synchronize()?;
     let got = driver::download(p, 256)?;
+    if got == [1.0; 256] { Ok(()) } else { Err(format!("wrong result {}", got[0])) }
+}
+
+/// A pinned buffer is read, having waited for the copy to it or not.
+fn download(driver: &Driver, wait: bool) -> Result<()> {
+    start(driver)?;
+    let stream = stream()?;
+    let p = driver::upload(&[1.0; 256])?;
+    let mut pinned = ptr::null_mut();
+    cu!(cuMemHostAlloc(&raw mut pinned, 1024, 0))?;
+    cu!(cuMemcpyDtoHAsync_v2(pinned, p, 1024, stream))?;
+    if wait {
+        cu!(cuStreamSynchronize(stream))?;
+    }
+    // SAFETY: the buffer has room for 256 floats.
+    let got = unsafe { std::slice::from_raw_parts(pinned.cast::<f32>(), 256) };
     if got == [1.0; 256] { Ok(()) } else { Err(format!("wrong result {}", got[0])) }
 }
 

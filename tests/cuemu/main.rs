@@ -11,5 +11,9 @@ mod bugs;
 #[allow(unsafe_code)]
 mod child;
 #[allow(unsafe_code)]
+mod cublaslt;
+#[allow(unsafe_code)]
 mod limits;
+#[allow(unsafe_code)]
+mod ptx;
 mod working;

@@ -104,6 +104,15 @@ PLANT misaligned(float* p, float* q, int bug) {
     p[threadIdx.x] = v.x - bug;
 }
 
+struct alignas(16) Pack {
+    float at[4];
+};
+PLANT misaligned_pack(float* p, float* q, int bug) {
+    const Pack v = *reinterpret_cast<const Pack*>(p + 4 * threadIdx.x % 128 + bug);  // @misaligned_pack read
+    __syncthreads();
+    p[threadIdx.x] = v.at[0] - bug;
+}
+
 // The threads of a warp exchange values without __syncwarp; a shuffle orders nothing.
 PLANT missing_syncwarp(float* p, float* q, int bug) {
     float* s = reinterpret_cast<float*>(dyn_smem());

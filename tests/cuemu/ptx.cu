@@ -185,14 +185,20 @@ PLANT tma_wrong_rank(MAP map, float* p, int bug) {
 
 // Two boxes one after the other through one stage, which must be free before the second one is asked for.
 PLANT tma_stage(MAP map, float* p, int bug) {
-    const uint32_t shared = smem_u32(dyn_smem()), barrier = make_mbarrier(1);
+    const uint32_t shared = smem_u32(dyn_smem()), barriers = shared + BARRIER;
+    if (threadIdx.x == 0) {
+        mbarrier_init(barriers, 1);
+        mbarrier_init(barriers + 8, 1);
+        mbarrier_fence_init();
+    }
+    __syncthreads();
     float sum = 0;
     for (int round = 0; round < 2; round++) {
         if (threadIdx.x == 0) {
-            mbarrier_arrive_expect_tx(barrier, 1024);
-            tma_load_2d(shared, &map, 0, 8 + 8 * round, barrier);  // @tma_stage
+            mbarrier_arrive_expect_tx(barriers + 8 * round, 1024);
+            tma_load_2d(shared, &map, 0, 8 + 8 * round, barriers + 8 * round);  // @tma_stage
         }
-        mbarrier_wait(barrier, round);
+        mbarrier_wait(barriers + 8 * round, 0);
         sum += box_element(threadIdx.x / 32, threadIdx.x % 32, true);
         if (!bug) __syncthreads();
     }

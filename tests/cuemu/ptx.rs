@@ -154,14 +154,17 @@ fn sums(module: sys::CUmodule) -> Result<()> {
     let mut state = 1u32;
     for value in &mut p[..4096] {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        *value = half::bf16::from_f32((state >> 8) as f32 / 8_388_608.0 - 1.0).to_f32();
+        // Of many sizes: sums of 16 products of like size come out exact in any order.
+        let scale = f32::from(state as u8 % 12).exp2();
+        *value = half::bf16::from_f32(((state >> 8) as f32 / 8_388_608.0 - 1.0) * scale).to_f32();
     }
     let got = launch(module, "sums", &p, false)?;
     let mut differ = [0; 3];
     for (set, sums) in got[4096..].chunks_exact(3).take(128).enumerate() {
         let (x, y) = p[32 * set..32 * set + 32].split_at(16);
-        let exact: f64 = x.iter().zip(y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
-        if let Some(sum) = sums.iter().find(|&&sum| (f64::from(sum) - exact).abs() > 4e-6) {
+        let products = || x.iter().zip(y).map(|(&x, &y)| f64::from(x) * f64::from(y));
+        let (exact, size): (f64, f64) = (products().sum(), products().map(f64::abs).sum());
+        if let Some(sum) = sums.iter().find(|&&sum| (f64::from(sum) - exact).abs() > 1e-6 * size) {
             return Err(format!("wrong result {sum} for {exact}"));
         }
         differ[0] += usize::from(sums[0] != sums[1]);
@@ -201,11 +204,7 @@ fn ldmatrix() {
         caught(
             mode,
             "ptx ldmatrix_misaligned",
-            &[
-                "ldmatrix at ",
-                &at("ldmatrix_misaligned"),
-                "row address 0x8 of lane 0 is not 16-byte aligned",
-            ],
+            &["ldmatrix at ", &at("ldmatrix_misaligned"), "row address 0x8 of lane 0 is not 16-byte aligned"],
         );
         caught(mode, "ptx ldmatrix_overrun", &["ldmatrix at ", &at("ldmatrix_overrun"), "0x8000"]);
         let line = at("ldmatrix_partial_warp");
@@ -237,7 +236,11 @@ fn cp_async() {
 #[test]
 fn named_barriers() {
     for mode in BOTH {
-        caught(mode, "ptx named_barrier_zero", &["named barrier 0 for 128 threads at ", &at("named_barrier_zero")]);
+        caught(
+            mode,
+            "ptx named_barrier_zero",
+            &["named barrier 0 for 128 threads at ", &at("named_barrier_zero")],
+        );
     }
     let (read, write) = (at("named_barrier_order read"), at("named_barrier_order write"));
     caught("check", "ptx named_barrier_order", &["read-after-write race", &read, &write]);
@@ -249,15 +252,31 @@ fn named_barriers() {
 fn mbarriers() {
     for mode in BOTH {
         let line = at("mbarrier_arrivals");
-        caught(mode, "ptx mbarrier_arrivals", &["mbarrier.arrive at ", "more arrivals in a phase than the 32"]);
+        caught(
+            mode,
+            "ptx mbarrier_arrivals",
+            &["mbarrier.arrive at ", "more arrivals in a phase than the 32"],
+        );
         assert!(line.starts_with("ptx.cu"));
         let line = at("mbarrier_uninitialised");
-        caught(mode, "ptx mbarrier_uninitialised", &[&line, "no mbarrier has been initialised at shared address 0x0"]);
-        caught(mode, "ptx mbarrier_twice", &[&at("mbarrier_twice"), "there is an mbarrier at 0x4000 already"]);
+        caught(
+            mode,
+            "ptx mbarrier_uninitialised",
+            &[&line, "no mbarrier has been initialised at shared address 0x0"],
+        );
+        caught(
+            mode,
+            "ptx mbarrier_twice",
+            &[&at("mbarrier_twice"), "there is an mbarrier at 0x4000 already"],
+        );
     }
     caught("check", "ptx mbarrier_parity", &["uninitialised byte ", &at("mbarrier_parity read")]);
-    caught("check sched=random seed=3", "ptx mbarrier_parity", &["shared memory: ", &at("mbarrier_parity read")]);
-    wrong("fast", "ptx mbarrier_parity");
+    caught(
+        "check sched=random seed=3",
+        "ptx mbarrier_parity",
+        &["shared memory: ", &at("mbarrier_parity read")],
+    );
+    caught("fast", "ptx mbarrier_parity", &["deadlock", "wait in mbarrier.try_wait at "]);
 }
 
 #[test]
@@ -291,10 +310,18 @@ fn wgmma() {
         let what = ["wgmma at ", &line, "no wgmma_fence since its accumulators were written"];
         caught(mode, "ptx wgmma_no_fence", &what);
         let again = at("wgmma again");
-        caught(mode, "ptx wgmma_refence", &["wgmma at ", &again, "no wgmma_fence since its accumulators were written"]);
+        caught(
+            mode,
+            "ptx wgmma_refence",
+            &["wgmma at ", &again, "no wgmma_fence since its accumulators were written"],
+        );
         let what = ["wgmma at ", &line, "accumulator 5 of lane 0 was written before the product was awaited"];
         caught(mode, "ptx wgmma_write", &what);
-        caught(mode, "ptx wgmma_unawaited", &["wgmma at ", &line, "was never awaited: its thread has returned"]);
+        caught(
+            mode,
+            "ptx wgmma_unawaited",
+            &["wgmma at ", &line, "was never awaited: its thread has returned"],
+        );
         caught(mode, "ptx wgmma_layout", &["wgmma at ", &line, "only the 128-byte swizzle"]);
     }
     for mode in ["fast", "fast async=eager", "check", "check async=eager"] {

@@ -33,6 +33,16 @@ fn the_environment_configures_too() {
     assert_eq!(outcome.error, "cc 8.6, 12345 bytes");
 }
 
+#[test]
+fn the_log_has_launches_and_reports() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("log");
+    let Some(outcome) = run(&format!("fast log={}", log.display()), "trap") else { return };
+    let text = std::fs::read_to_string(log).expect("a log");
+    assert!(text.contains("cuemu: kernel trap grid (1,1,1) block (64,1,1) shared 0\n"), "{text}");
+    assert!(text.contains(&outcome.reports) && outcome.reports.contains("__trap at plants.cu:"), "{text}");
+}
+
 /// The order in which blocks ran, and that of the threads of a block.
 #[test]
 fn schedules_differ_and_repeat() {

@@ -79,13 +79,14 @@ pub fn build(modules: &[Module], flavour: Flavour) -> Result<Libraries, String> 
 /// As for [`build`].
 #[allow(dead_code)] // For tests of single sources; the other programs build all of kernels/.
 pub fn build_file(source: &Path, kernels: &[&str], flavour: Flavour) -> Result<PathBuf, String> {
-    let mut text = read(source)?;
+    let mut twin = Twin { source: source.to_owned(), hash: String::new(), kernels };
     let mut headers = files(&Path::new(ROOT).join("kernels"), &["cuh"])?;
     headers.sort();
+    let mut text = twin.code() + &read(source)?;
     for header in headers {
         text.push_str(&read(&header)?);
     }
-    let twin = Twin { source: source.to_owned(), hash: format!("{:016x}", fnv1a(text.as_bytes())), kernels };
+    twin.hash = format!("{:016x}", fnv1a(text.as_bytes()));
     let build = Build::new(flavour)?;
     let path = build.kernels().join(format!("{}.so", twin.name()));
     build.run(&[twin])?;
@@ -112,6 +113,16 @@ const FLAGS: &[&str] = &[
 /// touch the guard pages of the fibers' small stacks.
 const TWIN_FLAGS: &[&str] =
     &["-fno-exceptions", "-fno-threadsafe-statics", "-fno-gnu-unique", "-fstack-clash-protection"];
+
+/// The emulator's own sources, below tools/cuemu. The files of a folder are compiled as one, since most of the time goes
+/// into the standard library's headers; so what they keep to themselves needs different names.
+const FOLDERS: [&str; 3] = ["runtime", "driver", "cublaslt"];
+
+fn one_source(folder: &str) -> Result<String, String> {
+    let mut sources = files(&tools().join(folder), &["cc"])?;
+    sources.sort();
+    Ok(sources.iter().map(|source| format!("#include \"{}\"\n", source.display())).collect())
+}
 
 /// A twin to compile.
 struct Twin<'a> {
@@ -195,15 +206,19 @@ impl Build {
         for folder in [&made.kernels, &objects] {
             fs::create_dir_all(folder).map_err(wrong)?;
         }
-        let lock = File::create(self.folder.join("lock")).map_err(wrong)?;
-        lock.lock().map_err(wrong)?;
+        // Held until this function returns.
+        let turn = File::create(self.folder.join("lock")).map_err(wrong)?;
+        turn.lock().map_err(wrong)?;
+        for folder in FOLDERS {
+            fs::write(objects.join(format!("{folder}.cc")), one_source(folder)?).map_err(wrong)?;
+        }
         for twin in twins {
             fs::write(objects.join(format!("{}.cc", twin.name())), twin.code()).map_err(wrong)?;
         }
         let libraries = missing();
-        self.compile(&libraries, &objects)?;
+        self.compile(&libraries)?;
         for library in &libraries {
-            self.link(library, &objects)?;
+            self.link(library)?;
         }
         // The name under which programs look for the driver at run time.
         let link = self.folder.join("libcuda.so.1");
@@ -215,25 +230,13 @@ impl Build {
     }
 
     fn libraries(&self, made: &Libraries, twins: &[Twin]) -> Vec<Library> {
-        let sources = |folders: &[&str]| {
-            let all = folders.iter().filter_map(|folder| files(&tools().join(folder), &["cc"]).ok());
-            let mut all: Vec<PathBuf> = all.flatten().collect();
-            all.sort();
-            all
-        };
+        let source = |name: &str| self.folder.join("objects").join(format!("{name}.cc"));
+        let [runtime, driver, cublaslt] = FOLDERS.map(source);
+        let library =
+            |path: &Path, soname, sources| Library { path: path.into(), soname, sources, flags: Vec::new() };
         let mut libraries = vec![
-            Library {
-                path: made.driver.clone(),
-                soname: "libcuda.so",
-                sources: sources(&["runtime", "driver"]),
-                flags: Vec::new(),
-            },
-            Library {
-                path: made.cublaslt.clone(),
-                soname: "libcublasLt.so.13",
-                sources: sources(&["cublaslt"]),
-                flags: Vec::new(),
-            },
+            library(&made.driver, "libcuda.so", vec![runtime, driver]),
+            library(&made.cublaslt, "libcublasLt.so.13", vec![cublaslt]),
         ];
         for twin in twins {
             let name = twin.name();
@@ -245,7 +248,7 @@ impl Build {
             libraries.push(Library {
                 path: made.kernels.join(format!("{name}.so")),
                 soname: "",
-                sources: vec![self.folder.join("objects").join(format!("{name}.cc"))],
+                sources: vec![source(&name)],
                 flags,
             });
         }
@@ -253,10 +256,13 @@ impl Build {
     }
 
     /// Two compilers at a time: enough to halve the wait, and few enough to share a small machine.
-    fn compile(&self, libraries: &[Library], objects: &Path) -> Result<(), String> {
+    fn compile(&self, libraries: &[Library]) -> Result<(), String> {
         let all =
             libraries.iter().flat_map(|library| library.sources.iter().map(move |s| (s, &library.flags)));
-        let queue = Mutex::new(all.collect::<Vec<_>>());
+        // Taken from the end: the emulator's own sources, which take longest, come first.
+        let mut all: Vec<_> = all.collect();
+        all.reverse();
+        let queue = Mutex::new(all);
         let errors = Mutex::new(String::new());
         let work = || {
             // The block ends the lock before the work begins.
@@ -284,24 +290,22 @@ impl Build {
     }
 
     /// Links without the sanitizers' libraries: their hooks are the driver's.
-    fn link(&self, library: &Library, objects: &Path) -> Result<(), String> {
+    fn link(&self, library: &Library) -> Result<(), String> {
         let unfinished = library.path.with_extension("unfinished");
         let mut command = Command::new(&self.compiler);
         command.args(["-shared", "-Wl,-z,now"]);
         if !library.soname.is_empty() {
             command.arg(format!("-Wl,-soname,{}", library.soname));
         }
-        command.arg("-o").arg(&unfinished).args(library.sources.iter().map(|source| object(objects, source)));
+        command.arg("-o").arg(&unfinished).args(library.sources.iter().map(|source| object(source)));
         command.args(["-ldl", "-lpthread"]);
         run(&mut command)?;
         fs::rename(&unfinished, &library.path).map_err(|e| format!("{}: {e}", library.path.display()))
     }
 }
 
-fn object(objects: &Path, source: &Path) -> PathBuf {
-    let folder = source.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-    let stem = source.file_stem().unwrap_or_default().to_string_lossy();
-    objects.join(format!("{folder}-{stem}.o"))
+fn object(source: &Path) -> PathBuf {
+    source.with_extension("o")
 }
 
 fn run(command: &mut Command) -> Result<(), String> {

@@ -210,7 +210,7 @@ fn run_options(input: &[u8]) -> Outcome {
         let kept = kept.expect("texts of a TOML file are UTF-8");
         let again = read(command, &write("kept.toml", kept.as_bytes()));
         match again {
-            Ok(again) => assert!(without_file(again) == without_file(request), "{kept}"),
+            Ok(again) => assert!(of_the_run(again) == of_the_run(request), "{kept}"),
             Err(error) => panic!("{error}: the program's own\n{kept}"),
         }
         outcome = outcome.and(Outcome::of(command));
@@ -218,13 +218,17 @@ fn run_options(input: &[u8]) -> Outcome {
     outcome
 }
 
-/// A request without the name of its config file.
-fn without_file(mut request: Request) -> Request {
-    match &mut request {
-        Request::Run(Command::Grpo(options)) => options.file.config = None,
-        Request::Run(Command::Sft(options)) => options.file.config = None,
-        _ => {}
-    }
+/// A request without what holds for one start only, and is not kept: its config file, where to resume, a dry run.
+fn of_the_run(mut request: Request) -> Request {
+    let (file, dry_run, checkpoint) = match &mut request {
+        Request::Run(Command::Grpo(options)) => (&mut options.file, &mut options.dry_run, &mut options.checkpoint),
+        Request::Run(Command::Sft(options)) => (&mut options.file, &mut options.dry_run, &mut options.checkpoint),
+        _ => return request,
+    };
+    file.config = None;
+    dry_run.dry_run = false;
+    checkpoint.resume_from_checkpoint = None;
+    checkpoint.allow_change.clear();
     request
 }
 

@@ -75,9 +75,8 @@ Status enqueue(const Job& job, void* stream) {
     int status = 0;
     if (capturing && capturing(stream, &status)) return EXECUTION_FAILED;
     auto* queued = new Queued{job, status != 0};
-    if (!launch(stream, run, queued)) return SUCCESS;
-    delete queued;
-    return EXECUTION_FAILED;
+    // After an error nobody knows whether it ran, and so was deleted: it is left.
+    return launch(stream, run, queued) ? EXECUTION_FAILED : SUCCESS;
 }
 
 }  // namespace lt

@@ -15,7 +15,7 @@
 namespace cuemu {
 
 static std::map<uintptr_t, size_t> pinned;  // address -> bytes
-static char pool;                           // there is one memory pool, and its address is its handle
+static char memory_pool;                        // there is one memory pool, and its address is its handle
 
 static bool is_pinned(const void* p, size_t bytes) {
     const auto address = reinterpret_cast<uintptr_t>(p);
@@ -246,7 +246,7 @@ ENTRY(cuMemsetD32Async)(uint64_t to, unsigned value, size_t n, void* stream) {
 
 ENTRY(cuDeviceGetDefaultMemPool)(void** made, int) {
     ENTER();
-    *made = &pool;
+    *made = &memory_pool;
     return SUCCESS;
 }
 ENTRY(cuDeviceGetMemPool)(void** made, int device) { return cuDeviceGetDefaultMemPool(made, device); }

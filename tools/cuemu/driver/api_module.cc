@@ -11,25 +11,23 @@
 namespace cuemu {
 namespace {
 std::map<void*, std::shared_ptr<Module>> modules;
+std::map<void*, std::shared_ptr<Function>> functions;  // each keeps its module alive
 
 std::shared_ptr<Module> find_module(void* handle) {
     auto it = modules.find(handle);
     return it == modules.end() ? nullptr : it->second;
 }
 
-/// The function and the module that owns it, which a queued launch keeps alive.
 std::shared_ptr<Function> find_function(void* handle) {
-    for (auto& [key, module] : modules) {
-        for (auto& f : module->functions) {
-            if (f.get() == handle) return {module, f.get()};
-        }
-    }
-    return nullptr;
+    auto it = functions.find(handle);
+    return it == functions.end() ? nullptr : it->second;
 }
 
-int add(std::unique_ptr<Module> module, void** handle) {
+int add(std::unique_ptr<Module> made, void** handle) {
+    std::shared_ptr<Module> module = std::move(made);
     *handle = module.get();
-    modules[*handle] = std::move(module);
+    modules[*handle] = module;
+    for (auto& f : module->functions) functions[f.get()] = {module, f.get()};
     return SUCCESS;
 }
 
@@ -67,7 +65,10 @@ ENTRY(cuModuleLoad)(void** handle, const char* path) {
 }
 ENTRY(cuModuleUnload)(void* handle) {
     std::lock_guard<std::recursive_mutex> lock(api_mutex());
-    return modules.erase(handle) ? SUCCESS : fail(INVALID_HANDLE, "cuModuleUnload: no such module");
+    OBJECT(module, find_module, handle);
+    for (auto& f : module->functions) functions.erase(f.get());
+    modules.erase(handle);
+    return SUCCESS;
 }
 ENTRY(cuModuleGetFunction)(void** handle, void* module_handle, const char* name) {
     ENTER();

@@ -15,7 +15,7 @@ static Config defaults() {
 Config config = defaults();
 
 // CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; the multiprocessors and caches are those
-// of A100, RTX 3090, RTX 4090 and H100.
+// of RTX 2080 Ti (which no kernel serves), A100, RTX 3090, RTX 4090 and H100.
 static const Capability CAPABILITIES[] = {
     {80, 163 << 10, 164 << 10, 2048, 32, 108, 40 << 20},
     {86, 99 << 10, 100 << 10, 1536, 16, 82, 6 << 20},
@@ -27,7 +27,7 @@ const Capability& capability() {
     for (const Capability& c : CAPABILITIES) {
         if (c.cc == config.cc) return c;
     }
-    return CAPABILITIES[3];
+    return CAPABILITIES[4];
 }
 
 static bool number(const std::string& text, uint64_t low, uint64_t high, uint64_t& value) {
@@ -78,8 +78,8 @@ static bool set(const std::string& key, const std::string& value, Config& c, std
         return choose(value, choices, c.deferred);
     }
     if (key == "cc") {
-        expected = "80, 86, 89 or 90";
-        const Choice<uint32_t> choices[] = {{"80", 80}, {"86", 86}, {"89", 89}, {"90", 90}};
+        expected = "75, 80, 86, 89 or 90";
+        const Choice<uint32_t> choices[] = {{"75", 75}, {"80", 80}, {"86", 86}, {"89", 89}, {"90", 90}};
         return choose(value, choices, c.cc);
     }
     if (key == "poison") {
@@ -101,6 +101,11 @@ static bool set(const std::string& key, const std::string& value, Config& c, std
         expected = "bytes, from 1 to 2^35";
         return number(value, 1, 1ull << 35, c.memory);
     }
+    if (key == "devices") {
+        expected = "0 or 1";
+        const Choice<uint32_t> choices[] = {{"0", 0}, {"1", 1}};
+        return choose(value, choices, c.devices);
+    }
     if (key == "driver") {
         expected = "a CUDA version such as 13000";
         if (!number(value, 1000, 99990, n)) return false;
@@ -112,7 +117,7 @@ static bool set(const std::string& key, const std::string& value, Config& c, std
         c.log = value;
         return !value.empty();
     }
-    expected = "one of the keys kernels, sched, seed, async, streams, cc, threads, memory, poison, driver, log";
+    expected = "one of the keys kernels, sched, seed, async, streams, cc, threads, memory, poison, devices, driver, log";
     return false;
 }
 

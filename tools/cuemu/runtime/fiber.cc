@@ -138,6 +138,11 @@ void die() {
     for (;;) cuemu_switch(&me->sp, me->block->scheduler_sp);
 }
 
+void trap(const char* file, int line) {
+    report(LAUNCH_FAILED, "__trap at %s:%d", base_name(file), line);
+    die();
+}
+
 /// Who waits where, equal places taken together; empty: nobody.
 static std::string waiting_places(const Block* b) {
     struct Place {

@@ -39,10 +39,7 @@ static inline void __threadfence_block() {}
 static inline void __nanosleep(unsigned, CUEMU_WHERE) { cuemu::spin_yield(CUEMU_HERE); }
 /// Stands in every loop that waits for another thread's write: fibers don't preempt each other.
 static inline void spin_hint(CUEMU_WHERE) { cuemu::spin_yield(CUEMU_HERE); }
-[[noreturn]] static inline void __trap(CUEMU_WHERE) {
-    cuemu::report(cuemu::LAUNCH_FAILED, "__trap at %s:%d", CUEMU_HERE);
-    cuemu::die();
-}
+[[noreturn]] static inline void __trap(CUEMU_WHERE) { cuemu::trap(CUEMU_HERE); }
 template <class T>
 static inline T __ldg(const T* p) {
     return *p;

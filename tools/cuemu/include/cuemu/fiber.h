@@ -152,6 +152,7 @@ static inline Fiber* lane_fiber(const Warp* warp, int lane) { return &cur->block
 CUEMU_API void report(int code, const char* format, ...) __attribute__((format(printf, 2, 3)));
 /// Ends the launch (all its blocks).
 [[noreturn]] CUEMU_API void die();
+[[noreturn]] CUEMU_API void trap(const char* file, int line);
 /// Leaves the current fiber, which has been marked Waiting, until something makes it ready again.
 CUEMU_API void wait_ready(const char* what, const char* file, int line);
 CUEMU_API void make_ready(Fiber* fiber);
