@@ -8,10 +8,10 @@ static __device__ void fill_shared(unsigned char* to, const uint8_t* from, int b
     for (int i = threadIdx.x; i < bytes; i += blockDim.x) to[i] = from[i];
 }
 
-// remainder[0] = the shared address of dynamic shared memory, modulo 1024.
+// What each thread takes for the shared address of dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(32)
-conform_shared_address(uint32_t* remainder) {
-    if (threadIdx.x == 0) remainder[0] = smem_u32(dyn_smem()) % 1024;
+conform_shared_address(uint32_t* addresses) {
+    addresses[threadIdx.x] = smem_u32(dyn_smem());
 }
 
 // ldmatrix by one warp: lane i gives the row at byte `rows[i]` of `tile`, whose `bytes` bytes lie at the beginning of
@@ -127,8 +127,8 @@ conform_cp_async_groups(const uint32_t* from, uint32_t* to) {
     to[32 + t] = shared[32 + t];
 }
 
-// Three warps; a number goes from warp 0 to warp 1 past barrier 1 and back past barrier 2, while warp 2 takes part in
-// neither. to [64]: what each thread of the first two warps got.
+// Three warps; a number goes from warp 0 to warp 1 past barrier 1, and one and a thousand back past barrier 2, while warp 2
+// takes part in neither. to [64]: what each thread of the first two warps got.
 extern "C" __global__ void __launch_bounds__(96)
 conform_named_barrier(const uint32_t* from, uint32_t* to) {
     uint32_t* shared = (uint32_t*)dyn_smem();
@@ -141,7 +141,7 @@ conform_named_barrier(const uint32_t* from, uint32_t* to) {
     } else if (t < 64) {
         named_barrier_sync(1, 64);
         to[t] = shared[63 - t];
-        shared[t] = from[t];
+        shared[t] = from[t] + 1000;
         named_barrier_sync(2, 64);
     }
 }
@@ -151,8 +151,8 @@ conform_named_barrier(const uint32_t* from, uint32_t* to) {
 // to [phases, 64]: element (p, t) = 64 * p + (t + 33) % 64.
 extern "C" __global__ void __launch_bounds__(64)
 conform_mbarrier(int32_t phases, uint32_t* to) {
-    const uint32_t written = smem_u32(dyn_smem()), read = written + 8;
-    uint32_t* shared = (uint32_t*)(dyn_smem() + 16);
+    const uint32_t written = smem_u32(dyn_smem()) + 256, read = smem_u32(dyn_smem()) + 264;
+    uint32_t* shared = (uint32_t*)dyn_smem();
     const int t = threadIdx.x;
     if (t == 0) {
         mbarrier_init(written, 64);
@@ -170,12 +170,13 @@ conform_mbarrier(int32_t phases, uint32_t* to) {
     }
 }
 
-// One box of `bytes` bytes by TMA into shared memory that held 0xee throughout, and out as it lies. The boxes of both
-// phases go to the same place; the second one is what is written out. to [bytes + 16]
+// One box of `bytes` bytes by TMA into shared memory that held 0xee throughout, and out as it lies, with the 16 bytes
+// behind it. The boxes of both phases go to the same place; the second one is what is written out. Shared memory begins
+// with 1024 bytes for the mbarrier. to [bytes + 16]
 template <class Load>
 static __device__ void tma_test(uint32_t bytes, uint8_t* to, Load load) {
-    unsigned char* shared = dyn_smem();
-    const uint32_t barrier = smem_u32(shared) + 65536;
+    unsigned char* shared = dyn_smem() + 1024;
+    const uint32_t barrier = smem_u32(dyn_smem());
     for (uint32_t i = threadIdx.x; i < bytes + 16; i += blockDim.x) shared[i] = 0xee;
     fence_proxy_async();
     if (threadIdx.x == 0) {
@@ -274,6 +275,9 @@ conform_wgmma_groups(const uint8_t* a, const uint8_t* b, float* first, float* wh
     __syncthreads();
     const uint32_t at = smem_u32(shared);
     float half[32], rest[32];
+    // Neither first product may take these for its beginning.
+    for (float& each : half) each = 1000;
+    for (float& each : rest) each = 1000;
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 2; k++)

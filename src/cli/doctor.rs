@@ -1,9 +1,11 @@
 //! `othink-train doctor`.
 
+use crate::autograd::Op;
 use crate::config::DoctorConfig;
 use crate::cuda::kernels::{MODULES, TOOLKIT};
 use crate::cuda::{self, Gpu, Purpose};
 use crate::error::{Error, Result};
+use crate::ops::linear::Linear;
 use crate::report::console::escape_control;
 use crate::tensor::{Device, Tensor};
 
@@ -23,8 +25,8 @@ pub fn run(options: &DoctorConfig) -> Result<()> {
             let mut states = driver.gpus.iter().map(|gpu| {
                 let state = Gpu::open(gpu.ordinal).and_then(|gpu| self_test(&gpu));
                 line(&format!("GPU {}", gpu.ordinal), &gpu.to_string());
-                line("", state.as_ref().map_or_else(ToString::to_string, |()| "usable".to_owned()).as_str());
-                state
+                line("", &state.as_ref().map_or_else(ToString::to_string, |products| format!("usable; {products}")));
+                state.map(drop)
             });
             let first = states.next().unwrap_or(Ok(()));
             states.for_each(drop);
@@ -63,17 +65,23 @@ fn kernels() -> String {
     }
 }
 
-/// Copies, adds and copies back.
-fn self_test(gpu: &Gpu) -> Result<()> {
-    let numbers: Vec<f32> = (0..1000).map(|i| i as f32).collect();
-    let x = Tensor::new(&[1000], numbers)?.to_device(&Device::Cuda(gpu.clone()), Purpose::Workspace)?;
-    let mut sum = x.clone();
-    sum.accumulate(&x)?;
-    let sum = sum.to_cpu()?;
-    let right = sum.real::<f32>().iter().enumerate().all(|(i, &y)| y == 2.0 * i as f32);
-    if right {
-        Ok(())
-    } else {
-        Err(Error::Device("the GPU adds wrongly: its memory or driver is faulty".into()))
+/// Copies, adds, multiplies and copies back; gives what computes the products.
+fn self_test(gpu: &Gpu) -> Result<String> {
+    let numbers: Vec<f32> = (0..1024).map(|i| (i % 13) as f32 - 6.0).collect();
+    let x = Tensor::new(&[32, 32], numbers)?;
+    let on_gpu = x.to_device(&Device::Cuda(gpu.clone()), Purpose::Workspace)?;
+    // Small integers, so that every order of the sums gives the same.
+    let double = |x: &Tensor, y: Tensor| -> Result<Tensor> {
+        let mut sum = Linear.forward([x, &y])?.0;
+        sum.accumulate(&y)?;
+        Ok(sum)
+    };
+    let [ours, right] = [double(&on_gpu, on_gpu.clone())?.to_cpu()?, double(&x, x.clone())?];
+    if ours.real::<f32>() != right.real::<f32>() {
+        return Err(Error::Device("the GPU computes wrongly: its memory, its driver or cuBLASLt is faulty".into()));
     }
+    Ok(match gpu.gemm_library()? {
+        Some(library) => format!("products by {library}"),
+        None => "products by our own kernels (no cuBLASLt was found, or OTHINK_GEMM=own)".to_owned(),
+    })
 }

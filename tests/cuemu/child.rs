@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr;
+use std::sync::OnceLock;
 
 /// `MODE|CASE`, for the process that [`child`] is in.
 const VARIABLE: &str = "OTHINK_TEST_CUEMU";
@@ -32,6 +33,11 @@ pub fn run_with(mode: &str, case: &str, environment: &[(&str, &str)]) -> Option<
         let _ = writeln!(std::io::stderr(), "skipped: tests/cuemu: {reason}");
         return None;
     }
+    // Once for all: what doesn't compile shouldn't be tried by every child.
+    static BUILT: [OnceLock<Result<PathBuf>>; 2] = [const { OnceLock::new() }; 2];
+    let flavour = driver::flavour(mode);
+    let built = BUILT[flavour as usize].get_or_init(|| twin(flavour));
+    built.as_ref().unwrap_or_else(|message| panic!("{message}"));
     let program = std::env::current_exe().expect("a running program has a path");
     let mut command = Command::new(program);
     command.args(["--exact", "child::child", "--nocapture"]).env(VARIABLE, format!("{mode}|{case}"));
@@ -224,11 +230,11 @@ fn cases() -> BTreeMap<&'static str, Case> {
         }),
         ("environment", |_| {
             driver::initialise()?;
-            let (mut cc, mut bytes) = (0, 0);
-            let minor = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR;
-            cu!(cuDeviceGetAttribute(&raw mut cc, minor, 0))?;
+            let (mut minor, mut bytes) = (0, 0);
+            let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR;
+            cu!(cuDeviceGetAttribute(&raw mut minor, attribute, 0))?;
             cu!(cuDeviceTotalMem_v2(&raw mut bytes, 0))?;
-            Err(format!("cc 8.{cc}, {bytes} bytes"))
+            Err(format!("minor {minor}, {bytes} bytes"))
         }),
         ("before_init", |_| driver::allocate(1).map(drop)),
         ("unemulated", |d| {

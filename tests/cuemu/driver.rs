@@ -31,6 +31,11 @@ pub fn checked(code: sys::CUresult) -> Result<()> {
     Err(format!("{code:?} {text}"))
 }
 
+/// The flavour that a mode, such as `check sched=random seed=3`, begins with.
+pub fn flavour(mode: &str) -> Flavour {
+    if mode.starts_with("check") { Flavour::Check } else { Flavour::Fast }
+}
+
 pub struct Driver {
     library: &'static Library,
     pub libraries: Libraries,
@@ -38,10 +43,10 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Loads the driver of a mode, such as `check sched=random seed=3`, and configures it.
+    /// Loads the driver of a mode, and configures it.
     pub fn load(mode: &str) -> Result<Driver> {
-        let (flavour, configuration) = mode.split_once(' ').unwrap_or((mode, ""));
-        let flavour = if flavour == "check" { Flavour::Check } else { Flavour::Fast };
+        let configuration = mode.split_once(' ').map_or("", |(_, configuration)| configuration);
+        let flavour = flavour(mode);
         let libraries = cuemu::build(&[], flavour)?;
         let driver = Driver { library: open(&libraries.driver)?, libraries, flavour };
         // Without a call the environment's configuration holds.

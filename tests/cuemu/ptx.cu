@@ -116,7 +116,7 @@ PLANT mbarrier_arrivals(MAP map, float* p, int bug) {
     shared_floats()[threadIdx.x] = threadIdx.x;
     mbarrier_arrive(barrier);
     // The phase of a barrier of 32 is over and over; with an expected byte more it stays open.
-    if (bug && threadIdx.x < 32) mbarrier_arrive_expect_tx(barrier, 16);  // @mbarrier_arrivals
+    if (bug && threadIdx.x < 32) mbarrier_arrive_expect_tx(barrier, 16);
     mbarrier_wait(barrier, 0);
     p[threadIdx.x] = shared_floats()[127 - threadIdx.x];
 }
@@ -253,6 +253,28 @@ PLANT wgmma_write(MAP map, float* p, int bug) { wgmma(p, {.write = bool(bug)}); 
 PLANT wgmma_unawaited(MAP map, float* p, int bug) { wgmma(p, {.unawaited = bool(bug)}); }
 PLANT wgmma_layout(MAP map, float* p, int bug) { wgmma(p, {.layout = bool(bug)}); }
 PLANT wgmma_refence(MAP map, float* p, int bug) { wgmma(p, {.refence = bool(bug)}); }
+
+// Two products in groups of their own; the second one's accumulators are read when only the first group need be done.
+PLANT wgmma_group(MAP map, float* p, int bug) {
+    fill_tiles(0x3f803f80);
+    fence_proxy_async();
+    __syncthreads();
+    const uint32_t shared = smem_u32(dyn_smem());
+    const uint64_t a = wgmma_descriptor(shared, 1024, 1024), b = wgmma_descriptor(shared + 8192, 1024, 1024);
+    float d[32], e[32];
+    wgmma_fence();
+    wgmma_m64k16<64, Major::K>(d, a, b, 0);
+    wgmma_commit();
+    wgmma_m64k16<64, Major::K>(e, a, b, 0);
+    wgmma_commit();
+    if (bug) {
+        wgmma_wait<1>();
+    } else {
+        wgmma_wait<0>();
+    }
+    p[threadIdx.x] = d[31] + e[31];
+    wgmma_wait<0>();
+}
 
 // What a device of compute capability below 9.0 lacks: by `bug`, all of them there.
 

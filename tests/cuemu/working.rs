@@ -1,6 +1,6 @@
 //! What has to work: schedules, graphs, several threads.
 
-use crate::child::run;
+use crate::child::{run, run_with};
 use std::collections::BTreeSet;
 
 fn passes(mode: &str, case: &str) {
@@ -23,14 +23,12 @@ fn threads_of_a_program_share_the_driver() {
 }
 
 #[test]
-fn the_environment_configures_too() {
-    // The child inherits it.
-    let mode = "fast";
-    let Some(outcome) = crate::child::run_with(mode, "environment", &[("CUEMU", "cc=86 memory=12345")])
-    else {
-        return;
-    };
-    assert_eq!(outcome.error, "cc 8.6, 12345 bytes");
+fn the_environment_configures_too_and_calls_win() {
+    let environment = [("CUEMU", "cc=86 memory=12345")];
+    for (mode, text) in [("fast", "minor 6, 12345 bytes"), ("fast cc=89", "minor 9, 12345 bytes")] {
+        let Some(outcome) = run_with(mode, "environment", &environment) else { return };
+        assert_eq!(outcome.error, text);
+    }
 }
 
 #[test]

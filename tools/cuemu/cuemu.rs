@@ -273,11 +273,9 @@ impl Build {
                 if self.flavour == Flavour::Check {
                     command.arg("-DCUEMU_CHECK");
                 }
-                command.arg("-c").arg(source).arg("-o").arg(object(objects, source));
-                if source.parent() == Some(objects) {
-                    // For tools/flip-operators, which compiles changed kernels in the same way.
-                    let _ = fs::write(source.with_extension("command"), format!("{command:?}"));
-                }
+                command.arg("-c").arg(source).arg("-o").arg(object(source));
+                // For tools/flip-operators, which compiles changed kernels in the same way.
+                let _ = fs::write(source.with_extension("command"), format!("{command:?}"));
                 if let Err(message) = run(&mut command) {
                     lock(&errors).push_str(&message);
                     lock(&queue).clear();

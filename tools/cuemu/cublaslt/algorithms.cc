@@ -17,7 +17,9 @@ enum : int { GEMV = 13, SIMT = 1, SIMT_WIDE = 5, TENSOR = 21, WARPGROUP = 66, SI
 
 uint64_t bytes(int type) { return type == BF16 ? 2 : 4; }
 
-bool contains(const std::vector<uint32_t>& all, uint32_t value) { return std::find(all.begin(), all.end(), value) != all.end(); }
+bool contains(const std::vector<uint32_t>& all, uint32_t value) {
+    return std::find(all.begin(), all.end(), value) != all.end();
+}
 
 }  // namespace
 
@@ -54,17 +56,20 @@ Algorithm make_algorithm(const Capability& capability, int compute, const int ty
     return made;
 }
 
-Status make_problem(Problem& out, const Operation& operation, const Layout& a, const Layout& b, const Layout& c, const Layout& d) {
+Status make_problem(Problem& out, const Operation& operation, const Layout& a, const Layout& b, const Layout& c,
+                    const Layout& d) {
     const int64_t m = operation.transpose_a ? a.columns : a.rows, k = operation.transpose_a ? a.rows : a.columns;
     const int64_t kb = operation.transpose_b ? b.columns : b.rows, n = operation.transpose_b ? b.rows : b.columns;
-    const bool outputs_fit = d.rows == uint64_t(m) && d.columns == uint64_t(n) && c.rows == d.rows && c.columns == d.columns;
+    const bool outputs_fit =
+        d.rows == uint64_t(m) && d.columns == uint64_t(n) && c.rows == d.rows && c.columns == d.columns;
     const bool batches_fit = a.batch == d.batch && b.batch == d.batch && c.batch == d.batch;
     if (k != kb || !outputs_fit || !batches_fit) return INVALID_VALUE;
     if (a.type != b.type || c.type != d.type || c.order != d.order) return NOT_SUPPORTED;
     if (a.type == F32 && d.type != F32) return NOT_SUPPORTED;
     const bool bias = operation.epilogue == EPILOGUE_BIAS;
     // The bias runs along the rows of D; where D's rows are the contiguous ones the real library isn't clear.
-    if (bias && (d.order != ORDER_COL || (operation.bias_type >= 0 && operation.bias_type != d.type))) return NOT_SUPPORTED;
+    if (bias && (d.order != ORDER_COL || (operation.bias_type >= 0 && operation.bias_type != d.type)))
+        return NOT_SUPPORTED;
     if (bias && !operation.bias) return INVALID_VALUE;
     out = {operation, a, b, c, d, m, n, k};
     return SUCCESS;
@@ -75,7 +80,8 @@ Status check(const Algorithm& algorithm, const Problem& problem, size_t& workspa
     const Capability* able = algorithm.magic == MAGIC ? capability(algorithm.id) : nullptr;
     if (!able) return INVALID_VALUE;
     const int types[4] = {problem.a.type, problem.b.type, problem.c.type, problem.d.type};
-    if (!std::equal(types, types + 4, algorithm.types) || algorithm.compute != problem.operation.compute) return INVALID_VALUE;
+    if (!std::equal(types, types + 4, algorithm.types) || algorithm.compute != problem.operation.compute)
+        return INVALID_VALUE;
     if (able->input != problem.a.type) return NOT_SUPPORTED;
     if (able->needs_cc90 && device_capability() != 90) return ARCH_MISMATCH;
     if (problem.operation.compute == COMPUTE_32F_FAST_TF32 && !able->tf32) return NOT_SUPPORTED;
@@ -129,7 +135,8 @@ std::vector<Result> heuristic(const Problem& problem, const Preference& preferen
         if (result.workspace > preference.max_workspace) continue;
         if (algorithm.reduction & ~preference.reductions) continue;
         const uint32_t need = capability(algorithm.id)->alignment;
-        if (std::any_of(preference.alignment, preference.alignment + 4, [&](uint32_t given) { return given < need; })) continue;
+        if (std::any_of(preference.alignment, preference.alignment + 4, [&](uint32_t given) { return given < need; }))
+            continue;
         result.waves = 1;
         found.push_back(result);
     }

@@ -29,10 +29,13 @@ Status write(const T* from, size_t count, void* buffer, size_t size, size_t* wri
 }
 
 bool known_type(int type) { return type == F32 || type == BF16; }
-bool known_compute(int compute) { return compute == COMPUTE_32F || compute == COMPUTE_32F_PEDANTIC || compute == COMPUTE_32F_FAST_TF32; }
+bool known_compute(int compute) {
+    return compute == COMPUTE_32F || compute == COMPUTE_32F_PEDANTIC || compute == COMPUTE_32F_FAST_TF32;
+}
 
 /// The four matrices' problem, from what an entry point was given.
-Status problem_of(Problem& out, const Operation* operation, const Layout* a, const Layout* b, const Layout* c, const Layout* d) {
+Status problem_of(Problem& out, const Operation* operation, const Layout* a, const Layout* b, const Layout* c,
+                  const Layout* d) {
     if (!operation || !a || !b || !c || !d) return INVALID_VALUE;
     return make_problem(out, *operation, *a, *b, *c, *d);
 }
@@ -156,8 +159,8 @@ API(cublasLtMatmulAlgoGetHeuristic)(void* handle, Operation* operation, Layout* 
     return *found ? SUCCESS : NOT_SUPPORTED;
 }
 
-API(cublasLtMatmulAlgoGetIds)(void* handle, int compute, int scale_type, int a, int b, int c, int d, int wanted, int* ids,
-                              int* found) {
+API(cublasLtMatmulAlgoGetIds)(void* handle, int compute, int scale_type, int a, int b, int c, int d, int wanted,
+                              int* ids, int* found) {
     if (!handle) return NOT_INITIALIZED;
     if (wanted < 1 || !ids || !found) return INVALID_VALUE;
     *found = 0;
@@ -167,7 +170,8 @@ API(cublasLtMatmulAlgoGetIds)(void* handle, int compute, int scale_type, int a, 
     return *found ? SUCCESS : NOT_SUPPORTED;
 }
 
-API(cublasLtMatmulAlgoInit)(void* handle, int compute, int scale_type, int a, int b, int c, int d, int id, Algorithm* algorithm) {
+API(cublasLtMatmulAlgoInit)(void* handle, int compute, int scale_type, int a, int b, int c, int d, int id,
+                            Algorithm* algorithm) {
     if (!handle) return NOT_INITIALIZED;
     if (!algorithm) return INVALID_VALUE;
     const Capability* able = capability(id);
@@ -193,7 +197,8 @@ API(cublasLtMatmulAlgoCheck)(void* handle, Operation* operation, Layout* a, Layo
     return status;
 }
 
-API(cublasLtMatmulAlgoCapGetAttribute)(const Algorithm* algorithm, int attribute, void* buffer, size_t size, size_t* written) {
+API(cublasLtMatmulAlgoCapGetAttribute)(const Algorithm* algorithm, int attribute, void* buffer, size_t size,
+                                       size_t* written) {
     const Capability* able = algorithm ? capability(algorithm->id) : nullptr;
     if (!able) return INVALID_VALUE;
     const int32_t split_k = able->split_k, swizzling = 1;
@@ -213,7 +218,8 @@ API(cublasLtMatmulAlgoCapGetAttribute)(const Algorithm* algorithm, int attribute
     }
 }
 
-API(cublasLtMatmulAlgoConfigGetAttribute)(const Algorithm* algorithm, int attribute, void* buffer, size_t size, size_t* written) {
+API(cublasLtMatmulAlgoConfigGetAttribute)(const Algorithm* algorithm, int attribute, void* buffer, size_t size,
+                                          size_t* written) {
     if (!algorithm) return INVALID_VALUE;
     // cublasLtMatmulAlgoConfigAttributes_t
     switch (attribute) {
@@ -245,14 +251,21 @@ API(cublasLtMatmulAlgoConfigSetAttribute)(Algorithm* algorithm, int attribute, c
     }
 }
 
-API(cublasLtMatmul)(void* handle, Operation* operation, const float* alpha, const void* a, Layout* a_layout, const void* b,
-                    Layout* b_layout, const float* beta, const void* c, Layout* c_layout, void* d, Layout* d_layout,
-                    const Algorithm* algorithm, void* workspace, size_t workspace_bytes, void* stream) {
+API(cublasLtMatmul)(void* handle, Operation* operation, const float* alpha, const void* a, Layout* a_layout,
+                    const void* b, Layout* b_layout, const float* beta, const void* c, Layout* c_layout, void* d,
+                    Layout* d_layout, const Algorithm* algorithm, void* workspace, size_t workspace_bytes,
+                    void* stream) {
     if (!handle) return NOT_INITIALIZED;
     if (!alpha || !beta || !a || !b || !d || (*beta != 0 && !c)) return INVALID_VALUE;
     Problem problem;
     if (Status bad = problem_of(problem, operation, a_layout, b_layout, c_layout, d_layout)) return bad;
-    Job job{problem, {}, *alpha, *beta, static_cast<const char*>(a), static_cast<const char*>(b), static_cast<const char*>(c),
+    Job job{problem,
+            {},
+            *alpha,
+            *beta,
+            static_cast<const char*>(a),
+            static_cast<const char*>(b),
+            static_cast<const char*>(c),
             static_cast<char*>(d)};
     if (algorithm) {
         job.algorithm = *algorithm;

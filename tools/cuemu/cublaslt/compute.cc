@@ -118,7 +118,8 @@ void compute_batch(const Job& job, const char* a, const char* b, const char* c, 
         const int64_t at = p.d.index(row, column);
         float value = job.alpha * total;
         if (job.beta != 0) value += job.beta * load(p.c.type, c, p.c.index(row, column));
-        if (p.operation.epilogue == EPILOGUE_BIAS) value += load(p.d.type, reinterpret_cast<const char*>(p.operation.bias), row);
+        if (p.operation.epilogue == EPILOGUE_BIAS)
+            value += load(p.d.type, reinterpret_cast<const char*>(p.operation.bias), row);
         store(p.d.type, d, at, value);
     };
     // The longer side of D goes eight abreast.
@@ -132,7 +133,8 @@ void compute_batch(const Job& job, const char* a, const char* b, const char* c, 
         const int64_t width = abreast - first < WIDTH ? abreast - first : WIDTH;
         for (int64_t k = 0; k < p.k; k++) {
             panel[k] = Float8{};
-            for (int64_t i = 0; i < width; i++) panel[k][i] = rows_abreast ? from_a(first + i, k) : from_b(k, first + i);
+            for (int64_t i = 0; i < width; i++)
+                panel[k][i] = rows_abreast ? from_a(first + i, k) : from_b(k, first + i);
         }
         for (int64_t other = 0; other < single; other++) {
             const Float8 totals = reduce(job, panel.data(), lines.data() + other * p.k);
@@ -146,9 +148,12 @@ void compute_batch(const Job& job, const char* a, const char* b, const char* c, 
 
 void compute(const Job& job) {
     const Problem& p = job.problem;
-    const auto offset = [](const Layout& layout, int64_t batch) { return batch * layout.batch_stride * (layout.type == F32 ? 4 : 2); };
+    const auto offset = [](const Layout& layout, int64_t batch) {
+        return batch * layout.batch_stride * (layout.type == F32 ? 4 : 2);
+    };
     for (int32_t i = 0; i < p.d.batch; i++)
-        compute_batch(job, job.a + offset(p.a, i), job.b + offset(p.b, i), job.c + offset(p.c, i), job.d + offset(p.d, i));
+        compute_batch(job, job.a + offset(p.a, i), job.b + offset(p.b, i), job.c + offset(p.c, i),
+                      job.d + offset(p.d, i));
 }
 
 }  // namespace lt

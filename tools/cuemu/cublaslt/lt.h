@@ -28,7 +28,12 @@ enum Epilogue : int { EPILOGUE_DEFAULT = 1, EPILOGUE_BIAS = 4 };
 /// cublasLtOrder_t
 enum Order : int { ORDER_COL = 0, ORDER_ROW = 1 };
 /// cublasLtReductionScheme_t: how the parts of split-K are added up. The values are bits of a mask.
-enum Reduction : int { REDUCTION_NONE = 0, REDUCTION_INPLACE = 1, REDUCTION_COMPUTE_TYPE = 2, REDUCTION_OUTPUT_TYPE = 4 };
+enum Reduction : int {
+    REDUCTION_NONE = 0,
+    REDUCTION_INPLACE = 1,
+    REDUCTION_COMPUTE_TYPE = 2,
+    REDUCTION_OUTPUT_TYPE = 4
+};
 constexpr int REDUCTION_MASK = 7;
 
 struct Layout {
@@ -90,7 +95,8 @@ struct Problem {
     int64_t m, n, k;
 };
 /// Whether they fit, and are of a kind that is emulated.
-Status make_problem(Problem& out, const Operation& operation, const Layout& a, const Layout& b, const Layout& c, const Layout& d);
+Status make_problem(Problem& out, const Operation& operation, const Layout& a, const Layout& b, const Layout& c,
+                    const Layout& d);
 
 /// In which order an algorithm adds up the products of an element.
 enum class Sum {

@@ -36,7 +36,8 @@ bool touch(const Layout& layout, const char* from, bool write) {
     const int64_t length = layout.order == ORDER_ROW ? layout.columns : layout.rows;
     for (int32_t batch = 0; batch < layout.batch; batch++)
         for (int64_t i = 0; i < lines; i++)
-            if (tell(from + (batch * layout.batch_stride + i * layout.leading) * element, length * element, write)) return false;
+            if (tell(from + (batch * layout.batch_stride + i * layout.leading) * element, length * element, write))
+                return false;
     return true;
 }
 
@@ -48,7 +49,8 @@ void run(void* argument) {
     bias.columns = 1;
     bool ours = touch(p.a, job.a, false) && touch(p.b, job.b, false) && touch(p.d, job.d, true);
     if (job.beta != 0) ours = ours && touch(p.c, job.c, false);
-    if (p.operation.epilogue == EPILOGUE_BIAS) ours = ours && touch(bias, reinterpret_cast<const char*>(p.operation.bias), false);
+    if (p.operation.epilogue == EPILOGUE_BIAS)
+        ours = ours && touch(bias, reinterpret_cast<const char*>(p.operation.bias), false);
     if (ours) compute(job);
     if (!queued->captured) delete queued;
 }

@@ -18,7 +18,7 @@ bool initialised = false;
 static char context;  // there is one, and its address is its handle
 static int retained = 0;
 static thread_local void* current = nullptr;
-static bool configured = false;
+static std::string requested;  // by cuemu_configure
 
 std::recursive_mutex& api_mutex() {
     static std::recursive_mutex mutex;
@@ -50,6 +50,7 @@ static const struct {
     {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
     {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
     {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
     {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
@@ -71,7 +72,7 @@ static const struct {
 
 using namespace cuemu;
 
-/// Sets the keys of `text`, which then win over the environment's. Before cuInit; 0 if all is well.
+/// Sets the keys of `text`, which win over the environment's. Before cuInit; 0 if all is well.
 ENTRY(cuemu_configure)(const char* text) {
     std::lock_guard<std::recursive_mutex> lock(api_mutex());
     if (initialised) return fail(INVALID_VALUE, "cuemu_configure comes after cuInit");
@@ -80,7 +81,7 @@ ENTRY(cuemu_configure)(const char* text) {
         fprintf(stderr, "cuemu: %s\n", wrong.c_str());
         return fail(INVALID_VALUE, "%s", wrong.c_str());
     }
-    configured = true;
+    requested += std::string(" ") + text;
     return SUCCESS;
 }
 
@@ -93,14 +94,15 @@ extern "C" CUEMU_API const char* cuemu_reports() {
 ENTRY(cuInit)(unsigned) {
     std::lock_guard<std::recursive_mutex> lock(api_mutex());
     if (initialised) return SUCCESS;
-    const char* environment = getenv("CUEMU");
-    if (environment && !configured) {
-        const std::string wrong = configure(environment);
+    if (const char* environment = getenv("CUEMU")) {
+        std::string wrong = configure(environment);
+        if (wrong.empty()) wrong = configure(requested);
         if (!wrong.empty()) {
             fprintf(stderr, "cuemu: %s\n", wrong.c_str());
             return fail(INVALID_VALUE, "%s", wrong.c_str());
         }
     }
+    if (!config.devices) return fail(NO_DEVICE, "devices=0");
     if (!open_log(config.log)) return fail(INVALID_VALUE, "can't write the log %s", config.log.c_str());
     if (!map_arena()) return fail(OUT_OF_MEMORY, "can't reserve the addresses of the device's memory");
     // Twins find the runtime among the global symbols, however the program loaded this library.

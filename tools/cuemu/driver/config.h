@@ -18,6 +18,7 @@ struct Config {
     uint64_t memory = 4ull << 30;
     bool poison = true;
     std::string log;
+    uint32_t devices = 1;
     int driver = 13000;  // the version it claims
 };
 

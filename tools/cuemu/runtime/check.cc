@@ -176,7 +176,8 @@ static void check_global(uintptr_t p, uint32_t n, Access kind, uint32_t place) {
                                : kind != Access::Read && same_launch(t.reader, me) && t.reader != me ? t.reader
                                                                                                      : 0;
         if (other && first_report(place, 2)) {
-            const std::string who = touch_block(other) == TOUCH_MANY - 1 ? "several blocks" : "block " + std::to_string(touch_block(other));
+            const uint32_t block = touch_block(other);
+            const std::string who = block == TOUCH_MANY - 1 ? "several blocks" : "block " + std::to_string(block);
             report(LAUNCH_FAILED, "race between blocks: %s meets a %s by %s of the same launch; %s",
                    describe_place(place, verb(kind)).c_str(), other == t.writer ? "write" : "read", who.c_str(),
                    describe_address(p + i).c_str());

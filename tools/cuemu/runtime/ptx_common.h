@@ -36,8 +36,8 @@ private:
 inline void need_cc90(const char* what, const char* file, int line) {
     if (cur->block->launch->cc >= 90) return;
     const uint32_t cc = cur->block->launch->cc;
-    report(LAUNCH_FAILED, "%s at %s:%d needs compute capability 9.0, this device has %u.%u", what, base_name(file), line, cc / 10,
-           cc % 10);
+    report(LAUNCH_FAILED, "%s at %s:%d needs compute capability 9.0, this device has %u.%u", what, base_name(file),
+           line, cc / 10, cc % 10);
     die();
 }
 
@@ -47,8 +47,8 @@ constexpr uint32_t ALL_LANES = 0xffffffff;
 /// that isn't full.
 inline void need_whole_warp(const Rendezvous* met) {
     if (met->arrived == ALL_LANES) return;
-    report(LAUNCH_FAILED, "%s at %s:%d by the lanes %08x alone: all 32 lanes of the warp have to take part", met->kind->name,
-           base_name(met->file), met->line, met->arrived);
+    report(LAUNCH_FAILED, "%s at %s:%d by the lanes %08x alone: all 32 lanes of the warp have to take part",
+           met->kind->name, base_name(met->file), met->line, met->arrived);
     die();
 }
 

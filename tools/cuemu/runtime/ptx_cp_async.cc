@@ -24,8 +24,8 @@ void FiberAsync::reset() {
 
 void cp_async(uint32_t to, const void* from, int bytes, int size, const char* file, int line) {
     if (to % size || uintptr_t(from) % size) {
-        report(MISALIGNED_ADDRESS, "cp.async at %s:%d: shared 0x%x or global %p is not %d-byte aligned", base_name(file), line, to, from,
-               size);
+        report(MISALIGNED_ADDRESS, "cp.async at %s:%d: shared 0x%x or global %p is not %d-byte aligned",
+               base_name(file), line, to, from, size);
         die();
     }
     if (bytes < 0 || bytes > size) {
@@ -33,7 +33,8 @@ void cp_async(uint32_t to, const void* from, int bytes, int size, const char* fi
         die();
     }
     char* const target = smem_ptr(to, size, "cp.async", file, line);
-    CopyInFlight copy{target, static_cast<const char*>(from), uint32_t(bytes), uint32_t(size - bytes), cur->async.group, false};
+    CopyInFlight copy{target, static_cast<const char*>(from), uint32_t(bytes), uint32_t(size - bytes), cur->async.group,
+                      false};
     // A source outside all buffers faults here, at the instruction, and not at the wait.
     if (bytes) {
         (void)*static_cast<const volatile char*>(copy.from);

@@ -29,8 +29,8 @@ struct LdmatrixArg {
 const uint16_t* matrix_row(const Warp* warp, int lane, uint32_t address, const char* file, int line) {
     ActAs owner(lane_fiber(warp, lane));
     if (address % 16) {
-        report(MISALIGNED_ADDRESS, "ldmatrix at %s:%d: row address 0x%x of lane %d is not 16-byte aligned", base_name(file), line, address,
-               lane);
+        report(MISALIGNED_ADDRESS, "ldmatrix at %s:%d: row address 0x%x of lane %d is not 16-byte aligned",
+               base_name(file), line, address, lane);
         die();
     }
     const char* row = smem_ptr(address, 16, "ldmatrix", file, line);
@@ -148,16 +148,19 @@ void run_tiles(Warp* warp, Rendezvous* met) {
         // d[2 * tile + h] of a lane: columns 8h and following of the tile.
         for (int lane = 0; lane < 32; lane++)
             for (int i = 0; i < 8; i++)
-                d[lane / 4 + 8 * (i / 2 % 2)][8 * (i / 4) + 2 * (lane % 4) + i % 2] = args[lane]->d[2 * tile + i / 4][i % 4];
+                d[lane / 4 + 8 * (i / 2 % 2)][8 * (i / 4) + 2 * (lane % 4) + i % 2] =
+                    args[lane]->d[2 * tile + i / 4][i % 4];
         multiply(d, a, b, 0);
         multiply(d, a, b, 8);
         for (int lane = 0; lane < 32; lane++)
             for (int i = 0; i < 8; i++)
-                args[lane]->d[2 * tile + i / 4][i % 4] = d[lane / 4 + 8 * (i / 2 % 2)][8 * (i / 4) + 2 * (lane % 4) + i % 2];
+                args[lane]->d[2 * tile + i / 4][i % 4] =
+                    d[lane / 4 + 8 * (i / 2 % 2)][8 * (i / 4) + 2 * (lane % 4) + i % 2];
     }
 }
 
-const Collective TILES[2] = {{run_tiles, false, "ldmatrix.x4 and mma.sync"}, {run_tiles, false, "ldmatrix.x4.trans and mma.sync"}};
+const Collective TILES[2] = {{run_tiles, false, "ldmatrix.x4 and mma.sync"},
+                             {run_tiles, false, "ldmatrix.x4.trans and mma.sync"}};
 
 }  // namespace
 

@@ -17,15 +17,16 @@ uint32_t find_mbarrier(uint32_t address, const char* what, const char* file, int
     const std::vector<Mbarrier>& all = cur->block->async.state->mbarriers;
     for (uint32_t i = 0; i < all.size(); i++)
         if (all[i].address == address) return i;
-    report(LAUNCH_FAILED, "%s at %s:%d: no mbarrier has been initialised at shared address 0x%x", what, base_name(file), line, address);
+    report(LAUNCH_FAILED, "%s at %s:%d: no mbarrier has been initialised at shared address 0x%x", what, base_name(file),
+           line, address);
     die();
 }
 
 void announce_bytes(Mbarrier& barrier, int64_t bytes, const char* file, int line) {
     barrier.bytes += bytes;
     if (barrier.bytes >= -LIMIT && barrier.bytes <= LIMIT) return;
-    report(LAUNCH_FAILED, "mbarrier 0x%x at %s:%d: %lld bytes outstanding, more than an mbarrier can count", barrier.address,
-           base_name(file), line, (long long)barrier.bytes);
+    report(LAUNCH_FAILED, "mbarrier 0x%x at %s:%d: %lld bytes outstanding, more than an mbarrier can count",
+           barrier.address, base_name(file), line, (long long)barrier.bytes);
     die();
 }
 
@@ -42,8 +43,8 @@ void complete_phase_if_due(Mbarrier& barrier) {
 
 void named_barrier(int id, int threads, bool wait, const char* file, int line) {
     if (id == 0 || threads <= 0) {
-        report(LAUNCH_FAILED, "named barrier %d for %d threads at %s:%d: the barriers with names are 1 to 15", id, threads, base_name(file),
-               line);
+        report(LAUNCH_FAILED, "named barrier %d for %d threads at %s:%d: the barriers with names are 1 to 15", id,
+               threads, base_name(file), line);
         die();
     }
 #ifdef CUEMU_CHECK
@@ -67,7 +68,8 @@ void mbarrier_begin(uint32_t address, uint32_t count, const char* file, int line
     need_cc90("mbarrier.init", file, line);
     smem_ptr(address, 8, "mbarrier.init", file, line);
     if (address % 8) {
-        report(MISALIGNED_ADDRESS, "mbarrier.init at %s:%d: address 0x%x is not 8-byte aligned", base_name(file), line, address);
+        report(MISALIGNED_ADDRESS, "mbarrier.init at %s:%d: address 0x%x is not 8-byte aligned", base_name(file), line,
+               address);
         die();
     }
     if (count < 1 || count > LIMIT) {
@@ -77,11 +79,13 @@ void mbarrier_begin(uint32_t address, uint32_t count, const char* file, int line
     std::vector<Mbarrier>& all = cur->block->async.state->mbarriers;
     for (const Mbarrier& barrier : all) {
         if (barrier.address != address) continue;
-        report(LAUNCH_FAILED, "mbarrier.init at %s:%d: there is an mbarrier at 0x%x already", base_name(file), line, address);
+        report(LAUNCH_FAILED, "mbarrier.init at %s:%d: there is an mbarrier at 0x%x already", base_name(file), line,
+               address);
         die();
     }
     if (all.size() == ENGINES) {
-        report(LAUNCH_FAILED, "mbarrier.init at %s:%d: more than %d mbarriers in a block are not emulated", base_name(file), line, ENGINES);
+        report(LAUNCH_FAILED, "mbarrier.init at %s:%d: more than %d mbarriers in a block are not emulated",
+               base_name(file), line, ENGINES);
         die();
     }
     Mbarrier made{};
@@ -108,8 +112,9 @@ void mbarrier_arrival(uint32_t address, uint32_t bytes, const char* file, int li
     need_cc90("mbarrier.arrive", file, line);
     Mbarrier& barrier = cur->block->async.state->mbarriers[find_mbarrier(address, "mbarrier.arrive", file, line)];
     if (barrier.pending == 0) {
-        report(LAUNCH_FAILED, "mbarrier.arrive at %s:%d: more arrivals in a phase than the %u that mbarrier 0x%x counts", base_name(file),
-               line, barrier.count, address);
+        report(LAUNCH_FAILED,
+               "mbarrier.arrive at %s:%d: more arrivals in a phase than the %u that mbarrier 0x%x counts",
+               base_name(file), line, barrier.count, address);
         die();
     }
 #ifdef CUEMU_CHECK

@@ -36,8 +36,8 @@ void check_async_proxy_read(const void* p, uint32_t n, const char* what, const c
         const Stamp& write = shadow[i].write;
         if (write.epoch < block->first_epoch || write.thread >= block->nthreads) continue;
         if (covers(block->fibers[write.thread], write) || covers(*cur, write)) continue;
-        report(LAUNCH_FAILED, "%s at %s:%d: thread %u wrote this shared memory, and no fence_proxy_async followed", what, base_name(file),
-               line, write.thread);
+        report(LAUNCH_FAILED, "%s at %s:%d: thread %u wrote this shared memory, and no fence_proxy_async followed",
+               what, base_name(file), line, write.thread);
         die();
     }
 }

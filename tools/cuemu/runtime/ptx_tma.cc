@@ -81,7 +81,8 @@ void bring(Block* block, BoxInFlight& box) {
 const TensorMap& need_map(const void* pointer, uint32_t rank, const char* file, int line) {
     const TensorMap& map = *static_cast<const TensorMap*>(pointer);
     if (uintptr_t(pointer) % 64 || map.magic != TensorMap::MAGIC || map.rank != rank) {
-        report(LAUNCH_FAILED, "TMA at %s:%d: not a %u-D tensor map made by cuTensorMapEncodeTiled", base_name(file), line, rank);
+        report(LAUNCH_FAILED, "TMA at %s:%d: not a %u-D tensor map made by cuTensorMapEncodeTiled", base_name(file),
+               line, rank);
         die();
     }
     return map;
@@ -114,8 +115,8 @@ void tma_load(uint32_t to, const void* pointer, uint32_t rank, const int32_t* st
     need_cc90("TMA", file, line);
     const TensorMap& map = need_map(pointer, rank, file, line);
     if (to % swizzle_repeat(map.swizzle)) {
-        report(MISALIGNED_ADDRESS, "TMA at %s:%d: shared destination 0x%x is not %u-byte aligned", base_name(file), line, to,
-               swizzle_repeat(map.swizzle));
+        report(MISALIGNED_ADDRESS, "TMA at %s:%d: shared destination 0x%x is not %u-byte aligned", base_name(file),
+               line, to, swizzle_repeat(map.swizzle));
         die();
     }
     smem_ptr(to, box_rows(map) * row_bytes(map), "TMA", file, line);
@@ -125,7 +126,8 @@ void tma_load(uint32_t to, const void* pointer, uint32_t rank, const int32_t* st
     box.to = to;
     box.barrier = find_mbarrier(barrier, "TMA", file, line);
     if (!cur->block->async.state->mbarriers[box.barrier].fenced) {
-        report(LAUNCH_FAILED, "TMA at %s:%d: no mbarrier_fence_init after mbarrier_init of 0x%x", base_name(file), line, barrier);
+        report(LAUNCH_FAILED, "TMA at %s:%d: no mbarrier_fence_init after mbarrier_init of 0x%x", base_name(file), line,
+               barrier);
         die();
     }
     box.issuer = cur;

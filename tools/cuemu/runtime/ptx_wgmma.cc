@@ -28,7 +28,8 @@ struct Descriptor {
 Descriptor decode(uint64_t bits, const ProductInFlight& product) {
     const uint64_t known = 0x3fffull | 0x3fffull << 16 | 0x3fffull << 32 | 3ull << 62;
     if (bits >> 62 != 1 || bits & ~known) {
-        report(LAUNCH_FAILED, "wgmma at %s:%d: descriptor %016llx: only the 128-byte swizzle (layout 1) at base offset 0 is emulated",
+        report(LAUNCH_FAILED,
+               "wgmma at %s:%d: descriptor %016llx: only the 128-byte swizzle (layout 1) at base offset 0 is emulated",
                base_name(product.file), product.line, (unsigned long long)bits);
         die();
     }
@@ -147,7 +148,8 @@ void need_fence(const WarpAsync& async, const ProductInFlight& product) {
         if (left.accumulators == product.accumulators[0] && left.values.size() == product.values.size())
             written |= memcmp(left.values.data(), product.values.data(), left.values.size() * sizeof(float)) != 0;
     if (!written) return;
-    report(LAUNCH_FAILED, "wgmma at %s:%d: no wgmma_fence since its accumulators were written", base_name(product.file), product.line);
+    report(LAUNCH_FAILED, "wgmma at %s:%d: no wgmma_fence since its accumulators were written", base_name(product.file),
+           product.line);
     die();
 }
 
@@ -168,7 +170,8 @@ void run_issue(Warp* warp, Rendezvous* met) {
     for (int lane = 0; lane < 32; lane++) {
         const auto& arg = *static_cast<IssueArg*>(met->args[lane]);
         if (arg.a != first.a || arg.b != first.b || arg.accumulate != first.accumulate) {
-            report(LAUNCH_FAILED, "wgmma at %s:%d: lane %d gives other descriptors than lane 0", base_name(arg.file), arg.line, lane);
+            report(LAUNCH_FAILED, "wgmma at %s:%d: lane %d gives other descriptors than lane 0", base_name(arg.file),
+                   arg.line, lane);
             die();
         }
         product.accumulators[lane] = arg.d;
@@ -206,7 +209,8 @@ void hand_over(WarpAsync& async, ProductInFlight& product) {
         for (int i = 0; i < per_lane; i++) {
             float* to = product.accumulators[lane] + i;
             if (memcmp(to, &POISON, sizeof POISON)) {
-                report(LAUNCH_FAILED, "wgmma at %s:%d: accumulator %d of lane %d was written before the product was awaited",
+                report(LAUNCH_FAILED,
+                       "wgmma at %s:%d: accumulator %d of lane %d was written before the product was awaited",
                        base_name(product.file), product.line, i, lane);
                 die();
             }
@@ -251,8 +255,8 @@ const Collective AWAIT = {run_await, false, "wgmma.wait_group"};
 void FiberAsync::finish(Fiber* fiber) {
     const WarpAsync& async = fiber->block->async.state->warps[fiber->warp->index];
     if (async.products.empty()) return;
-    report(LAUNCH_FAILED, "wgmma at %s:%d was never awaited: its thread has returned", base_name(async.products[0].file),
-           async.products[0].line);
+    report(LAUNCH_FAILED, "wgmma at %s:%d was never awaited: its thread has returned",
+           base_name(async.products[0].file), async.products[0].line);
     die();
 }
 
@@ -261,7 +265,8 @@ void wgmma_open(const char* file, int line) {
     warp_rendezvous(ALL_LANES, &OPEN, nullptr, file, line);
 }
 
-void wgmma_issue(float* d, int n, bool b_n_innermost, uint64_t a, uint64_t b, bool accumulate, const char* file, int line) {
+void wgmma_issue(float* d, int n, bool b_n_innermost, uint64_t a, uint64_t b, bool accumulate, const char* file,
+                 int line) {
     need_cc90("wgmma", file, line);
     IssueArg arg{d, n, b_n_innermost, accumulate, a, b, file, line};
     warp_rendezvous(ALL_LANES, &ISSUE, &arg, file, line);

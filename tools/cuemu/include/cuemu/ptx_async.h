@@ -2,9 +2,7 @@
 #pragma once
 #include "fiber.h"
 
-struct __align__(64) CUtensorMap {
-    uint64_t opaque[16];
-};
+struct __align__(64) CUtensorMap { uint64_t opaque[16]; };
 
 namespace cuemu {
 CUEMU_API void cp_async(uint32_t to, const void* from, int bytes, int size, const char* file, int line);
@@ -61,7 +59,8 @@ static inline void tma_load_2d(uint32_t to, const CUtensorMap* map, int x, int y
     const int32_t start[3] = {x, y, 0};
     cuemu::tma_load(to, map, 2, start, barrier, CUEMU_HERE);
 }
-static inline void tma_load_3d(uint32_t to, const CUtensorMap* map, int x, int y, int z, uint32_t barrier, CUEMU_WHERE) {
+static inline void tma_load_3d(uint32_t to, const CUtensorMap* map, int x, int y, int z, uint32_t barrier,
+                               CUEMU_WHERE) {
     const int32_t start[3] = {x, y, z};
     cuemu::tma_load(to, map, 3, start, barrier, CUEMU_HERE);
 }

@@ -6,8 +6,8 @@ enum class Major { K, MN };
 
 namespace cuemu {
 CUEMU_API void wgmma_open(const char* file, int line);
-CUEMU_API void wgmma_issue(float* d, int n, bool b_n_innermost, uint64_t a, uint64_t b, bool accumulate, const char* file,
-                           int line);
+CUEMU_API void wgmma_issue(float* d, int n, bool b_n_innermost, uint64_t a, uint64_t b, bool accumulate,
+                           const char* file, int line);
 CUEMU_API void wgmma_close_group(const char* file, int line);
 CUEMU_API void wgmma_await(uint32_t latest, const char* file, int line);
 }  // namespace cuemu

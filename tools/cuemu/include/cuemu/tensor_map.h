@@ -41,15 +41,17 @@ inline uint32_t tensor_map_element_bytes(int type) {
 // The body of cuTensorMapEncodeTiled, with the rules that the driver's documentation sets. Gives a CUresult: 0, 1 (invalid
 // value), or 801 (not supported) for what is legal but not emulated: interleaved layouts, NaN outside the tensor, element
 // strides, and boxes whose rows are shorter than the swizzle's span.
-inline int encode_tensor_map(void* map, int type, uint32_t rank, void* address, const uint64_t* sizes, const uint64_t* strides,
-                             const uint32_t* box, const uint32_t* element_strides, int interleave, int swizzle, int l2_promotion,
-                             int fill_nan) {
+inline int encode_tensor_map(void* map, int type, uint32_t rank, void* address, const uint64_t* sizes,
+                             const uint64_t* strides, const uint32_t* box, const uint32_t* element_strides,
+                             int interleave, int swizzle, int l2_promotion, int fill_nan) {
     constexpr int INVALID_VALUE = 1, NOT_SUPPORTED = 801;
     const uint32_t element_bytes = tensor_map_element_bytes(type);
     const bool is_float = type >= 6;
-    if (!map || (uintptr_t)map % 64 || !address || (uintptr_t)address % 16 || !sizes || !box || !element_strides) return INVALID_VALUE;
+    if (!map || (uintptr_t)map % 64 || !address || (uintptr_t)address % 16 || !sizes || !box || !element_strides)
+        return INVALID_VALUE;
     if (!element_bytes || rank == 0 || rank > 5 || (rank > 1 && !strides)) return INVALID_VALUE;
-    if (swizzle < 0 || swizzle > 3 || l2_promotion < 0 || l2_promotion > 3 || interleave < 0 || interleave > 2) return INVALID_VALUE;
+    if (swizzle < 0 || swizzle > 3 || l2_promotion < 0 || l2_promotion > 3 || interleave < 0 || interleave > 2)
+        return INVALID_VALUE;
     if (fill_nan < 0 || fill_nan > 1 || (fill_nan && !is_float)) return INVALID_VALUE;
     if (interleave || fill_nan) return NOT_SUPPORTED;
 
