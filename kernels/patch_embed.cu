@@ -30,13 +30,13 @@ struct Pixels {
         return row < rows && col < cols ? level(col, bytes[(int64_t)row * cols + col]) : 0.0f;
     }
 
-    // As Matrix.
+    // As Matrix, but outside of the matrix are levels of byte 0: finite numbers, of which the other factor's 0 leaves nothing.
     __device__ __forceinline__ void load8(T* to, int row, int col) const {
         const int inside = row < rows ? cols - col : 0;
         const Pack<uint8_t, 8> from = load_pack<uint8_t, 8>(bytes + (int64_t)row * cols + col, inside);
         Pack<T, 8> pack;
 #pragma unroll
-        for (int i = 0; i < 8; i++) pack.at[i] = i < inside ? level(col + i, from.at[i]) : from_float<T>(0.0f);
+        for (int i = 0; i < 8; i++) pack.at[i] = level(col + i, from.at[i]);
         *reinterpret_cast<Pack<T, 8>*>(to) = pack;
     }
 };

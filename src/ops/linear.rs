@@ -162,6 +162,16 @@ mod tests {
     }
 
     #[test]
+    fn costs_by_hand() {
+        // y: 8 sums of 3 products, 8 additions; x, W, b and y once each.
+        let forward = Cost { flops: 2 * 24 + 8, bytes: 2 * (6 + 12 + 4 + 8) };
+        assert_eq!(forward_cost((2, 3, 4), true, DType::Bf16), forward);
+        // dx reads dy and W, dW dy and x, db dy.
+        let backward = Cost { flops: 4 * 24 + 8, bytes: 4 * ((8 + 12 + 6) + (8 + 6 + 12) + (8 + 4)) };
+        assert_eq!(backward_cost((2, 3, 4), true, DType::F32), backward);
+    }
+
+    #[test]
     fn gradients_over_odd_shapes() -> Result<()> {
         for (t, i, o) in [(1, 1, 1), (3, 5, 17), (5, 17, 3)] {
             let (x, w, b) = (random(&[t, i], 1)?, random(&[o, i], 2)?, random(&[o], 3)?);

@@ -127,6 +127,14 @@ mod tests {
     }
 
     #[test]
+    fn costs_by_hand() {
+        // 2 patches of 6 bytes, W and dW of 5 x 6, y and dy of 2 x 5.
+        let pass = Cost { flops: 2 * 60, bytes: 12 + 2 * (30 + 10) };
+        assert_eq!(forward_cost((2, 6, 5), DType::Bf16), pass);
+        assert_eq!(backward_cost((2, 6, 5), DType::Bf16), pass);
+    }
+
+    #[test]
     fn gradient() -> Result<()> {
         let bytes: Arc<[u8]> = (0..36u8).map(|i| i.wrapping_mul(37)).collect();
         let make = || PatchEmbed { patches: vec![bytes.clone(), bytes.clone()], levels: levels() };
