@@ -162,11 +162,11 @@ pub(super) fn capability_error(gpu: &GpuDescription) -> Error {
 pub(super) fn image_error(module: &Module, gpu: &GpuDescription, error: DriverError) -> Error {
     use sys::CUresult as Code;
     let Some(toolkit) = &TOOLKIT else {
-        return Error::Device(
+        return Error::Device(format!(
             "this program holds no CUDA kernels: no nvcc was found when it was built; install the CUDA toolkit or run tools/get-nvcc, \
-             and build it again"
-                .into(),
-        );
+             and build it again (the driver says {})",
+            describe_error(error)
+        ));
     };
     match error.0 {
         Code::CUDA_ERROR_NO_BINARY_FOR_GPU

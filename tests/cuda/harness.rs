@@ -56,7 +56,7 @@ fn libraries(flavour: Flavour) -> Libraries {
         .iter()
         .map(|module| Module { stem: module.stem, hash: module.hash, kernels: kernels(module) })
         .collect();
-    cuemu::build(&modules, flavour).expect("the emulator and the kernels compile")
+    cuemu::build(&modules, flavour).unwrap_or_else(|message| panic!("{message}"))
 }
 
 /// The program, with the emulated driver in the place of the machine's; none where the tests run on a GPU or can't emulate one.
