@@ -25,7 +25,12 @@ pub fn run(options: &DoctorConfig) -> Result<()> {
             let mut states = driver.gpus.iter().map(|gpu| {
                 let state = Gpu::open(gpu.ordinal).and_then(|gpu| self_test(&gpu));
                 line(&format!("GPU {}", gpu.ordinal), &gpu.to_string());
-                line("", &state.as_ref().map_or_else(ToString::to_string, |products| format!("usable; {products}")));
+                line(
+                    "",
+                    &state
+                        .as_ref()
+                        .map_or_else(ToString::to_string, |products| format!("usable; {products}")),
+                );
                 state.map(drop)
             });
             let first = states.next().unwrap_or(Ok(()));
@@ -78,7 +83,9 @@ fn self_test(gpu: &Gpu) -> Result<String> {
     };
     let [ours, right] = [double(&on_gpu, on_gpu.clone())?.to_cpu()?, double(&x, x.clone())?];
     if ours.real::<f32>() != right.real::<f32>() {
-        return Err(Error::Device("the GPU computes wrongly: its memory, its driver or cuBLASLt is faulty".into()));
+        return Err(Error::Device(
+            "the GPU computes wrongly: its memory, its driver or cuBLASLt is faulty".into(),
+        ));
     }
     Ok(match gpu.gemm_library()? {
         Some(library) => format!("products by {library}"),

@@ -24,7 +24,10 @@ fn a_gpu_that_is_too_old() {
     let Some((found, said, code)) = doctor("cc=75") else { return };
     assert_eq!(code, 69, "{found}{said}");
     assert!(found.contains("compute capability 7.5") && !found.contains("usable"), "{found}");
-    assert!(said.starts_with("error: GPU 0 is too old: ") && said.contains("need compute capability 8.0"), "{said}");
+    assert!(
+        said.starts_with("error: GPU 0 is too old: ") && said.contains("need compute capability 8.0"),
+        "{said}"
+    );
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 

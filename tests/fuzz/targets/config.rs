@@ -221,8 +221,12 @@ fn run_options(input: &[u8]) -> Outcome {
 /// A request without what holds for one start only, and is not kept: its config file, where to resume, a dry run.
 fn of_the_run(mut request: Request) -> Request {
     let (file, dry_run, checkpoint) = match &mut request {
-        Request::Run(Command::Grpo(options)) => (&mut options.file, &mut options.dry_run, &mut options.checkpoint),
-        Request::Run(Command::Sft(options)) => (&mut options.file, &mut options.dry_run, &mut options.checkpoint),
+        Request::Run(Command::Grpo(options)) => {
+            (&mut options.file, &mut options.dry_run, &mut options.checkpoint)
+        }
+        Request::Run(Command::Sft(options)) => {
+            (&mut options.file, &mut options.dry_run, &mut options.checkpoint)
+        }
         _ => return request,
     };
     file.config = None;
