@@ -2,8 +2,8 @@
 // are the instructions; compiled by a host compiler they come from the emulator's headers, under the same names.
 //
 // Which machine has what: ldmatrix, mma.sync, cp.async and named barriers from compute capability 8.0; mbarriers and TMA
-// from 9.0; wgmma on 9.0 only (target sm_90a). A kernel that uses one compiles for every target, and traps where its
-// machine lacks it: the host code asks for the compute capability before it launches such a kernel.
+// from 9.0; wgmma on 9.0 only (target sm_90a). A kernel that uses one of these compiles for every target, and traps unless it was
+// compiled for sm_90a (what is newer than 9.0 runs the PTX of 8.0): the host launches such a kernel on 9.0 only.
 #pragma once
 #ifdef __CUDACC__
 

@@ -70,7 +70,7 @@ impl Gpu {
         let stream = context.new_stream().map_err(|e| device_error("make a stream", e))?;
         memory::keep_freed_memory(&context)?;
         let staging = Staging::new(&context)?;
-        Ok(Gpu(Arc::new(Inner {
+        let gpu = Gpu(Arc::new(Inner {
             products: Mutex::default(),
             staging: Mutex::new(staging),
             functions: Mutex::default(),
@@ -79,7 +79,13 @@ impl Gpu {
             ledger: Ledger::default(),
             trace: Trace::from_environment()?,
             description,
-        })))
+        }));
+        // Whether the driver takes the images shows when it loads one: better now than at the first launch.
+        gpu.bind()?;
+        let mut functions = gpu.0.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        functions.load(&kernels::elementwise::MODULE, &gpu.0.description)?;
+        drop(functions);
+        Ok(gpu)
     }
 
     /// Name, compute capability and limits.
@@ -147,14 +153,37 @@ impl Gpu {
         arguments: &mut [*mut c_void],
     ) -> Result<()> {
         let kernel = &module.kernels[index];
-        if grid.blocks.contains(&0) {
-            return Err(Error::Internal(format!("{} launched with no blocks", kernel.name)));
+        let threads: u32 = grid.threads.iter().product();
+        if grid.blocks.contains(&0) || threads == 0 || threads > kernel.max_threads {
+            return Err(Error::Internal(format!("{} launched with {grid:?}", kernel.name)));
         }
-        self.0.context.bind_to_thread().map_err(|e| device_error("be used by this thread", e))?;
+        self.bind()?;
+        // SAFETY: the caller's promise.
+        let mut launch = || unsafe { self.try_launch(module, index, grid, arguments) };
+        match launch() {
+            // Memory that was freed is kept; a kernel that is loaded late may need some of it.
+            Err(Error::Memory(_)) => {
+                self.free_unused()?;
+                launch()
+            }
+            other => other,
+        }
+    }
+
+    /// As [`Gpu::launch`], once, in a bound context.
+    #[allow(unsafe_code)]
+    unsafe fn try_launch(
+        &self,
+        module: &'static Module,
+        index: usize,
+        grid: Grid,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()> {
+        let name = module.kernels[index].name;
         let mut functions = self.0.functions.lock().unwrap_or_else(PoisonError::into_inner);
         let function = functions.of(module, index, grid.shared_bytes, &self.0.description)?;
         drop(functions);
-        self.0.trace.launch(kernel.name, grid);
+        self.0.trace.launch(name, grid);
         let [bx, by, bz] = grid.blocks;
         let [tx, ty, tz] = grid.threads;
         // SAFETY: the function belongs to a module that stays loaded as long as the context; the arguments are the caller's promise.
@@ -168,7 +197,19 @@ impl Gpu {
                 arguments,
             )
         };
-        launched.map_err(|e| device_error(&format!("run {}", kernel.name), e))
+        launched.map_err(|e| device_error(&format!("run {name}"), e))
+    }
+
+    /// Makes the context the calling thread's.
+    fn bind(&self) -> Result<()> {
+        self.0.context.bind_to_thread().map_err(|e| device_error("be used by this thread", e))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // What is asked for may still use the pinned memory and the libraries that go now; a failure has been told before.
+        let _ = self.stream.synchronize();
     }
 }
 

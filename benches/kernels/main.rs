@@ -1,6 +1,8 @@
 //! Every op, forward and backward, as `<op>/<fwd|bwd>`: on a GPU in bf16 at the shapes of Qwen2-VL-2B, on the CPU in f32 at small ones.
 //!
-//! Each op is held against the CPU's in f64 on a few rows before it is timed. On a GPU, time is what passes between two events in the
+//! Each op is held against the CPU's in f64 on a few rows before it is timed (the optimiser and the advantages against the CPU's own: their bits are
+//! those of the tests). The times of `embedding` and `patch_embed` hold what these ops do on the host (sorting tokens, uploading
+//! tables and bytes), those of `adamw` the reading of the norm. On a GPU, time is what passes between two events in the
 //! stream, with the L2 cache overwritten before each run. The floor of an op is the time that its own count of operations and bytes
 //! takes at the rates of a large matrix product and a large copy, measured at the start of the same run. Lines that begin with
 //! `BENCH` say all of it; criterion's own statistics stand beside them.

@@ -50,9 +50,9 @@ impl Meter {
         meter
     }
 
-    /// One of two sizes.
+    /// One of two sizes; the small one too where nothing is timed.
     pub fn size(&self, gpu: usize, cpu: usize) -> usize {
-        if self.gpu().is_some() { gpu } else { cpu }
+        if self.gpu().is_some() && !self.test { gpu } else { cpu }
     }
 
     /// The GPU, if it is one.
@@ -224,6 +224,27 @@ impl Meter {
                 self.close(op, ours, reference);
             }
         }
+    }
+
+    /// A function of tensors on this device against f64, for few rows.
+    pub fn check_function<const N: usize>(
+        &self,
+        op: &str,
+        shapes: [&[usize]; N],
+        f: impl Fn([&Tensor; N]) -> Result<Vec<Tensor>>,
+    ) {
+        let mut id = 200;
+        let exact = shapes.map(|shape| {
+            id += 1;
+            normal(shape, self.dtype, id).to_dtype(DType::F64)
+        });
+        let place = |x: &Tensor| {
+            x.to_dtype(self.dtype).to_device(&self.device, Purpose::Activations).expect("few rows")
+        };
+        let rounded = exact.each_ref().map(place);
+        let reference = f(exact.each_ref()).expect("a function of these shapes");
+        let ours = f(rounded.each_ref()).expect("a function of these shapes");
+        ours.iter().zip(&reference).for_each(|(ours, reference)| self.close(op, ours, reference));
     }
 
     fn close(&self, op: &str, ours: &Tensor, reference: &Tensor) {

@@ -2,6 +2,7 @@
 
 use super::meter::Meter;
 use criterion::Criterion;
+use othink::autograd::Op;
 use othink::ops::activation::{Gelu, QuickGelu, SwiGlu};
 use othink::ops::elementwise::{Add, Columns, cast, cast_cost};
 use othink::ops::embedding::Embedding;
@@ -11,13 +12,20 @@ use othink::ops::norm::{
 };
 use othink::ops::patch_embed::{self, PatchEmbed};
 use othink::ops::rope::{Rope, Table};
-use othink::tensor::DType;
+use othink::tensor::{DType, Tensor};
 use std::sync::Arc;
 
-/// The text tower's projections: queries, and the feed-forward's two shapes.
+/// The text tower's projections (queries, keys and values, the feed-forward's two shapes), one of the vision tower's, and the head.
 pub fn linear(meter: &Meter, criterion: &mut Criterion) {
-    let rows = meter.size(8192, 64);
-    for (inner, out) in [(1536, 1536), (1536, 8960), (8960, 1536)] {
+    for (tokens, inner, out) in [
+        (8192, 1536, 1536),
+        (8192, 1536, 256),
+        (8192, 1536, 8960),
+        (8192, 8960, 1536),
+        (8192, 1280, 5120),
+        (512, 1536, 151_936),
+    ] {
+        let rows = meter.size(tokens, 64);
         let (inner, out) = (meter.size(inner, inner / 12), meter.size(out, out / 12));
         let shape = format!("{rows}x{out}x{inner}");
         let cost = (rows, inner, out);
@@ -83,6 +91,11 @@ pub fn norms(meter: &Meter, criterion: &mut Criterion) {
     let [x, r, dy, dh] = [1, 2, 3, 4].map(|id| meter.normal(&[rows, text], id));
     let w = meter.normal(&[text], 5);
     let op = "add_rms_norm";
+    meter.check_function(op, [&[3, text], &[3, text], &[text], &[3, text]], |[x, r, w, d]| {
+        let (h, y, saved) = add_rms_norm(x, r, w, EPS)?;
+        let (dh, dw) = add_rms_norm_backward(&saved, d, Some(x), EPS)?;
+        Ok(vec![h, y, dh, dw])
+    });
     let forward = || add_rms_norm(&x, &r, &w, EPS);
     let costs = [cost(RmsNorm::forward_cost, text, true), cost(RmsNorm::backward_cost, text, true)];
     meter.bench(criterion, [op, "fwd", &shape[0]], costs[0], || Ok(()), |()| forward().map(drop));
@@ -91,6 +104,11 @@ pub fn norms(meter: &Meter, criterion: &mut Criterion) {
     let [x, r, dy, dh] = [1, 2, 3, 4].map(|id| meter.normal(&[rows, vision], id));
     let [w, b] = [5, 6].map(|id| meter.normal(&[vision], id));
     let op = "add_layer_norm";
+    meter.check_function(op, [&[3, vision], &[3, vision], &[vision], &[3, vision]], |[x, r, w, d]| {
+        let (h, y, saved) = add_layer_norm(x, r, [w, w], EPS)?;
+        let (dh, dw, db) = add_layer_norm_backward(&saved, d, Some(x), EPS)?;
+        Ok(vec![h, y, dh, dw, db])
+    });
     let forward = || add_layer_norm(&x, &r, [&w, &b], EPS);
     let costs = [cost(LayerNorm::forward_cost, vision, true), cost(LayerNorm::backward_cost, vision, true)];
     meter.bench(criterion, [op, "fwd", &shape[1]], costs[0], || Ok(()), |()| forward().map(drop));
@@ -174,11 +192,13 @@ pub fn elementwise(meter: &Meter, criterion: &mut Criterion) {
     let shape = format!("{rows}x{width}");
     let add = Add::cost(rows * width, meter.dtype);
     let (x, y) = (meter.normal(&[rows, width], 1), meter.normal(&[rows, width], 2));
-    use othink::autograd::Op;
+    meter.check_function("add", [&[3, width], &[3, width]], |[x, y]| {
+        let mut sum = x.clone();
+        sum.accumulate(y)?;
+        Ok(vec![Add.forward([x, y])?.0, sum])
+    });
     // The backward pass hands the gradient on as it is.
     meter.bench(criterion, ["add", "fwd", &shape], add, || Ok(()), |()| Add.forward([&x, &y]).map(drop));
-    let prepare = || Ok(meter.normal(&[rows, width], 3));
-    meter.bench(criterion, ["accumulate", "fwd", &shape], add, prepare, |mut sum| sum.accumulate(&x));
     let total = width + 2 * width / 6;
     meter.op(
         criterion,
@@ -191,15 +211,20 @@ pub fn elementwise(meter: &Meter, criterion: &mut Criterion) {
             Columns::backward_cost(rows, width, total, meter.dtype),
         ],
     );
-    if meter.gpu().is_some() {
-        let x = cast(&x, DType::F32).expect("a conversion on the GPU");
-        let cost = cast_cost(rows * width, DType::F32, DType::Bf16);
-        meter.bench(
-            criterion,
-            ["cast", "fwd", &shape],
-            cost,
-            || Ok(()),
-            |()| cast(&x, DType::Bf16).map(drop),
+    for (op, from, to) in
+        [("cast_to_bf16", DType::F32, DType::Bf16), ("cast_to_f32", DType::Bf16, DType::F32)]
+    {
+        let x = cast(&x, from).expect("a conversion");
+        let again = cast(&cast(&x, to).expect("a conversion"), from).expect("a conversion");
+        let elements = |x: &Tensor| {
+            let on_cpu = x.to_cpu().expect("a device that works").to_dtype(DType::F64);
+            on_cpu.real::<f64>().to_vec()
+        };
+        assert!(
+            elements(&again).iter().zip(elements(&x)).all(|(a, b)| (a - b).abs() <= b.abs() / 256.0),
+            "{op}"
         );
+        let cost = cast_cost(rows * width, from, to);
+        meter.bench(criterion, [op, "fwd", &shape], cost, || Ok(()), |()| cast(&x, to).map(drop));
     }
 }

@@ -4,6 +4,7 @@ use super::meter::{Meter, normal};
 use criterion::Criterion;
 use othink::advantage::{self, ScaleRewards, group_advantages};
 use othink::cuda::Purpose;
+use othink::ops::Cost;
 use othink::optim::cuda::DeviceAdamW;
 use othink::optim::{AdamW, AdamWConfig, ParamGroup, clip_coefficient, global_grad_norm};
 use othink::tensor::DType;
@@ -27,6 +28,15 @@ pub fn adamw(meter: &Meter, criterion: &mut Criterion) {
             for index in 0..matrices {
                 optimiser.add_gradient(index, &gradient).expect("a gradient of the parameter's length");
             }
+            let add = |()| optimiser.add_gradient(0, &gradient);
+            let sums = Cost { flops: len as u64, bytes: 12 * len as u64 };
+            meter.bench(
+                criterion,
+                ["accumulate_gradient", "fwd", &format!("{len} numbers")],
+                sums,
+                || Ok(()),
+                add,
+            );
             let step = |()| optimiser.step(1e-6, 1.0).map(drop);
             meter.bench(criterion, ["adamw", "fwd", &shape], cost, || Ok(()), step);
         }
@@ -53,7 +63,12 @@ pub fn group_advantage(meter: &Meter, criterion: &mut Criterion) {
     let shape = "64x8";
     match meter.gpu() {
         Some(gpu) => {
+            let expected =
+                group_advantages(&rewards, 8, ScaleRewards::Group).expect("whole groups").advantages_pg;
             let rewards = gpu.upload(&rewards, Purpose::Inputs).expect("room for rewards");
+            let ours =
+                advantage::cuda::group_advantages(&rewards, 8, ScaleRewards::Group).expect("whole groups");
+            assert_eq!(ours.download().expect("a device that works"), expected);
             let work = |()| advantage::cuda::group_advantages(&rewards, 8, ScaleRewards::Group).map(drop);
             meter.bench(criterion, ["group_advantage", "fwd", shape], cost, || Ok(()), work);
         }

@@ -42,6 +42,10 @@ pub fn run(options: &DoctorConfig) -> Result<()> {
             Err(error)
         }
     };
+    match cuda::cublaslt::probe() {
+        Ok(library) => line("cuBLASLt", &library.to_string()),
+        Err(error) => line("cuBLASLt", &error.to_string()),
+    }
     super::print(&escape_control(&text))?;
     if options.device == "cuda" { first } else { Ok(()) }
 }
@@ -64,8 +68,8 @@ fn kernels() -> String {
             let (major, minor) = toolkit.version;
             format!("{count}, compiled by nvcc {major}.{minor} for {}", toolkit.targets.join(" "))
         }
-        None => "not compiled in: no nvcc was found when this program was built (install the CUDA toolkit or run tools/get-nvcc, \
-                 and build again)"
+        None => "not compiled in: no nvcc was found when this program was built (install the CUDA toolkit, then touch build.rs, or \
+                 run tools/get-nvcc; build again)"
             .to_owned(),
     }
 }

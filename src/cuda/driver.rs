@@ -48,6 +48,9 @@ impl fmt::Display for GpuDescription {
     }
 }
 
+/// What makes room.
+const LOWER: &str = "lower --per_device_train_batch_size, --num_generations or --max_completion_length, or set --gradient_checkpointing";
+
 /// Looks for the driver and its GPUs; uses none of them.
 ///
 /// # Errors
@@ -163,8 +166,8 @@ pub(super) fn image_error(module: &Module, gpu: &GpuDescription, error: DriverEr
     use sys::CUresult as Code;
     let Some(toolkit) = &TOOLKIT else {
         return Error::Device(format!(
-            "this program holds no CUDA kernels: no nvcc was found when it was built; install the CUDA toolkit or run tools/get-nvcc, \
-             and build it again (the driver says {})",
+            "this program holds no CUDA kernels: no nvcc was found when it was built; install the CUDA toolkit (then touch build.rs) or run \
+             tools/get-nvcc, and build it again (the driver says {})",
             describe_error(error)
         ));
     };
@@ -173,27 +176,32 @@ pub(super) fn image_error(module: &Module, gpu: &GpuDescription, error: DriverEr
         | Code::CUDA_ERROR_INVALID_IMAGE
         | Code::CUDA_ERROR_INVALID_PTX
         | Code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Error::Device(format!(
-            "the kernels were compiled for {}, which this GPU does not take: {gpu} ({}); build again with OTHINK_CUDA_ARCHS=sm_{}{}",
+            "the kernels were compiled for {}, which this GPU does not take: {gpu} ({}); build again with OTHINK_CUDA_ARCHS=sm_{}{}{}",
             toolkit.targets.join(" "),
             describe_error(error),
             gpu.capability.0,
-            gpu.capability.1
+            gpu.capability.1,
+            // Only the architecture of that very GPU has wgmma.
+            if gpu.capability == (9, 0) { "a" } else { "" }
         )),
         _ => device_error(&format!("load the kernels of {}", module.stem), error),
     }
 }
 
-/// [`Error::Device`] for a call that failed; `action` completes "the GPU cannot".
+/// [`Error::Device`] for a call that failed, [`Error::Memory`] where memory was what it lacked; `action` completes "the GPU cannot".
 pub(super) fn device_error(action: &str, error: DriverError) -> Error {
-    Error::Device(format!("the GPU cannot {action}: {}", describe_error(error)))
+    let message = format!("the GPU cannot {action}: {}", describe_error(error));
+    match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::Memory(format!("{message}; {LOWER}")),
+        _ => Error::Device(message),
+    }
 }
 
 /// [`Error::Memory`] with what the memory is used for.
 pub(super) fn out_of_memory(gpu: &Gpu, bytes: usize, purpose: Purpose) -> Error {
     let description = gpu.description();
     Error::Memory(format!(
-        "the GPU is out of memory: {} more for {purpose:?} do not fit beside {} (of {}); lower --per_device_train_batch_size, \
-         --num_generations or --max_completion_length, or set --gradient_checkpointing",
+        "the GPU is out of memory: {} more for {purpose} do not fit beside {} (of {}); {LOWER}",
         Bytes(bytes),
         gpu.ledger(),
         Bytes(description.memory_bytes)

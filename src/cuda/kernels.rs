@@ -118,9 +118,6 @@ mod generated {
 }
 pub use generated::*;
 
-/// Dynamic shared memory that every function may have without asking.
-const SHARED_BY_DEFAULT: u32 = 48 << 10;
-
 /// The modules loaded so far and the functions looked up in them.
 ///
 /// Modules are never unloaded: the context that owns them ends with the process or with the [`Gpu`].
@@ -140,7 +137,7 @@ unsafe impl<T> Send for Handle<T> {}
 
 struct Function {
     handle: Handle<sys::CUfunction>,
-    /// Dynamic shared memory it is allowed so far.
+    /// Dynamic shared memory it was allowed so far. (Without asking, 48 KiB hold for static and dynamic memory together.)
     shared_bytes: u32,
 }
 
@@ -156,7 +153,7 @@ impl Functions {
         let name = module.kernels[index].name;
         if !self.functions.contains_key(name) {
             let handle = Handle(self.look_up(module, name, gpu)?);
-            self.functions.insert(name, Function { handle, shared_bytes: SHARED_BY_DEFAULT });
+            self.functions.insert(name, Function { handle, shared_bytes: 0 });
         }
         let Some(function) = self.functions.get_mut(name) else {
             return Err(Error::Internal(format!("{name} was looked up and is not there")));
@@ -174,23 +171,30 @@ impl Functions {
         Ok(function.handle.0)
     }
 
+    /// Loads a module, the first time. The GPU's context has to be current.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the image isn't compiled in or isn't for this GPU.
+    pub(super) fn load(&mut self, module: &'static Module, gpu: &GpuDescription) -> Result<()> {
+        if !self.modules.contains_key(module.stem) {
+            // SAFETY: the image is static, and starts with what the driver reads: a fat binary, which tells its own length, or
+            // text that ends with a NUL.
+            #[allow(unsafe_code)]
+            let loaded = unsafe { result::module::load_data(module.image.0.as_ptr().cast()) };
+            self.modules.insert(module.stem, Handle(loaded.map_err(|e| image_error(module, gpu, e))?));
+        }
+        Ok(())
+    }
+
     fn look_up(
         &mut self,
         module: &'static Module,
         name: &str,
         gpu: &GpuDescription,
     ) -> Result<sys::CUfunction> {
-        let loaded = match self.modules.get(module.stem) {
-            Some(loaded) => *loaded,
-            None => {
-                // SAFETY: the image is static, and starts with what the driver reads: a fat binary, which tells its own length, or
-                // text that ends with a NUL.
-                #[allow(unsafe_code)]
-                let loaded = unsafe { result::module::load_data(module.image.0.as_ptr().cast()) };
-                let loaded = Handle(loaded.map_err(|e| image_error(module, gpu, e))?);
-                self.modules.insert(module.stem, loaded);
-                loaded
-            }
+        self.load(module, gpu)?;
+        let Some(loaded) = self.modules.get(module.stem) else {
+            return Err(Error::Internal(format!("{} was loaded and is not there", module.stem)));
         };
         let c_name = CString::new(name).map_err(|_| Error::Internal(format!("the kernel name {name:?}")))?;
         // SAFETY: the module is loaded.

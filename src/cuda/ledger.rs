@@ -32,6 +32,12 @@ const PURPOSES: [(Purpose, &str); 7] = [
     (Purpose::Inputs, "inputs"),
 ];
 
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(PURPOSES[*self as usize].1)
+    }
+}
+
 /// Bytes by purpose: now, and the most there were at once.
 #[derive(Debug, Default)]
 pub struct Ledger {

@@ -100,8 +100,7 @@ impl Gpu {
         let slice = match allocate() {
             // Memory that was freed is kept for the next allocation, cut as it is: hand it all back, then ask again.
             Err(e) if exhausted(&e) => {
-                self.synchronize()?;
-                trim_pool(&self.0.context)?;
+                self.free_unused()?;
                 allocate()
             }
             other => other,
@@ -113,6 +112,12 @@ impl Gpu {
         self.0.ledger.add(purpose, bytes);
         self.0.trace.allocation(purpose, bytes);
         Ok(Buffer { slice, len, purpose, gpu: self.clone() })
+    }
+
+    /// Hands back to the driver what its pool keeps of freed memory.
+    pub(super) fn free_unused(&self) -> Result<()> {
+        self.synchronize()?;
+        trim_pool(&self.0.context)
     }
 
     /// Memory of zeros.
@@ -177,6 +182,7 @@ impl<T: Element> Buffer<T> {
             return Ok(());
         }
         self.bind()?;
+        self.gpu.0.trace.zero(bytes);
         // SAFETY: the range is this buffer's.
         #[allow(unsafe_code)]
         let set = unsafe { result::memset_d8_async(at, 0, bytes, self.gpu.0.stream.cu_stream()) };
@@ -280,7 +286,7 @@ impl<T: Element> Buffer<T> {
     }
 
     fn bind(&self) -> Result<()> {
-        self.gpu.0.context.bind_to_thread().map_err(|e| device_error("be used by this thread", e))
+        self.gpu.bind()
     }
 }
 

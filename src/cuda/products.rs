@@ -5,7 +5,6 @@
 
 use super::Gpu;
 use super::cublaslt::{CublasLt, Description};
-use super::driver::device_error;
 use crate::error::{Error, Result};
 use std::env;
 use std::sync::PoisonError;
@@ -200,10 +199,6 @@ impl Gpu {
             *products = Products::new(Policy::from_environment()?)?;
         }
         f(&mut products)
-    }
-
-    fn bind(&self) -> Result<()> {
-        self.0.context.bind_to_thread().map_err(|e| device_error("be used by this thread", e))
     }
 }
 

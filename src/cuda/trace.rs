@@ -42,7 +42,11 @@ impl Trace {
         self.line(|| format!("copy {route} {bytes} bytes"));
     }
 
+    pub(super) fn zero(&self, bytes: usize) {
+        self.line(|| format!("zero {bytes} bytes"));
+    }
+
     pub(super) fn allocation(&self, purpose: Purpose, bytes: usize) {
-        self.line(|| format!("allocate {bytes} bytes for {purpose:?}"));
+        self.line(|| format!("allocate {bytes} bytes for {purpose}"));
     }
 }

@@ -20,20 +20,34 @@ pub(super) const fn pack<T>() -> usize {
 /// The device memory of an operand that a kernel takes to hold `len` elements of type T.
 ///
 /// # Errors
-/// [`Error::Internal`] when it holds another number, another type, or is in host memory.
-pub(super) fn operand<'a, T: DeviceReal>(op: &str, x: &'a Tensor, len: usize) -> Result<&'a Buffer<T>> {
+/// [`Error::Internal`] when it holds another number, another type, or is not in this GPU's memory.
+pub(super) fn operand<'a, T: DeviceReal>(
+    gpu: &Gpu,
+    op: &str,
+    x: &'a Tensor,
+    len: usize,
+) -> Result<&'a Buffer<T>> {
     if x.len() != len {
         return Err(Error::Internal(format!(
             "{op}: an operand of shape {:?} instead of {len} elements",
             x.shape()
         )));
     }
-    x.buffer::<T>()
+    let buffer = x.buffer::<T>()?;
+    if buffer.gpu() != gpu {
+        return Err(Error::Internal(format!("{op}: operands in the memory of two GPUs")));
+    }
+    Ok(buffer)
 }
 
 /// The address of an operand (see [`operand`]), null for one that is absent.
-pub(super) fn optional<T: DeviceReal>(op: &str, x: Option<&Tensor>, len: usize) -> Result<Const<T>> {
-    x.map_or_else(|| Ok(Const::null()), |x| Ok(operand(op, x, len)?.ptr()))
+pub(super) fn optional<T: DeviceReal>(
+    gpu: &Gpu,
+    op: &str,
+    x: Option<&Tensor>,
+    len: usize,
+) -> Result<Const<T>> {
+    x.map_or_else(|| Ok(Const::null()), |x| Ok(operand(gpu, op, x, len)?.ptr()))
 }
 
 /// A size as the kernels take dimensions.

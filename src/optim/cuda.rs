@@ -219,7 +219,11 @@ impl DeviceAdamW {
     ) -> Result<()> {
         let n = gradient.len();
         let begin = self.slot(index, n)?.begin;
-        let from = gradient.buffer::<T>()?.ptr();
+        let from = gradient.buffer::<T>()?;
+        if from.gpu() != &self.gpu {
+            return Err(Error::Internal("a gradient in another GPU's memory than the optimiser's".into()));
+        }
+        let from = from.ptr();
         self.slots[index].has_gradient = true;
         if n == 0 {
             return Ok(());

@@ -83,7 +83,7 @@ fn running_out_of_memory_says_what_to_lower() -> Result<()> {
     assert_eq!(error.exit_code(), 71);
     let text = error.to_string();
     for part in [
-        "4096.0 GiB more for Activations",
+        "4096.0 GiB more for activations",
         "weights",
         "MiB",
         "--per_device_train_batch_size",

@@ -39,7 +39,7 @@ fn swiglu_backward_of<T: DeviceReal>(
     kernel: Backward2<T>,
 ) -> Result<(Tensor, Tensor)> {
     let n = gate.len();
-    let [g, u, d] = [gate, up, dy].map(|x| operand::<T>("swiglu", x, n).map(|x| x.ptr()));
+    let [g, u, d] = [gate, up, dy].map(|x| operand::<T>(gpu, "swiglu", x, n).map(|x| x.ptr()));
     let (g, u, d) = (g?, u?, d?);
     let mut d_up = launch::alloc::<T>(gpu, n)?;
     let d_gate = launch::fill(gpu, gate.shape(), |d_gate| {
@@ -88,7 +88,7 @@ fn map<T: DeviceReal>(gpu: &Gpu, x: &Tensor, kernel: Forward1<T>) -> Result<Tens
 
 fn zip<T: DeviceReal>(gpu: &Gpu, op: &str, a: &Tensor, b: &Tensor, kernel: Forward2<T>) -> Result<Tensor> {
     let n = a.len();
-    let (pa, pb) = (operand::<T>(op, a, n)?.ptr(), operand::<T>(op, b, n)?.ptr());
+    let (pa, pb) = (operand::<T>(gpu, op, a, n)?.ptr(), operand::<T>(gpu, op, b, n)?.ptr());
     launch::fill(gpu, a.shape(), |y| {
         // SAFETY: a, b and y hold n elements; the kernel touches no element beyond n.
         unsafe { kernel(gpu, launch::elements(n, pack::<T>())?, pa, pb, y, n as i64) }

@@ -21,7 +21,7 @@ type Add<T> = unsafe fn(&Gpu, Grid, Const<T>, Const<T>, Mut<T>, i64) -> Result<(
 
 fn add_of<T: DeviceReal>(gpu: &Gpu, a: &Tensor, b: &Tensor, kernel: Add<T>) -> Result<Tensor> {
     let n = a.len();
-    let (pa, pb) = (operand::<T>("add", a, n)?.ptr(), operand::<T>("add", b, n)?.ptr());
+    let (pa, pb) = (operand::<T>(gpu, "add", a, n)?.ptr(), operand::<T>(gpu, "add", b, n)?.ptr());
     launch::fill(gpu, a.shape(), |y| {
         // SAFETY: a, b and y hold n elements; the kernel touches no element beyond n.
         unsafe { kernel(gpu, launch::elements(n, pack::<T>())?, pa, pb, y, n as i64) }

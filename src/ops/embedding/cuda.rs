@@ -3,7 +3,7 @@
 use super::Embedding;
 use crate::cuda::kernels::embedding as kernels;
 use crate::cuda::{Const, Gpu, Grid, Mut, Purpose};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::launch::{self, dimension, operand, pack};
 use crate::tensor::{DType, DeviceReal, Tensor};
 use half::bf16;
@@ -82,7 +82,10 @@ fn backward_of<T: DeviceReal>(
     kernels: &Kernels<T>,
 ) -> Result<(Option<Tensor>, Tensor)> {
     let (_, width) = dy.matrix();
-    let d = operand::<T>("embedding", dy, op.tokens.len() * width)?;
+    if table.last() != Some(&width) {
+        return Err(Error::Internal(format!("embedding: a gradient {:?} for a table {table:?}", dy.shape())));
+    }
+    let d = operand::<T>(gpu, "embedding", dy, op.tokens.len() * width)?;
     let image_rows: Vec<i32> =
         op.image_rows.iter().map(|&t| dimension("embedding", t)).collect::<Result<_>>()?;
     let d_image = gather(gpu, dy, dy, &image_rows, kernels)?;

@@ -83,7 +83,7 @@ fn column_sums_of<T: DeviceReal>(
     const THREADS: u32 = 1024;
     let rows = x.matrix().0;
     let columns: usize = shape.iter().product();
-    let from = operand::<T>("linear", x, rows * columns)?.ptr();
+    let from = operand::<T>(gpu, "linear", x, rows * columns)?.ptr();
     let (m, n) = (launch::dimension("linear", rows)?, launch::dimension("linear", columns)?);
     let grid = Grid::new(columns.div_ceil(COLUMNS), THREADS)?;
     // SAFETY: x holds rows * columns elements and the sums `columns`; the kernel touches no others.

@@ -11,6 +11,9 @@ use half::bf16;
 const THREADS: u32 = 128;
 const SUM_THREADS: u32 = 256;
 
+/// The most static shared memory of a kernel that also has dynamic memory, padded as that begins.
+const STATIC_SHARED_BYTES: usize = 1024;
+
 /// Columns of a block that adds partial sums.
 const SUM_COLUMNS: usize = 32;
 
@@ -94,9 +97,9 @@ fn forward_of<T: DeviceReal>(
 ) -> Result<(Tensor, Tensor, Statistics)> {
     let (rows, width) = x.matrix();
     let (from, weight) =
-        (operand::<T>("norm", x, rows * width)?.ptr(), operand::<T>("norm", w, width)?.ptr());
-    let bias_at = optional("norm", bias, width)?;
-    let residual_at = optional("norm", residual, rows * width)?;
+        (operand::<T>(gpu, "norm", x, rows * width)?.ptr(), operand::<T>(gpu, "norm", w, width)?.ptr());
+    let bias_at = optional(gpu, "norm", bias, width)?;
+    let residual_at = optional(gpu, "norm", residual, rows * width)?;
     let mut mean = bias.map(|_| launch::alloc::<f32>(gpu, rows)).transpose()?;
     let mut rstd = launch::alloc::<f32>(gpu, rows)?;
     let mut sum = residual.map(|_| launch::alloc::<T>(gpu, x.len())).transpose()?;
@@ -150,9 +153,9 @@ fn backward_of<T: DeviceReal>(
     kernels: &Kernels<T>,
 ) -> Result<(Tensor, Tensor, Option<Tensor>)> {
     let (rows, width) = x.matrix();
-    let [from, d] = [x, dy].map(|x| operand::<T>("norm", x, rows * width).map(Buffer::ptr));
-    let (from, d, weight) = (from?, d?, operand::<T>("norm", w, width)?.ptr());
-    let past = optional("norm", past, rows * width)?;
+    let [from, d] = [x, dy].map(|x| operand::<T>(gpu, "norm", x, rows * width).map(Buffer::ptr));
+    let (from, d, weight) = (from?, d?, operand::<T>(gpu, "norm", w, width)?.ptr());
+    let past = optional(gpu, "norm", past, rows * width)?;
     let blocks = rows.div_ceil(ROWS_PER_BLOCK);
     let partial = || gpu.alloc::<f32>(blocks * width, Purpose::Workspace);
     let (mut dw, mut db) = (partial()?, statistics.mean.as_ref().map(|_| partial()).transpose()?);
@@ -161,8 +164,8 @@ fn backward_of<T: DeviceReal>(
     let dx = launch::fill(gpu, x.shape(), |dx| {
         let sums = if db.is_some() { 2 } else { 1 };
         let shared = sums * width.next_multiple_of(pack::<T>()) * size_of::<f32>();
-        if shared > gpu.shared_memory() {
-            return Err(Error::Input(format!(
+        if shared + STATIC_SHARED_BYTES > gpu.shared_memory() {
+            return Err(Error::Device(format!(
                 "a norm over {width} elements needs {shared} bytes of shared memory; the GPU has {}",
                 gpu.shared_memory()
             )));

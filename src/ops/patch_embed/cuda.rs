@@ -65,7 +65,7 @@ impl Pixels {
         const OP: &str = "patch_embed";
         let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>());
         let channels = if layout == Layout::Nt { columns } else { rows };
-        let factor = operand::<T>(OP, factor, len)?.ptr();
+        let factor = operand::<T>(gpu, OP, factor, len)?.ptr();
         let grid = T::shape(layout, Tile::Large).grid(rows, columns)?;
         let [patches, channels, width] =
             [self.patches(), channels, self.width].map(|size| launch::dimension(OP, size));
