@@ -3,8 +3,12 @@
 use crate::compare::{assert_same, normal, on_gpu};
 use crate::harness::gpu;
 use half::bf16;
-use othink::cuda::Purpose;
+use othink::autograd::Op;
+use othink::cuda::{Gpu, Purpose};
 use othink::error::{Error, Result};
+use othink::ops::elementwise::Add;
+use othink::ops::linear::Linear;
+use othink::ops::norm::RmsNorm;
 use othink::tensor::{DType, Tensor};
 
 #[test]
@@ -94,5 +98,21 @@ fn running_out_of_memory_says_what_to_lower() -> Result<()> {
     // The GPU is usable afterwards.
     drop(weights);
     assert_eq!(gpu.upload(&[1_u8, 2], Purpose::Inputs)?.download()?, [1, 2]);
+    Ok(())
+}
+
+/// The second one has a stream of its own, which nothing orders with the first.
+#[test]
+fn operands_of_two_gpus_are_refused() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let other = Gpu::open(0)?;
+    let x = normal(&[5, 8], DType::F32, 1);
+    let (here, there) = (on_gpu(&x, DType::F32, gpu), on_gpu(&x, DType::F32, &other));
+    let w = on_gpu(&normal(&[8], DType::F32, 2), DType::F32, &other);
+    assert!(Add.forward([&here, &there]).is_err());
+    assert!(RmsNorm { eps: 1e-6 }.forward([&here, &w]).is_err());
+    assert!(Linear.forward([&here, &there]).is_err());
+    assert!(here.clone().accumulate(&there).is_err());
+    assert_same("a sum on the second", &Add.forward([&there, &there])?.0, &Add.forward([&here, &here])?.0);
     Ok(())
 }
