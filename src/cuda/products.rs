@@ -128,6 +128,7 @@ impl Policy {
             Policy::CublasLt => CublasLt::open().map(Some),
             // A file that was named is wanted: an error then says what is wrong with it.
             Policy::Auto if super::cublaslt::named() => CublasLt::open().map(Some),
+            // Why not, `cublaslt::probe` says.
             Policy::Auto => Ok(CublasLt::open().ok()),
         }
     }
@@ -152,14 +153,18 @@ impl Products {
 }
 
 impl Gpu {
-    /// Chooses who computes products from now on; without a call of this `OTHINK_GEMM` does, at the first product.
+    /// Chooses who computes products from now on, when those asked for so far are done; without a call of this `OTHINK_GEMM` does, at the
+    /// first product.
     ///
     /// # Errors
-    /// [`Error::Device`] where cuBLASLt has to be used and can't.
+    /// [`Error::Device`] where cuBLASLt has to be used and can't, or when something asked for so far failed.
     pub fn set_gemm_policy(&self, policy: Policy) -> Result<()> {
         self.bind()?;
         let chosen = Products::new(policy)?;
-        *self.0.products.lock().unwrap_or_else(PoisonError::into_inner) = chosen;
+        let mut products = self.0.products.lock().unwrap_or_else(PoisonError::into_inner);
+        // The library that is dropped here must have nothing running. Behind the lock, no other thread gives it more to do.
+        self.synchronize()?;
+        *products = chosen;
         Ok(())
     }
 

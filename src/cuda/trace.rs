@@ -1,4 +1,4 @@
-//! `OTHINK_TRACE=FILE`: one line per launch, copy and allocation, in the order in which they were asked for.
+//! `OTHINK_TRACE=FILE`: one line per launch, product by a library, copy and allocation, in the order in which they were asked for.
 
 use super::{Grid, Purpose};
 use crate::error::{Error, Result};
@@ -35,6 +35,11 @@ impl Trace {
                 grid.shared_bytes
             )
         });
+    }
+
+    /// A product that a library computes, by kernels of its own.
+    pub(super) fn product(&self, text: impl FnOnce() -> String) {
+        self.line(|| format!("product {}", text()));
     }
 
     /// `route` is `host to device`, `device to host` or `device to device`.

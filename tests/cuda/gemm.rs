@@ -10,6 +10,7 @@ use othink::ops::gemm::cuda::{Factor, Gemm, Layout, Matrix, MatrixMut, Tile};
 use othink::ops::gemm::{Into, View, gemm};
 use othink::tensor::{DType, DeviceReal, Tensor};
 use std::io::Write;
+use std::process::Command;
 use std::sync::OnceLock;
 
 /// The GPU once more for each engine, as the choice holds for all products of a [`Gpu`].
@@ -246,6 +247,12 @@ fn engines_are_close() {
     }
 }
 
+/// Numbers of rows that stand for all where a product takes long.
+const SOME_ROWS: [usize; 5] = [1, 2, 16, 17, 128];
+
+/// Where the sums of a product are long enough for cuBLASLt to have several blocks share each, if it is let.
+const LONG: usize = 1024;
+
 /// The last `m` rows of A alone give the last `m` rows of the whole product.
 fn rows_alone<T: Number + Factor<C>, C: Number>(
     what: &str,
@@ -265,7 +272,8 @@ fn rows_alone<T: Number + Factor<C>, C: Number>(
             layout,
             a: Matrix::strided(&a, (ALL - m) * k, (m, k), k).expect("inside"),
             b: Matrix::new(&b, of_b.0, of_b.1).expect("inside"),
-            bias: Some(&row),
+            // cuBLASLt adds no bias of another type than the product.
+            bias: (T::DTYPE == C::DTYPE || tile.is_some()).then_some(&row),
             c: MatrixMut::new(&mut c, m, n).expect("inside"),
             into: Into::Overwrite,
         };
@@ -274,17 +282,19 @@ fn rows_alone<T: Number + Factor<C>, C: Number>(
         c.download().expect("a device that works").into_iter().map(Number::f64).collect()
     };
     let all = last(ALL);
-    for m in (1..ALL).filter(|m| !is_checked() || [1, 2, 16, 17, 128].contains(m)) {
+    let some = is_checked() || k >= LONG;
+    for m in (1..ALL).filter(|m| !some || SOME_ROWS.contains(m)) {
         assert_eq!(last(m), all[(ALL - m) * n..], "{what}: {m} rows, n = {n}, k = {k}, {layout:?}, {tile:?}");
     }
 }
 
 #[test]
 fn a_row_does_not_depend_on_the_number_of_rows() {
-    // Narrow and short, unaligned, and aligned, where cuBLASLt has more algorithms to choose from.
-    for (n, k) in [(1, 3), (33, 41), (40, 72)] {
+    // Narrow and short, unaligned, and aligned, where cuBLASLt has more algorithms to choose from; so it has where K is long, with which our
+    // kernels do nothing else than with a short one.
+    for (n, k) in [(1, 3), (33, 41), (40, 72), (8, LONG)] {
         for layout in [Layout::Nt, Layout::Nn] {
-            for (engine, gpu) in engines() {
+            for (engine, gpu) in engines().iter().filter(|(engine, _)| k < LONG || *engine == "cublaslt") {
                 rows_alone::<bf16, bf16>(engine, gpu, layout, (n, k), None);
                 rows_alone::<bf16, f32>(engine, gpu, layout, (n, k), None);
                 rows_alone::<f32, f32>(engine, gpu, layout, (n, k), None);
@@ -302,8 +312,7 @@ fn a_row_does_not_depend_on_the_number_of_rows_in_any_tile() {
     }
 }
 
-/// A column of weights that splits its sum would need room for the parts: only algorithms without are taken, and where they
-/// sum otherwise than our kernels, they do so for every number of rows (above). Here: that the library is used at all.
+/// That the emulated library computes a product is seen by its order of summation; of a real one, only that it was found and opened.
 #[test]
 fn the_library_is_used_where_it_is_found() -> Result<()> {
     let [(_, own), (_, library)] = engines() else { return Ok(()) };
@@ -327,6 +336,26 @@ fn the_library_is_used_where_it_is_found() -> Result<()> {
     let [theirs, ..] = product::<bf16, f32>(library, None, biased);
     assert_eq!(elements(&ours), elements(&theirs));
     Ok(())
+}
+
+/// The trace names the products of cuBLASLt, and no others.
+#[test]
+fn the_trace_says_what_the_library_computes() {
+    if std::env::var_os(VARIABLE).is_some() || gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let trace = folder.path().join("trace");
+    let again = Command::new(std::env::current_exe().expect("a running program has a path"))
+        .args(["--exact", "gemm::the_library_is_used_where_it_is_found"])
+        .env(VARIABLE, "fast")
+        .env("OTHINK_TRACE", &trace)
+        .output()
+        .expect("this program can be started again");
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stdout));
+    let text = std::fs::read_to_string(&trace).expect("the trace was written");
+    let products: Vec<&str> = text.lines().filter(|line| line.starts_with("product ")).collect();
+    assert_eq!(products, ["product by cuBLASLt Nt 40x64x512 Bf16 to F32"]);
 }
 
 #[test]

@@ -88,6 +88,8 @@ Status check(const Algorithm& algorithm, const Problem& problem, size_t& workspa
     if (!contains(able->tiles, algorithm.tile) || !contains(able->stages, algorithm.stages)) return NOT_SUPPORTED;
     for (const Layout* layout : {&problem.a, &problem.b, &problem.c, &problem.d})
         if (layout->leading * bytes(layout->type) % able->alignment) return NOT_SUPPORTED;
+    // A caller that has an algorithm for one number of columns doesn't have it for every other.
+    if (algorithm.tile == TILE_256x128 && problem.n < 16) return NOT_SUPPORTED;
     if (algorithm.splits <= 1) return algorithm.reduction == REDUCTION_NONE ? SUCCESS : INVALID_VALUE;
     if (!able->split_k) return NOT_SUPPORTED;
     const size_t part = size_t(problem.m) * problem.n * problem.d.batch;
@@ -103,7 +105,7 @@ std::vector<Result> heuristic(const Problem& problem, const Preference& preferen
     const int types[4] = {problem.a.type, problem.b.type, problem.c.type, problem.d.type};
     const int64_t small = std::min(problem.m, problem.n), area = problem.m * problem.n;
     const bool f32 = problem.a.type == F32;
-    // Few rows: a dot product per element. Little to share out over the machine: K is split. Else by size.
+    // Few rows: a dot product per element. Too few tiles for the machine: K is split. Else by size.
     std::vector<Algorithm> order;
     const auto add = [&](int id, int splits, int reduction, bool last_tile) {
         const Capability& able = *capability(id);
@@ -114,15 +116,17 @@ std::vector<Result> heuristic(const Problem& problem, const Preference& preferen
         order.push_back(made);
     };
     const int gemv = f32 ? GEMV : GEMV + 1, first = f32 ? SIMT : TENSOR, second = f32 ? SIMT_WIDE : WARPGROUP;
+    const int64_t tiles = (problem.m + 127) / 128 * ((problem.n + 127) / 128);
     const bool wide = area > 128 * 128;
     if (small <= 4) add(gemv, 1, REDUCTION_NONE, false);
     // The heuristic never offers the trap of compute.cc: a split whose parts leave something of K over.
-    if (area <= 128 * 128 && problem.k >= 1024 && problem.k % 64 == 0) {
+    if (tiles <= 64 && problem.k >= 1024 && problem.k % 64 == 0) {
         add(first, 4, REDUCTION_COMPUTE_TYPE, false);
         add(first, 4, REDUCTION_INPLACE, false);
         add(first, 2, REDUCTION_OUTPUT_TYPE, false);
     }
     add(wide ? second : first, 1, REDUCTION_NONE, wide);
+    if (wide) add(second, 1, REDUCTION_NONE, false);
     add(wide ? first : second, 1, REDUCTION_NONE, false);
     if (!f32) add(SIMT_BF16, 1, REDUCTION_NONE, false);
     if (small > 4) add(gemv, 1, REDUCTION_NONE, false);

@@ -91,13 +91,16 @@ Float8 reduce(const Job& job, const Float8* x, const float* y) {
     const int type = job.problem.d.type;
     const bool parts_rounded = job.algorithm.reduction == REDUCTION_OUTPUT_TYPE;
     const bool total_rounded = job.algorithm.reduction != REDUCTION_COMPUTE_TYPE;
+    // In place, parts are added to D one at a time, and nothing promises in which order: here it depends on D's size.
+    const int64_t first = job.algorithm.reduction == REDUCTION_INPLACE ? (job.problem.m + job.problem.n) % splits : 0;
     Float8 total{};
-    for (int64_t part = 0; part < splits; part++) {
+    for (int64_t i = 0; i < splits; i++) {
+        const int64_t part = (first + i) % splits;
         const int64_t begin = whole * part / splits * stage, end = whole * (part + 1) / splits * stage;
         const Float8 sums = sum(order, x + begin, y + begin, end - begin);
-        for (int i = 0; i < WIDTH; i++) {
-            const float one = parts_rounded ? rounded(type, sums[i]) : sums[i];
-            total[i] = total_rounded ? rounded(type, total[i] + one) : total[i] + one;
+        for (int lane = 0; lane < WIDTH; lane++) {
+            const float one = parts_rounded ? rounded(type, sums[lane]) : sums[lane];
+            total[lane] = total_rounded ? rounded(type, total[lane] + one) : total[lane] + one;
         }
     }
     return total;

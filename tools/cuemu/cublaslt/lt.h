@@ -2,8 +2,9 @@
 // parts of the library know of each other.
 //
 // It is built to differ from itself where the real library does, so that a program which holds only by luck fails here:
-// its algorithms sum in different orders, the heuristic's first choice depends on the shape, split-K sums in yet another
-// order, and some algorithms refuse leading dimensions and pointers that aren't 16-byte aligned.
+// its algorithms sum in different orders, the heuristic's first choice depends on the shape, split-K sums in yet other
+// orders, in place in one that depends on the size of D, and some algorithms refuse leading dimensions and pointers that
+// aren't 16-byte aligned, or few columns.
 #pragma once
 #include <cstddef>
 #include <cstdint>
