@@ -245,6 +245,7 @@ fn cases() -> BTreeMap<&'static str, Case> {
             Err(panic.downcast_ref::<String>().cloned().unwrap_or_default())
         }),
         ("limits", crate::limits::limits),
+        ("no_context", crate::limits::no_context),
         ("images", crate::limits::images),
         ("configuration", crate::limits::configuration),
         ("other_flavour", crate::limits::other_flavour),
@@ -342,7 +343,11 @@ fn graph(driver: &Driver) -> Result<()> {
 /// Threads of one program use the driver at once, each with its own stream and memory.
 fn threads_share_the_driver(driver: &Driver) -> Result<()> {
     let f = driver::function(start(driver)?, "add")? as usize;
+    let mut context = ptr::null_mut();
+    cu!(cuCtxGetCurrent(&raw mut context))?;
+    let context = context as usize;
     let one = || -> Result<()> {
+        cu!(cuCtxSetCurrent(context as sys::CUcontext))?;
         let stream = stream()?;
         let (y, x) = (driver::upload(&[0.0; 256])?, driver::upload(&[1.0; 256])?);
         for _ in 0..200 {

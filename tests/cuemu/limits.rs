@@ -6,6 +6,8 @@ use crate::driver::{self, Driver, Result, Shape, cu};
 use cudarc::driver::sys;
 use std::ptr;
 
+const STATIC_SHARED: sys::CUfunction_attribute =
+    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
 const MORE_SHARED: sys::CUfunction_attribute =
     sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 
@@ -25,8 +27,8 @@ fn start(driver: &Driver) -> Result<()> {
 /// The error gives the most shared memory that a block can have, in KiB.
 pub fn limits(driver: &Driver) -> Result<()> {
     start(driver)?;
-    let module = driver::load_image(&manifest(driver, "kernel clean 64 8p 8p 4\n")?)?;
-    let f = driver::function(module, "clean")?;
+    let module = driver::load_image(&manifest(driver, "kernel barrier_raw_static 64 8p 8p 4\n")?)?;
+    let f = driver::function(module, "barrier_raw_static")?;
     let p = driver::upload(&[0.0; 256])?;
     let launch = |blocks, threads, shared| {
         driver::launch(f, Shape { blocks, threads, shared }, ptr::null_mut(), p, p, 0)
@@ -35,11 +37,18 @@ pub fn limits(driver: &Driver) -> Result<()> {
         let text = launched.expect_err(words);
         assert!(text.contains("INVALID_VALUE") && text.contains(words), "{text}");
     };
-    launch(1, 64, 48 << 10)?;
-    refused(launch(1, 65, 0), "kernel clean: 65 threads in a block, its launch bounds are 64");
+    let mut fixed = 0;
+    cu!(cuFuncGetAttribute(&raw mut fixed, STATIC_SHARED, f))?;
+    assert_eq!(fixed, 2 * 64 * 4, "the static arrays of plants.cu");
+    launch(1, 64, (48 << 10) - 512)?;
+    refused(launch(1, 65, 0), "kernel barrier_raw_static: 65 threads in a block, its launch bounds are 64");
     refused(launch(0, 64, 0), "no size may be 0");
     refused(launch(1 << 31, 64, 0), "past the device's limits");
-    refused(launch(1, 64, (48 << 10) + 1), "49153 bytes of dynamic shared memory, allowed are 49152");
+    // Static and dynamic bytes together pass the limit; the dynamic ones alone don't.
+    refused(
+        launch(1, 64, (48 << 10) - 511),
+        "48641 bytes of dynamic shared memory, allowed are 48640 beside 512 static ones",
+    );
     let (mut limit, mut reserved, mut all) = (0, 0, 0);
     for (value, attribute) in [
         (&mut limit, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
@@ -48,13 +57,69 @@ pub fn limits(driver: &Driver) -> Result<()> {
     ] {
         cu!(cuDeviceGetAttribute(value, attribute, 0))?;
     }
-    refused(cu!(cuFuncSetAttribute(f, MORE_SHARED, limit + 1)), "a block of compute capability");
-    cu!(cuFuncSetAttribute(f, MORE_SHARED, limit))?;
-    launch(1, 64, limit as u32)?;
+    let most = limit - fixed;
+    refused(cu!(cuFuncSetAttribute(f, MORE_SHARED, most + 1)), "and 512 of static shared memory, a block of");
+    cu!(cuFuncSetAttribute(f, MORE_SHARED, most))?;
+    launch(1, 64, most as u32)?;
+    refused(launch(1, 64, most as u32 + 1), "beside 512 static ones");
     let mut blocks = 0;
-    cu!(cuOccupancyMaxActiveBlocksPerMultiprocessor(&raw mut blocks, f, 64, limit as usize))?;
+    cu!(cuOccupancyMaxActiveBlocksPerMultiprocessor(&raw mut blocks, f, 64, most as usize))?;
     assert_eq!((blocks, limit + reserved), (1, all), "a block of the most memory fills a multiprocessor");
     Err(format!("limit {} KiB", limit >> 10))
+}
+
+/// What a thread may ask for that has made no context current.
+pub fn no_context(driver: &Driver) -> Result<()> {
+    start(driver)?;
+    let image = manifest(driver, "kernel clean 64 8p 8p 4\n")?;
+    let module = driver::load_image(&image)?;
+    let f = driver::function(module, "clean")?;
+    let p = driver::upload(&[0.0; 256])?;
+    let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
+    cu!(cuCtxGetCurrent(&raw mut context))?;
+    cu!(cuStreamCreate(&raw mut stream, 0))?;
+    // Handles are pointers, which Rust sends to no other thread.
+    let [context, stream, module, f] = [context as usize, stream as usize, module as usize, f as usize];
+    let other = move || -> Result<()> {
+        let (context, stream) = (context as sys::CUcontext, stream as sys::CUstream);
+        let (module, f) = (module as sys::CUmodule, f as sys::CUfunction);
+        let shape = Shape { blocks: 1, threads: 64, shared: 0 };
+        let (mut made, mut address) = (ptr::null_mut(), 0);
+        let mut data = [0.0f32; 256];
+        let host = data.as_mut_ptr();
+        let refused = [
+            ("cuModuleLoadData", driver::load_image(&image).map(drop)),
+            ("cuModuleGetFunction", driver::function(module, "clean").map(drop)),
+            ("cuFuncSetAttribute", cu!(cuFuncSetAttribute(f, MORE_SHARED, 1 << 16))),
+            ("cuLaunchKernel", driver::launch(f, shape, stream, p, p, 0)),
+            ("cuMemAlloc_v2", driver::allocate(1).map(drop)),
+            ("cuMemHostAlloc", cu!(cuMemHostAlloc(&raw mut made, 1024, 0))),
+            ("cuMemcpyHtoD_v2", cu!(cuMemcpyHtoD_v2(p, host.cast(), 1024))),
+            ("cuMemcpyDtoH_v2", cu!(cuMemcpyDtoH_v2(host.cast(), p, 1024))),
+            ("cuMemcpyDtoD_v2", cu!(cuMemcpyDtoD_v2(p, p + 512, 512))),
+            ("cuEventCreate", cu!(cuEventCreate((&raw mut made).cast(), 0))),
+            ("cuStreamCreate", cu!(cuStreamCreate((&raw mut made).cast(), 0))),
+            ("cuCtxSynchronize", driver::synchronize()),
+            ("fill", cu!(cuMemsetD8Async(p, 0, 1024, ptr::null_mut()))),
+            ("cuMemFreeAsync", cu!(cuMemFreeAsync(p, ptr::null_mut()))),
+        ];
+        for (call, result) in refused {
+            let text = result.expect_err(call);
+            let words = format!("{call}: no context is current on this thread");
+            assert!(text.contains("INVALID_CONTEXT") && text.contains(&words), "{text} instead of {words}");
+        }
+        // A stream that was made knows its context.
+        cu!(cuMemAllocAsync(&raw mut address, 1024, stream))?;
+        cu!(cuMemsetD8Async(address, 0, 1024, stream))?;
+        cu!(cuMemcpyHtoDAsync_v2(p, host.cast(), 1024, stream))?;
+        cu!(cuMemcpyDtoDAsync_v2(address, p, 1024, stream))?;
+        cu!(cuMemcpyDtoHAsync_v2(host.cast(), address, 1024, stream))?;
+        cu!(cuMemFreeAsync(address, stream))?;
+        cu!(cuStreamSynchronize(stream))?;
+        cu!(cuCtxSetCurrent(context))?;
+        driver::launch(f, shape, stream, p, p, 0)
+    };
+    std::thread::spawn(other).join().expect("no panic")
 }
 
 pub fn images(driver: &Driver) -> Result<()> {
@@ -126,10 +191,16 @@ pub fn other_flavour(driver: &Driver) -> Result<()> {
 
 #[test]
 fn launch_limits_are_those_of_the_manifest_and_the_compute_capability() {
-    for (cc, kibibytes) in [(80, 163), (86, 99), (89, 99), (90, 227)] {
+    for (cc, kibibytes) in [(75, 64), (80, 163), (86, 99), (89, 99), (90, 227)] {
         let Some(outcome) = run(&format!("fast cc={cc}"), "limits") else { return };
         assert_eq!(outcome.error, format!("limit {kibibytes} KiB"), "cc={cc}");
     }
+}
+
+#[test]
+fn a_thread_without_a_context_is_refused() {
+    let Some(outcome) = run("fast", "no_context") else { return };
+    assert_eq!((outcome.error.as_str(), outcome.reports.as_str()), ("", ""));
 }
 
 #[test]

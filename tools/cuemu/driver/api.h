@@ -15,6 +15,8 @@ namespace cuemu {
 std::recursive_mutex& api_mutex();
 /// CUDA_ERROR_NOT_INITIALIZED before cuInit, then the sticky error.
 int entry_error();
+/// CUDA_ERROR_INVALID_CONTEXT if the calling thread has no current context.
+int context_error(const char* call);
 extern bool initialised;
 
 }  // namespace cuemu
@@ -23,7 +25,17 @@ extern bool initialised;
 #define ENTER()                                                  \
     std::lock_guard<std::recursive_mutex> lock_(cuemu::api_mutex()); \
     if (int error_ = cuemu::entry_error()) return error_
+/// The same for calls that need a current context.
+#define ENTER_CONTEXT() \
+    ENTER();            \
+    if (int error_ = cuemu::context_error(__func__)) return error_
 /// Binds `name` to the object of a handle, or returns CUDA_ERROR_INVALID_HANDLE.
 #define OBJECT(name, find, handle) \
     const auto name = find(handle); \
     if (!name) return cuemu::fail(cuemu::INVALID_HANDLE, "%s: no such object (destroyed already?)", __func__)
+/// Binds `name` to the stream of a handle. A stream knows its context, the default ones are those of the current context.
+#define STREAM(name, handle)                                                       \
+    if (cuemu::is_default_stream(handle)) {                                        \
+        if (int error_ = cuemu::context_error(__func__)) return error_;            \
+    }                                                                              \
+    OBJECT(name, cuemu::find_stream, handle)

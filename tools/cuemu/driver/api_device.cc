@@ -30,6 +30,11 @@ int entry_error() {
     return sticky_error();
 }
 
+int context_error(const char* call) {
+    if (current) return SUCCESS;
+    return fail(INVALID_CONTEXT, "%s: no context is current on this thread (cuCtxSetCurrent makes one so)", call);
+}
+
 /// Strings that cuGetErrorString has given stay valid.
 static const char* keep(const std::string& text) {
     static std::set<std::string> kept;
@@ -195,7 +200,7 @@ ENTRY(cuDeviceGetAttribute)(int* value, int attribute, int) {
         case 81: *value = c.shared_multiprocessor; break;
         case 97: *value = c.shared_optin; break;
         case 106: *value = c.blocks_multiprocessor; break;
-        case 111: *value = 1 << 10; break;                                 // shared memory reserved per block
+        case 111: *value = c.shared_reserved(); break;                     // shared memory reserved per block
         case 115: *value = 1; break;                                       // memory pools
         default: *value = 0;
     }
@@ -249,7 +254,7 @@ ENTRY(cuCtxGetDevice)(int* device) {
 }
 ENTRY(cuCtxSetFlags)(unsigned) { return SUCCESS; }
 ENTRY(cuCtxSynchronize)() {
-    ENTER();
+    ENTER_CONTEXT();
     return synchronize_all();
 }
 ENTRY(cuCtxGetStreamPriorityRange)(int* least, int* greatest) {

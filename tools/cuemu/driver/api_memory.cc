@@ -57,7 +57,7 @@ static uint64_t fingerprint(const void* p, size_t bytes) {
 
 static int host_to_device(uint64_t to, const void* from, size_t bytes, void* handle, bool asynchronous) {
     if (bytes == 0) return SUCCESS;
-    OBJECT(stream, find_stream, handle);
+    STREAM(stream, handle);
     if (!in_allocation(to, bytes)) return outside("copy to the device", to, bytes);
     auto copy = [to, bytes](const void* source) {
         // The memory may have been freed since the call.
@@ -91,7 +91,7 @@ static int host_to_device(uint64_t to, const void* from, size_t bytes, void* han
 
 static int device_to_host(void* to, uint64_t from, size_t bytes, void* handle, bool asynchronous) {
     if (bytes == 0) return SUCCESS;
-    OBJECT(stream, find_stream, handle);
+    STREAM(stream, handle);
     if (!in_allocation(from, bytes)) return outside("copy from the device", from, bytes);
     const int error = enqueue(stream, [=] {
         if (!in_allocation(from, bytes)) {
@@ -107,7 +107,7 @@ static int device_to_host(void* to, uint64_t from, size_t bytes, void* handle, b
 
 static int device_to_device(uint64_t to, uint64_t from, size_t bytes, void* handle) {
     if (bytes == 0) return SUCCESS;
-    OBJECT(stream, find_stream, handle);
+    STREAM(stream, handle);
     if (!in_allocation(to, bytes)) return outside("copy within the device", to, bytes);
     if (!in_allocation(from, bytes)) return outside("copy within the device", from, bytes);
     return enqueue(stream, [=] {
@@ -126,7 +126,7 @@ template <class T>
 static int fill(uint64_t to, T value, size_t count, void* handle, bool asynchronous) {
     const size_t bytes = count * sizeof(T);
     if (bytes == 0) return SUCCESS;
-    OBJECT(stream, find_stream, handle);
+    STREAM(stream, handle);
     if (!in_allocation(to, bytes)) return outside("fill", to, bytes);
     const int error = enqueue(stream, [=] {
         if (!in_allocation(to, bytes)) {
@@ -145,24 +145,24 @@ static int fill(uint64_t to, T value, size_t count, void* handle, bool asynchron
 using namespace cuemu;
 
 ENTRY(cuMemAlloc_v2)(uint64_t* address, size_t bytes) {
-    ENTER();
+    ENTER_CONTEXT();
     return allocate(address, bytes);
 }
 ENTRY(cuMemAllocAsync)(uint64_t* address, size_t bytes, void* handle) {
     ENTER();
-    OBJECT(stream, find_stream, handle);
+    STREAM(stream, handle);
     if (stream->capture) return fail(STREAM_CAPTURE_UNSUPPORTED, "allocations in graphs aren't emulated");
     return allocate(address, bytes);
 }
 ENTRY(cuMemFree_v2)(uint64_t address) {
-    ENTER();
+    ENTER_CONTEXT();
     if (int error = synchronize_all()) return error;
     if (address && device_free(address)) return fail(INVALID_VALUE, "free: %s", describe_address(address).c_str());
     return SUCCESS;
 }
 ENTRY(cuMemFreeAsync)(uint64_t address, void* handle) {
     ENTER();
-    OBJECT(stream, find_stream, handle);
+    STREAM(stream, handle);
     if (!in_allocation(address, 1)) return fail(INVALID_VALUE, "free: %s", describe_address(address).c_str());
     return enqueue(stream, [=] {
         if (!device_free(address)) return int(SUCCESS);
@@ -171,14 +171,14 @@ ENTRY(cuMemFreeAsync)(uint64_t address, void* handle) {
     });
 }
 ENTRY(cuMemGetInfo_v2)(size_t* free, size_t* total) {
-    ENTER();
+    ENTER_CONTEXT();
     *total = config.memory;
     *free = config.memory - device_allocated();
     return SUCCESS;
 }
 
 ENTRY(cuMemHostAlloc)(void** p, size_t bytes, unsigned) {
-    ENTER();
+    ENTER_CONTEXT();
     if (bytes == 0) return fail(INVALID_VALUE, "a host allocation of 0 bytes");
     void* made = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (made == MAP_FAILED) return fail(OUT_OF_MEMORY, "%zu bytes of pinned host memory", bytes);
@@ -204,7 +204,7 @@ ENTRY(cuMemHostGetFlags)(unsigned* flags, void* p) {
 }
 
 ENTRY(cuMemcpyHtoD_v2)(uint64_t to, const void* from, size_t bytes) {
-    ENTER();
+    ENTER_CONTEXT();
     return host_to_device(to, from, bytes, nullptr, false);
 }
 ENTRY(cuMemcpyHtoDAsync_v2)(uint64_t to, const void* from, size_t bytes, void* stream) {
@@ -212,7 +212,7 @@ ENTRY(cuMemcpyHtoDAsync_v2)(uint64_t to, const void* from, size_t bytes, void* s
     return host_to_device(to, from, bytes, stream, true);
 }
 ENTRY(cuMemcpyDtoH_v2)(void* to, uint64_t from, size_t bytes) {
-    ENTER();
+    ENTER_CONTEXT();
     return device_to_host(to, from, bytes, nullptr, false);
 }
 ENTRY(cuMemcpyDtoHAsync_v2)(void* to, uint64_t from, size_t bytes, void* stream) {
@@ -220,7 +220,7 @@ ENTRY(cuMemcpyDtoHAsync_v2)(void* to, uint64_t from, size_t bytes, void* stream)
     return device_to_host(to, from, bytes, stream, true);
 }
 ENTRY(cuMemcpyDtoD_v2)(uint64_t to, uint64_t from, size_t bytes) {
-    ENTER();
+    ENTER_CONTEXT();
     return device_to_device(to, from, bytes, nullptr);
 }
 ENTRY(cuMemcpyDtoDAsync_v2)(uint64_t to, uint64_t from, size_t bytes, void* stream) {
@@ -228,7 +228,7 @@ ENTRY(cuMemcpyDtoDAsync_v2)(uint64_t to, uint64_t from, size_t bytes, void* stre
     return device_to_device(to, from, bytes, stream);
 }
 ENTRY(cuMemsetD8_v2)(uint64_t to, unsigned char value, size_t n) {
-    ENTER();
+    ENTER_CONTEXT();
     return fill(to, value, n, nullptr, false);
 }
 ENTRY(cuMemsetD8Async)(uint64_t to, unsigned char value, size_t n, void* stream) {

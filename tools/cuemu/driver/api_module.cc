@@ -33,7 +33,7 @@ int add(std::unique_ptr<Module> made, void** handle) {
 
 int launch(void* function, const Shape& shape, void* stream_handle, void** params, void** extra) {
     OBJECT(f, find_function, function);
-    OBJECT(stream, find_stream, stream_handle);
+    STREAM(stream, stream_handle);
     if (extra) return fail(NOT_SUPPORTED, "launches with packed parameters aren't emulated");
     if (int error = check_shape(*f, shape)) return error;
     auto arguments = std::make_shared<Arguments>(f->kernel, params);
@@ -49,7 +49,7 @@ int launch(void* function, const Shape& shape, void* stream_handle, void** param
 using namespace cuemu;
 
 ENTRY(cuModuleLoadData)(void** handle, const void* image) {
-    ENTER();
+    ENTER_CONTEXT();
     std::unique_ptr<Module> module;
     if (int error = load_image(image, module)) return error;
     return add(std::move(module), handle);
@@ -58,7 +58,7 @@ ENTRY(cuModuleLoadDataEx)(void** handle, const void* image, unsigned, int*, void
     return cuModuleLoadData(handle, image);
 }
 ENTRY(cuModuleLoad)(void** handle, const char* path) {
-    ENTER();
+    ENTER_CONTEXT();
     std::unique_ptr<Module> module;
     if (int error = load_twin_file(path, module)) return error;
     return add(std::move(module), handle);
@@ -71,7 +71,7 @@ ENTRY(cuModuleUnload)(void* handle) {
     return SUCCESS;
 }
 ENTRY(cuModuleGetFunction)(void** handle, void* module_handle, const char* name) {
-    ENTER();
+    ENTER_CONTEXT();
     OBJECT(module, find_module, module_handle);
     for (auto& f : module->functions) {
         if (std::string(name) != f->kernel->name) continue;
@@ -82,33 +82,35 @@ ENTRY(cuModuleGetFunction)(void** handle, void* module_handle, const char* name)
 }
 
 // CUfunction_attribute's numbers.
-enum { MAX_THREADS_PER_BLOCK = 0, PTX_VERSION = 5, BINARY_VERSION = 6, MAX_DYNAMIC_SHARED = 8 };
+enum { MAX_THREADS_PER_BLOCK = 0, STATIC_SHARED = 1, PTX_VERSION = 5, BINARY_VERSION = 6, MAX_DYNAMIC_SHARED = 8 };
 
 ENTRY(cuFuncGetAttribute)(int* value, int attribute, void* function) {
-    ENTER();
+    ENTER_CONTEXT();
     OBJECT(f, find_function, function);
     switch (attribute) {
         case MAX_THREADS_PER_BLOCK: *value = f->max_threads; break;
+        case STATIC_SHARED: *value = f->static_shared; break;
         case PTX_VERSION: case BINARY_VERSION: *value = config.cc; break;
         case MAX_DYNAMIC_SHARED: *value = f->dynamic_limit; break;
-        default: *value = 0;  // registers, local and static shared memory are the compiler's, which wasn't nvcc
+        default: *value = 0;  // registers and local memory are the compiler's, which wasn't nvcc
     }
     return SUCCESS;
 }
 ENTRY(cuFuncSetAttribute)(void* function, int attribute, int value) {
-    ENTER();
+    ENTER_CONTEXT();
     OBJECT(f, find_function, function);
     if (attribute != MAX_DYNAMIC_SHARED) return SUCCESS;
-    if (value < 0 || value > capability().shared_optin) {
-        return fail(INVALID_VALUE, "kernel %s: %d bytes of dynamic shared memory, a block of compute capability %u.%u can "
-                    "have %d", f->kernel->name, value, config.cc / 10, config.cc % 10, capability().shared_optin);
+    if (value < 0 || value > capability().shared_optin - f->static_shared) {
+        return fail(INVALID_VALUE, "kernel %s: %d bytes of dynamic and %d of static shared memory, a block of compute "
+                    "capability %u.%u can have %d", f->kernel->name, value, f->static_shared, config.cc / 10,
+                    config.cc % 10, capability().shared_optin);
     }
     f->dynamic_limit = value;
     return SUCCESS;
 }
 ENTRY(cuFuncSetCacheConfig)(void*, int) { return SUCCESS; }
 ENTRY(cuOccupancyMaxActiveBlocksPerMultiprocessor)(int* blocks, void* function, int threads, size_t dynamic_shared) {
-    ENTER();
+    ENTER_CONTEXT();
     OBJECT(f, find_function, function);
     *blocks = occupancy(*f, threads, dynamic_shared);
     return SUCCESS;
@@ -120,7 +122,7 @@ ENTRY(cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags)(int* blocks, void* f
 
 ENTRY(cuLaunchKernel)(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                       unsigned dynamic_shared, void* stream, void** params, void** extra) {
-    ENTER();
+    ENTER_CONTEXT();
     return launch(function, {{gx, gy, gz}, {bx, by, bz}, dynamic_shared}, stream, params, extra);
 }
 
@@ -132,7 +134,7 @@ struct LaunchConfig {
     unsigned nattributes;
 };
 ENTRY(cuLaunchKernelEx)(const LaunchConfig* c, void* function, void** params, void** extra) {
-    ENTER();
+    ENTER_CONTEXT();
     if (c->nattributes) return fail(NOT_SUPPORTED, "launch attributes (clusters and the like) aren't emulated");
     return launch(function, {{c->gx, c->gy, c->gz}, {c->bx, c->by, c->bz}, c->dynamic_shared}, c->stream, params, extra);
 }

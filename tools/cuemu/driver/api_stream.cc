@@ -19,38 +19,38 @@ constexpr unsigned NON_BLOCKING = 1, DISABLE_TIMING = 2;
 using namespace cuemu;
 
 ENTRY(cuStreamCreate)(void** handle, unsigned flags) {
-    ENTER();
+    ENTER_CONTEXT();
     *handle = create_stream(!(flags & NON_BLOCKING));
     return SUCCESS;
 }
 ENTRY(cuStreamCreateWithPriority)(void** handle, unsigned flags, int) { return cuStreamCreate(handle, flags); }
 ENTRY(cuStreamDestroy_v2)(void* handle) {
     std::lock_guard<std::recursive_mutex> lock(api_mutex());
-    OBJECT(stream, find_stream, handle);
+    STREAM(stream, handle);
     destroy_stream(handle);
     return sticky_error();
 }
 ENTRY(cuStreamSynchronize)(void* handle) {
     ENTER();
-    OBJECT(stream, find_stream, handle);
+    STREAM(stream, handle);
     return synchronize(stream);
 }
 ENTRY(cuStreamQuery)(void* handle) {
     ENTER();
-    OBJECT(stream, find_stream, handle);
+    STREAM(stream, handle);
     make_progress();
     if (sticky_error()) return sticky_error();
     return stream->queue.empty() ? SUCCESS : NOT_READY;
 }
 ENTRY(cuStreamWaitEvent)(void* stream_handle, void* event_handle, unsigned) {
     ENTER();
-    OBJECT(stream, find_stream, stream_handle);
+    STREAM(stream, stream_handle);
     OBJECT(event, find_event, event_handle);
     return wait_event(stream, event);
 }
 ENTRY(cuLaunchHostFunc)(void* handle, void (*function)(void*), void* data) {
     ENTER();
-    OBJECT(stream, find_stream, handle);
+    STREAM(stream, handle);
     return enqueue(stream, [=] {
         function(data);
         return take_report_code();
@@ -58,7 +58,7 @@ ENTRY(cuLaunchHostFunc)(void* handle, void (*function)(void*), void* data) {
 }
 
 ENTRY(cuEventCreate)(void** handle, unsigned flags) {
-    ENTER();
+    ENTER_CONTEXT();
     *handle = create_event(!(flags & DISABLE_TIMING));
     return SUCCESS;
 }
@@ -71,7 +71,7 @@ ENTRY(cuEventDestroy_v2)(void* handle) {
 ENTRY(cuEventRecord)(void* event_handle, void* stream_handle) {
     ENTER();
     OBJECT(event, find_event, event_handle);
-    OBJECT(stream, find_stream, stream_handle);
+    STREAM(stream, stream_handle);
     return record_event(event, stream);
 }
 ENTRY(cuEventQuery)(void* handle) {
@@ -103,12 +103,12 @@ ENTRY(cuEventElapsedTime)(float* milliseconds, void* from, void* to) {
 
 ENTRY(cuStreamBeginCapture_v2)(void* handle, int) {
     ENTER();
-    OBJECT(stream, find_stream, handle);
+    STREAM(stream, handle);
     return begin_capture(stream);
 }
 ENTRY(cuStreamEndCapture)(void* handle, void** made) {
     ENTER();
-    OBJECT(stream, find_stream, handle);
+    STREAM(stream, handle);
     std::shared_ptr<Graph> graph;
     if (int error = end_capture(stream, graph)) return error;
     graphs[graph.get()] = graph;
@@ -117,7 +117,7 @@ ENTRY(cuStreamEndCapture)(void* handle, void** made) {
 }
 ENTRY(cuStreamIsCapturing)(void* handle, int* status) {
     ENTER();
-    OBJECT(stream, find_stream, handle);
+    STREAM(stream, handle);
     *status = stream->capture ? 1 : 0;
     return SUCCESS;
 }
@@ -132,7 +132,7 @@ ENTRY(cuGraphInstantiateWithFlags)(void** made, void* handle, unsigned long long
 ENTRY(cuGraphLaunch)(void* handle, void* stream_handle) {
     ENTER();
     OBJECT(graph, find_graph, handle);
-    OBJECT(stream, find_stream, stream_handle);
+    STREAM(stream, stream_handle);
     for (const Work& work : graph->work) {
         if (int error = enqueue(stream, work)) return error;
     }

@@ -17,6 +17,7 @@ Config config = defaults();
 // CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; the multiprocessors and caches are those
 // of RTX 2080 Ti (which no kernel serves), A100, RTX 3090, RTX 4090 and H100.
 static const Capability CAPABILITIES[] = {
+    {75, 64 << 10, 64 << 10, 1024, 16, 68, 5632 << 10},
     {80, 163 << 10, 164 << 10, 2048, 32, 108, 40 << 20},
     {86, 99 << 10, 100 << 10, 1536, 16, 82, 6 << 20},
     {89, 99 << 10, 100 << 10, 1536, 24, 128, 72 << 20},

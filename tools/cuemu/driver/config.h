@@ -27,6 +27,8 @@ struct Capability {
     uint32_t cc;
     int shared_optin, shared_multiprocessor;  // bytes
     int threads_multiprocessor, blocks_multiprocessor, multiprocessors, l2_bytes;
+    /// Bytes of shared memory that each block costs beside its own: what the largest block leaves.
+    int shared_reserved() const { return shared_multiprocessor - shared_optin; }
 };
 
 extern Config config;

@@ -48,17 +48,18 @@ int check_shape(const Function& f, const Shape& s) {
                     f.max_threads);
     }
     if (s.dynamic_shared > uint32_t(f.dynamic_limit)) {
-        return fail(INVALID_VALUE, "kernel %s: %u bytes of dynamic shared memory, allowed are %d "
-                    "(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)", name, s.dynamic_shared, f.dynamic_limit);
+        return fail(INVALID_VALUE, "kernel %s: %u bytes of dynamic shared memory, allowed are %d beside %d static "
+                    "ones (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)", name, s.dynamic_shared, f.dynamic_limit,
+                    f.static_shared);
     }
     return SUCCESS;
 }
 
 int occupancy(const Function& f, int threads, size_t dynamic_shared) {
-    constexpr int RESERVED = 1 << 10;  // bytes of shared memory that each block costs beside its own
     const Capability& c = capability();
     if (threads < 1 || threads > f.max_threads || int(dynamic_shared) > f.dynamic_limit) return 0;
-    const int by_shared = c.shared_multiprocessor / (int(dynamic_shared) + RESERVED);
+    const int shared = f.static_shared + int(dynamic_shared) + c.shared_reserved();
+    const int by_shared = shared ? c.shared_multiprocessor / shared : c.blocks_multiprocessor;
     const int by_threads = c.threads_multiprocessor / ((threads + 31) / 32 * 32);
     return std::min({by_shared, by_threads, c.blocks_multiprocessor});
 }

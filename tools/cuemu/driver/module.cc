@@ -2,9 +2,8 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -17,7 +16,7 @@
 namespace cuemu {
 
 namespace {
-constexpr int DEFAULT_SHARED = 48 << 10;  // dynamic bytes that need no cuFuncSetAttribute
+constexpr int DEFAULT_SHARED = 48 << 10;  // bytes of a block, static and dynamic, that need no cuFuncSetAttribute
 
 /// One `kernel` line of a manifest.
 struct Declared {
@@ -120,6 +119,11 @@ const KernelEntry* find(const ModuleTable* table, const std::string& name) {
     }
     return nullptr;
 }
+
+std::unique_ptr<Function> make_function(const KernelEntry* kernel, const ModuleTable* twin, int max_threads) {
+    const int fixed = static_shared_size(twin);
+    return std::make_unique<Function>(Function{kernel, twin, max_threads, fixed, std::max(0, DEFAULT_SHARED - fixed)});
+}
 }  // namespace
 
 int load_image(const void* image, std::unique_ptr<Module>& module) {
@@ -142,7 +146,7 @@ int load_image(const void* image, std::unique_ptr<Module>& module) {
             return invalid("kernel " + d.name + ": the manifest declares parameters of sizes " + declared + ", " + path +
                            " has " + compiled);
         }
-        made->functions.push_back(std::make_unique<Function>(Function{k, twin, d.max_threads, DEFAULT_SHARED}));
+        made->functions.push_back(make_function(k, twin, d.max_threads));
     }
     module = std::move(made);
     return SUCCESS;
@@ -154,7 +158,7 @@ int load_twin_file(const char* path, std::unique_ptr<Module>& module) {
     module = std::make_unique<Module>();
     module->stem = twin->stem;
     for (uint32_t i = 0; i < twin->nkernels; i++) {
-        module->functions.push_back(std::make_unique<Function>(Function{&twin->kernels[i], twin, 1024, DEFAULT_SHARED}));
+        module->functions.push_back(make_function(&twin->kernels[i], twin, 1024));
     }
     return SUCCESS;
 }

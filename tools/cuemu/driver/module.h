@@ -11,8 +11,9 @@ namespace cuemu {
 struct Function {
     const KernelEntry* kernel;
     const ModuleTable* twin;
-    int max_threads;          // launch bounds
-    int dynamic_limit;        // bytes that a launch may ask for; cuFuncSetAttribute raises it
+    int max_threads;    // launch bounds
+    int static_shared;  // bytes: the whole module's, for which kernel uses which of it is the compiler's secret
+    int dynamic_limit;  // bytes that a launch may ask for; cuFuncSetAttribute raises it
 };
 
 struct Module {

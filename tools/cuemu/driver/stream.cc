@@ -98,6 +98,8 @@ int push(const StreamPtr& stream, Operation operation) {
 }
 }  // namespace
 
+bool is_default_stream(void* handle) { return reinterpret_cast<uintptr_t>(handle) <= 2; }
+
 StreamPtr find_stream(void* handle) {
     const auto value = reinterpret_cast<uintptr_t>(handle);
     if (value <= 1) return default_stream;

@@ -40,6 +40,7 @@ using EventPtr = std::shared_ptr<Event>;
 
 /// The stream of a handle (null and 1: the default stream; 2: the per-thread one); null: there is none.
 StreamPtr find_stream(void* handle);
+bool is_default_stream(void* handle);
 void* create_stream(bool blocking);
 void destroy_stream(void* handle);
 

@@ -64,6 +64,8 @@ const char* base_name(const char* path);
 
 /// Where in the process's copy of a module's static shared memory this thread's lies.
 void locate_static_shared(const ModuleTable* module, Worker* worker);
+/// Bytes of all static __shared__ variables of a module.
+size_t static_shared_size(const ModuleTable* module);
 
 // Ready queue of a block.
 void push_back(Block* block, uint32_t fiber);

@@ -46,6 +46,7 @@ namespace {
 struct Segment {
     ptrdiff_t anchor;  // from the segment's start to the anchor
     size_t size;
+    size_t variables;  // bytes without the anchor
 };
 struct Search {
     uintptr_t anchor;
@@ -53,16 +54,16 @@ struct Search {
 };
 }  // namespace
 
-void locate_static_shared(const ModuleTable* module, Worker* worker) {
+/// The segment of a module, whose anchor on this thread is given.
+static Segment segment_of(const ModuleTable* module, const char* anchor) {
     // A twin has no thread-local variables but its static __shared__ ones and the anchor: its whole thread-local
     // segment is static shared memory. The segment's shape is the module's, its address each thread's.
     static std::mutex mutex;
     static std::map<const ModuleTable*, Segment> segments;
-    char* anchor = module->static_shared();  // makes the dynamic linker give this thread its copy
     std::lock_guard<std::mutex> lock(mutex);
     auto it = segments.find(module);
     if (it == segments.end()) {
-        Search search{uintptr_t(anchor), {0, 0}};
+        Search search{uintptr_t(anchor), {0, 0, 0}};
         dl_iterate_phdr(
             [](dl_phdr_info* info, size_t, void* data) {
                 auto* s = static_cast<Search*>(data);
@@ -70,7 +71,8 @@ void locate_static_shared(const ModuleTable* module, Worker* worker) {
                 for (int i = 0; start && i < info->dlpi_phnum; i++) {
                     const auto& header = info->dlpi_phdr[i];
                     if (header.p_type != PT_TLS || s->anchor - start >= header.p_memsz) continue;
-                    s->found = {ptrdiff_t(s->anchor - start), header.p_memsz};
+                    // The anchor alone is initialised data: it takes the first bytes, up to the variables' alignment.
+                    s->found = {ptrdiff_t(s->anchor - start), header.p_memsz, header.p_memsz - header.p_align};
                     return 1;
                 }
                 return 0;
@@ -78,8 +80,16 @@ void locate_static_shared(const ModuleTable* module, Worker* worker) {
             &search);
         it = segments.emplace(module, search.found).first;
     }
-    worker->static_shared = anchor - it->second.anchor;
-    worker->static_shared_size = it->second.size;
+    return it->second;
 }
+
+void locate_static_shared(const ModuleTable* module, Worker* worker) {
+    char* anchor = module->static_shared();  // makes the dynamic linker give this thread its copy
+    const Segment segment = segment_of(module, anchor);
+    worker->static_shared = anchor - segment.anchor;
+    worker->static_shared_size = segment.size;
+}
+
+size_t static_shared_size(const ModuleTable* module) { return segment_of(module, module->static_shared()).variables; }
 
 }  // namespace cuemu

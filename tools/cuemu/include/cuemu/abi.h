@@ -62,10 +62,11 @@ struct Signature<F> {
 #endif
 
 /// Written once at the end of a twin's source (tools/cuemu/cuemu.rs generates it):
-/// `CUEMU_MODULE("stem", CUEMU_KERNEL(a), CUEMU_KERNEL(b))`.
+/// `CUEMU_MODULE("stem", CUEMU_KERNEL(a), CUEMU_KERNEL(b))`. The anchor has a value, so that the linker puts it before all
+/// __shared__ variables, which have none.
 #define CUEMU_KERNEL(name) cuemu::Signature<&name>::entry(#name)
 #define CUEMU_MODULE(stem, ...)                                                                          \
-    static thread_local char cuemu_static_shared_anchor;                                                 \
+    static thread_local char cuemu_static_shared_anchor = 1;                                             \
     static const cuemu::KernelEntry cuemu_kernels[] = {__VA_ARGS__};                                      \
     extern "C" {                                                                                         \
     extern const cuemu::ModuleTable cuemu_module __attribute__((visibility("default")));                 \
