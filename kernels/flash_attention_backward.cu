@@ -329,7 +329,7 @@ attention_d128_backward_keys_bf16(const bf16* q, const bf16* k, const bf16* v, c
 }
 
 // 16 packed rows. Shared memory: 2 tiles [KEYS, pitch], q and dout [16, dim], weights [16, KEYS].
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 attention_backward_queries_f32(const float* q, const float* k, const float* v, const float* o, const float* dout, const float* lse,
                                float* delta, float* dq, const int32_t* segments, const int32_t* tiles, int32_t rows, int32_t heads,
                                int32_t key_heads, int32_t dim, int32_t causal, float scale) {
@@ -389,7 +389,7 @@ attention_backward_queries_f32(const float* q, const float* k, const float* v, c
 
 // 16 keys; a step brings 64 query rows. Shared memory: 2 tiles [KEYS, pitch], k and v [16, dim], P and dS [16, KEYS], and three
 // numbers of each query row.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 attention_backward_keys_f32(const float* q, const float* k, const float* v, const float* dout, const float* lse, const float* delta,
                             float* dk, float* dv, const int32_t* segments, const int32_t* tiles, const int32_t* viewers, int32_t rows,
                             int32_t heads, int32_t key_heads, int32_t dim, int32_t causal, float scale) {

@@ -10,6 +10,7 @@ use othink::ops::attention::paged::{DecodeBatch, PAGE, PagedKv, Pages, Sequence,
 use othink::ops::attention::{Attention, Heads, Segment};
 use othink::tensor::{DType, Tensor};
 use std::ops::Range;
+use std::slice;
 
 const DTYPES: [DType; 2] = [DType::F32, DType::Bf16];
 
@@ -203,12 +204,13 @@ fn rows_alone() -> Result<()> {
                 }
                 let op = Attention { heads, segments: segments.into(), causal: true };
                 let alone = run(gpu, &op, alone.each_ref(), dtype)?;
+                let behind = prompt.len()..prompt.len() + n;
                 for (part, name) in ["o", "dq"].iter().enumerate() {
                     let what = format!("{name} of rows {own:?}, {heads:?}");
                     assert_same(
                         &what,
-                        &rows(&alone[part], &[prompt.len()..prompt.len() + n]),
-                        &rows(&batch[part], &[own.clone()]),
+                        &rows(&alone[part], slice::from_ref(&behind)),
+                        &rows(&batch[part], slice::from_ref(&own)),
                     );
                 }
             }
@@ -228,7 +230,7 @@ fn take(free: &mut Vec<usize>, len: usize) -> Pages {
 
 fn fill(kv: &mut PagedKv, gpu: &Gpu, [k, v]: [&Tensor; 2], range: Range<usize>, pages: &Pages) -> Result<()> {
     let slots = (0..range.len()).map(|i| pages.slot(i)).collect::<Result<Vec<_>>>()?;
-    let [k, v] = [k, v].map(|x| on_gpu(&rows(x, &[range.clone()]), k.dtype(), gpu));
+    let [k, v] = [k, v].map(|x| on_gpu(&rows(x, slice::from_ref(&range)), k.dtype(), gpu));
     kv.store(&k, &v, &Slots::new(gpu, &slots)?)
 }
 
