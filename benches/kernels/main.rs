@@ -7,6 +7,7 @@
 //! takes at the rates of a large matrix product and a large copy, measured at the start of the same run. Lines that begin with
 //! `BENCH` say all of it; criterion's own statistics stand beside them.
 
+mod attention;
 mod meter;
 mod ops;
 mod optimiser;
@@ -22,6 +23,8 @@ fn main() {
     ops::patch_embed(&meter, &mut criterion);
     ops::norms(&meter, &mut criterion);
     ops::rope(&meter, &mut criterion);
+    attention::packed(&meter, &mut criterion);
+    attention::decode(&meter, &mut criterion);
     ops::activations(&meter, &mut criterion);
     ops::embedding(&meter, &mut criterion);
     ops::elementwise(&meter, &mut criterion);

@@ -42,10 +42,6 @@ pub fn run(options: &DoctorConfig) -> Result<()> {
             Err(error)
         }
     };
-    match cuda::cublaslt::probe() {
-        Ok(library) => line("cuBLASLt", &library.to_string()),
-        Err(error) => line("cuBLASLt", &error.to_string()),
-    }
     super::print(&escape_control(&text))?;
     if options.device == "cuda" { first } else { Ok(()) }
 }
@@ -93,6 +89,9 @@ fn self_test(gpu: &Gpu) -> Result<String> {
     }
     Ok(match gpu.gemm_library()? {
         Some(library) => format!("products by {library}"),
-        None => "products by our own kernels (no cuBLASLt was found, or OTHINK_GEMM=own)".to_owned(),
+        None => match cuda::cublaslt::probe() {
+            Ok(library) => format!("products by our own kernels (OTHINK_GEMM), beside {library}"),
+            Err(error) => format!("products by our own kernels: {error}"),
+        },
     })
 }

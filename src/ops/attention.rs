@@ -13,13 +13,22 @@
 //! Order: scores and outputs are the chains of `gemm` over D and over the keys, prefix first; the softmax sum
 //! runs over the keys in the order of `ops::sum`. Rows of a block see zeros behind their last key, which change
 //! no sum. So prefill, decode from a cache ([`decode`]) and training give the same bits.
+//!
+//! On a GPU: `kernels/flash_attention.cu`. Keys come in tiles of 64, prefix first, each range cut from its own start; a row's
+//! sums run over its tiles in that order with online softmax (Milakov and Gimelshein 2018), in f32. In bf16 the products
+//! run on tensor cores, and P and dS are rounded to bf16 for theirs.
+
+#[allow(unsafe_code)]
+mod cuda;
+pub mod paged;
+mod plan;
 
 use super::gemm::{Into, View, gemm};
-use super::{dot, max, sum, tasks};
+use super::{Cost, dot, max, sum, tasks};
 use crate::autograd::Op;
 use crate::dispatch;
 use crate::error::{Error, Result};
-use crate::tensor::{Real, Tensor};
+use crate::tensor::{DType, Real, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -216,8 +225,44 @@ impl Attention {
         Ok(rows)
     }
 
-    /// Multiply-adds of the forward pass.
-    fn cost(&self) -> usize {
+    /// The keys of its own segment that row `i` of a segment sees.
+    fn visible_own(&self, segment: &Segment, i: usize) -> usize {
+        if self.causal { i + 1 } else { segment.rows.len() }
+    }
+
+    /// Pairs of a row and a key it sees.
+    fn pairs(&self) -> usize {
+        let of = |s: &Segment| {
+            let n = s.rows.len();
+            n * s.prefix_rows().len() + if self.causal { n * (n + 1) / 2 } else { n * n }
+        };
+        self.segments.iter().map(of).sum()
+    }
+
+    /// Cost of the pass with `products` products of size D for each visible pair, that reads or writes `q_like` tensors
+    /// of q's shape and `k_like` of k's.
+    fn cost(&self, products: usize, [q_like, k_like]: [usize; 2], dtype: DType) -> Cost {
+        let Heads { query, key, dim } = self.heads;
+        let rows: usize = self.segments.iter().map(|s| s.rows.len()).sum();
+        let elements = rows * dim * (q_like * query + k_like * key);
+        Cost {
+            flops: (2 * products * self.pairs() * query * dim) as u64,
+            bytes: (elements * dtype.size() + rows * query * size_of::<f32>()) as u64,
+        }
+    }
+
+    /// Cost of the forward pass: two products of the visible pairs.
+    pub fn forward_cost(&self, dtype: DType) -> Cost {
+        self.cost(2, [2, 2], dtype)
+    }
+
+    /// Cost of the backward pass: five products of the visible pairs, S being computed again.
+    pub fn backward_cost(&self, dtype: DType) -> Cost {
+        self.cost(5, [4, 4], dtype)
+    }
+
+    /// Multiply-adds of the forward pass on the CPU, which computes hidden pairs too.
+    fn work(&self) -> usize {
         let pairs: usize =
             self.segments.iter().map(|s| s.rows.len() * (s.prefix_rows().len() + s.rows.len())).sum();
         2 * pairs * self.heads.query * self.heads.dim
@@ -244,7 +289,8 @@ fn scatter<R: Real>(part: &[R], d: usize, out: &mut [R], stride: usize, row: usi
     }
 }
 
-/// What the backward pass needs: q, k, v, o and the log-normalisers `[T, H]` in f64 or f32 as computed.
+/// What the backward pass needs: q, k, v, o and the log-normalisers, `[T, H]` in f64 or f32 as computed on the CPU, `[H, T]` to
+/// base 2 on a GPU.
 pub struct Saved {
     q: Tensor,
     k: Tensor,
@@ -259,12 +305,16 @@ impl Op<3> for Attention {
 
     fn forward(&self, [q, k, v]: [&Tensor; 3]) -> Result<(Tensor, Saved)> {
         let rows = self.check(q, k, v)?;
+        if let Some(gpu) = q.gpu() {
+            let (o, lse) = cuda::forward(gpu, self, [q, k, v])?;
+            return Ok((o.clone(), Saved { q: q.clone(), k: k.clone(), v: v.clone(), o, lse }));
+        }
         let heads = self.heads;
         dispatch!(q.dtype(), R => {
             let (qs, ks, vs) = (q.real::<R>(), k.real::<R>(), v.real::<R>());
             let work: Vec<(usize, usize)> =
                 (0..self.segments.len()).flat_map(|s| (0..heads.query).map(move |h| (s, h))).collect();
-            let parts: Vec<(Vec<R>, Vec<R>)> = tasks(work.len(), self.cost(), |i| {
+            let parts: Vec<(Vec<R>, Vec<R>)> = tasks(work.len(), self.work(), |i| {
                 let (s, head) = work[i];
                 let segment = &self.segments[s];
                 Task { q: &qs, k: &ks, v: &vs, heads, segment, head, causal: self.causal }.forward()
@@ -284,6 +334,9 @@ impl Op<3> for Attention {
     }
 
     fn backward(&self, saved: Saved, dy: &Tensor, _: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+        if let Some(gpu) = saved.q.gpu() {
+            return Ok(cuda::backward(gpu, self, &saved, dy)?.map(Some));
+        }
         let Saved { q, k, v, o, lse } = saved;
         let heads = self.heads;
         let d = heads.dim;
@@ -294,7 +347,7 @@ impl Op<3> for Attention {
             let work: Vec<(usize, usize)> =
                 (0..clusters.len()).flat_map(|c| (0..heads.key).map(move |h| (c, h))).collect();
             type Part<R> = (Vec<(usize, usize, Vec<R>)>, Vec<R>, Vec<R>);
-            let parts: Vec<Part<R>> = tasks(work.len(), 2 * self.cost(), |i| {
+            let parts: Vec<Part<R>> = tasks(work.len(), 2 * self.work(), |i| {
                 let (c, key) = work[i];
                     let segments = &self.segments[clusters[c].clone()];
                     let base = segments[0].rows.start;
@@ -531,6 +584,18 @@ mod tests {
             assert_eq!(o, want, "step {step}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn cost_counts_visible_pairs() {
+        // Pairs of heads: causal 15 + 3 * 5 + 6, full 25 + 3 * 5 + 9; 4 query heads of 6 elements.
+        for (causal, pairs) in [(true, 36), (false, 49)] {
+            let op = Attention { heads: HEADS, segments: group(5, &[3]), causal };
+            let forward = Cost { flops: 4 * pairs * 24, bytes: 8 * (2 * 24 + 2 * 12) * 2 + 8 * 4 * 4 };
+            assert_eq!(op.forward_cost(DType::Bf16), forward);
+            let backward = Cost { flops: 10 * pairs * 24, bytes: 8 * (4 * 24 + 4 * 12) * 4 + 8 * 4 * 4 };
+            assert_eq!(op.backward_cost(DType::F32), backward);
+        }
     }
 
     #[test]

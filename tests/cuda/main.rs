@@ -10,6 +10,7 @@ mod reruns;
 
 mod activation;
 mod adamw;
+mod attention;
 #[allow(unsafe_code)]
 mod conformance;
 mod doctor;
