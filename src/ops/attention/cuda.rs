@@ -253,7 +253,7 @@ fn forward_of<T: DeviceReal>(
 ) -> Result<(Tensor, Tensor)> {
     let rows = q.matrix().0;
     let sizes = Sizes::of(op, rows)?;
-    let [q_at, k_at, v_at] = op.operands([q, k, v], rows)?;
+    let [q_at, k_at, v_at] = op.operands(gpu, [q, k, v], rows)?;
     let mut lse = launch::alloc::<f32>(gpu, op.heads.query * rows)?;
     let o = launch::fill(gpu, q.shape(), |o| {
         let list = Queries::of(gpu, op, kernels.height)?;
@@ -303,9 +303,10 @@ fn backward_of<T: DeviceReal>(
 ) -> Result<[Tensor; 3]> {
     let t = q.matrix().0;
     let Sizes { rows, heads, key_heads, dim, causal, scale } = Sizes::of(op, t)?;
-    let [q_at, k_at, v_at] = op.operands([q, k, v], t)?;
-    let [o_at, dy_at] = [o, dy].map(|x| operand::<T>("attention", x, q.len()).map(Buffer::ptr));
-    let (o_at, dy_at, lse) = (o_at?, dy_at?, operand::<f32>("attention", lse, t * op.heads.query)?.ptr());
+    let [q_at, k_at, v_at] = op.operands(gpu, [q, k, v], t)?;
+    let [o_at, dy_at] = [o, dy].map(|x| operand::<T>(gpu, "attention", x, q.len()).map(Buffer::ptr));
+    let (o_at, dy_at, lse) =
+        (o_at?, dy_at?, operand::<f32>(gpu, "attention", lse, t * op.heads.query)?.ptr());
     if t == 0 {
         return Ok([q, k, v].map(Tensor::clone));
     }
@@ -413,7 +414,7 @@ fn decode_of<T: DeviceReal>(
     kernels: &Kernels<T>,
 ) -> Result<Tensor> {
     let batch = q.matrix().0;
-    let from = operand::<T>("attention", q, batch * heads.query * heads.dim)?.ptr();
+    let from = operand::<T>(gpu, "attention", q, batch * heads.query * heads.dim)?.ptr();
     let (k, v) = (k.buffer::<T>()?.ptr(), v.buffer::<T>()?.ptr());
     let [query, key, dim] = [heads.query, heads.key, heads.dim].map(|n| dimension("attention", n));
     let (query, key, dim) = (query?, key?, dim?);
@@ -449,7 +450,7 @@ fn store_of<T: DeviceReal>(
     store: Store<T>,
 ) -> Result<()> {
     let (rows, width) = k.matrix();
-    let (k, v) = (k.buffer::<T>()?.ptr(), operand::<T>("attention", v, rows * width)?.ptr());
+    let (k, v) = (k.buffer::<T>()?.ptr(), operand::<T>(gpu, "attention", v, rows * width)?.ptr());
     let (k_cache, v_cache) = (k_cache.buffer_mut::<T>()?.ptr_mut(), v_cache.buffer_mut::<T>()?.ptr_mut());
     let grid = Grid::new(rows, THREADS)?;
     // SAFETY: k, v and the cache have rows of `width` elements; the slots, one for each row of k, are different rows of the cache.
@@ -465,12 +466,17 @@ impl Heads {
 
 impl Attention {
     /// The addresses of a tensor of queries and of two of keys.
-    fn operands<T: DeviceReal>(&self, [q, k, v]: [&Tensor; 3], rows: usize) -> Result<[Const<T>; 3]> {
+    fn operands<T: DeviceReal>(
+        &self,
+        gpu: &Gpu,
+        [q, k, v]: [&Tensor; 3],
+        rows: usize,
+    ) -> Result<[Const<T>; 3]> {
         let Heads { query, key, dim } = self.heads;
         Ok([
-            operand::<T>("attention", q, rows * query * dim)?.ptr(),
-            operand::<T>("attention", k, rows * key * dim)?.ptr(),
-            operand::<T>("attention", v, rows * key * dim)?.ptr(),
+            operand::<T>(gpu, "attention", q, rows * query * dim)?.ptr(),
+            operand::<T>(gpu, "attention", k, rows * key * dim)?.ptr(),
+            operand::<T>(gpu, "attention", v, rows * key * dim)?.ptr(),
         ])
     }
 }
