@@ -5,9 +5,9 @@
 //! ```no_run
 //! # use othink::cuda::{kernels::elementwise::accumulate_bf16, Gpu, Grid, Purpose};
 //! # let gpu = Gpu::open(0)?;
-//! let (mut a, b) = (gpu.zeros::<half::bf16>(8, Purpose::Workspace)?, gpu.zeros::<half::bf16>(8, Purpose::Workspace)?);
+//! let (mut sum, x) = (gpu.zeros::<f32>(8, Purpose::Gradients)?, gpu.zeros::<half::bf16>(8, Purpose::Gradients)?);
 //! // SAFETY: both buffers hold 8 elements.
-//! unsafe { accumulate_bf16(&gpu, Grid::new(1, 256)?, a.ptr_mut(), b.ptr(), 8)? };
+//! unsafe { accumulate_bf16(&gpu, Grid::new(1, 256)?, sum.ptr_mut(), x.ptr(), 8)? };
 //! # Ok::<(), othink::error::Error>(())
 //! ```
 //!
@@ -16,9 +16,9 @@
 //! ```compile_fail,E0308
 //! # use othink::cuda::{kernels::elementwise::accumulate_bf16, Gpu, Grid, Purpose};
 //! # let gpu = Gpu::open(0)?;
-//! let (mut a, b) = (gpu.zeros::<half::bf16>(8, Purpose::Workspace)?, gpu.zeros::<f32>(8, Purpose::Workspace)?);
+//! let (mut sum, x) = (gpu.zeros::<f32>(8, Purpose::Gradients)?, gpu.zeros::<f32>(8, Purpose::Gradients)?);
 //! // SAFETY: both buffers hold 8 elements.
-//! unsafe { accumulate_bf16(&gpu, Grid::new(1, 256)?, a.ptr_mut(), b.ptr(), 8)? };
+//! unsafe { accumulate_bf16(&gpu, Grid::new(1, 256)?, sum.ptr_mut(), x.ptr(), 8)? };
 //! # Ok::<(), othink::error::Error>(())
 //! ```
 
