@@ -52,7 +52,7 @@ struct Inner {
 impl Gpu {
     /// Opens the GPU with this number, 0 being the first that `CUDA_VISIBLE_DEVICES` leaves visible.
     ///
-    /// `OTHINK_TRACE=FILE` logs every launch, copy and allocation of the process to a file.
+    /// `OTHINK_TRACE=FILE` logs every launch, product of cuBLASLt, copy and allocation of the process to a file.
     ///
     /// # Errors
     /// [`Error::Device`] when there is no driver, no such GPU, a driver older than the images, or a GPU that they do not serve.
