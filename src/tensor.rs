@@ -11,7 +11,7 @@ pub mod device;
 pub mod dtype;
 pub mod storage;
 
-pub use device::Device;
+pub use device::{Device, Placement};
 pub use dtype::{DType, Real};
 
 use crate::error::{Error, Result};

@@ -34,8 +34,8 @@ const REPORTED_GROUPS: usize = 3;
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
 pub fn train(options: &GrpoConfig) -> Result<()> {
-    super::prepare(&options.hardware)?;
-    training::require_f32(&options.hardware)?;
+    let placement = super::prepare(&options.hardware)?;
+    training::check(&placement)?;
     let start = Instant::now();
     let rewards = rewards(options)?;
     check_metric(options, &rewards)?;

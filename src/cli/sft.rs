@@ -22,8 +22,8 @@ use crate::train::stream::{Stream, total_steps};
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
 pub fn train(options: &SftConfig) -> Result<()> {
-    super::prepare(&options.hardware)?;
-    training::require_f32(&options.hardware)?;
+    let placement = super::prepare(&options.hardware)?;
+    training::check(&placement)?;
     let start = Instant::now();
     let dir = &options.checkpoint.output_dir;
     let (optimiser, quiet) = (&options.optimiser, options.logging.quiet.quiet);

@@ -285,8 +285,8 @@ impl GrpoTrainer {
         if let (KlEstimator::K1, Some(reference)) = (self.options.loss.kl_estimator, &reference) {
             let flat: Vec<&Completion> = completions.iter().flatten().collect();
             for (batch, scores) in batches.iter().zip(reference) {
-                let sampled: Vec<f32> =
-                    flat[batch.members.clone()].iter().flat_map(|c| c.logps.clone()).collect();
+                let members = flat[batch.members.clone()].iter();
+                let sampled = members.map(|c| c.logps.to_vec()).collect::<Result<Vec<_>>>()?.concat();
                 let penalty = k1_penalty(&batch.offsets, &sampled, &scores.logp_t, None)?;
                 for (reward, penalty) in penalised[batch.members.clone()].iter_mut().zip(penalty) {
                     *reward -= beta * penalty;
@@ -344,7 +344,7 @@ impl GrpoTrainer {
         let work = |i: usize, batch: &MicroBatch| {
             watch(0)?;
             let members = &completions[batch.members.clone()];
-            let sampled: Vec<f32> = members.iter().flat_map(|c| c.logps.iter().copied()).collect();
+            let sampled = members.iter().map(|c| c.logps.to_vec()).collect::<Result<Vec<_>>>()?.concat();
             let mask: Vec<bool> =
                 members.iter().flat_map(|c| std::iter::repeat_n(active(c), c.tokens.len())).collect();
             let (scores, pass) = forward(model, params, batch, options, reference)?;

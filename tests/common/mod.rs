@@ -16,7 +16,7 @@ use othink::reward::{Reward, RewardSet};
 use othink::rng::{Purpose, Stream};
 use othink::rollout::sampler::SamplingParams;
 use othink::rollout::{Completion, Decoding, Request};
-use othink::tensor::DType;
+use othink::tensor::{DType, Placement};
 use othink::train::grpo::{GrpoOptions, GrpoTrainer};
 use othink::train::policy::Policy;
 use othink::train::sft::{SftOptions, SftTrainer};
@@ -33,7 +33,8 @@ pub fn bundle(name: &str) -> PathBuf {
 
 /// A bundle's checkpoint.
 pub fn policy(name: &str, dtype: DType) -> Policy {
-    Policy::load(bundle(name).to_str().unwrap(), &ProcessorOptions::default(), dtype).unwrap()
+    let placement = Placement { dtype, ..Placement::HOST };
+    Policy::load(bundle(name).to_str().unwrap(), &ProcessorOptions::default(), &placement).unwrap()
 }
 
 /// The bundle's conversations, each ending with its completion as the assistant's message.
