@@ -12,7 +12,7 @@ use crate::autograd::{ParamId, Tape, Var};
 use crate::cuda::Purpose;
 use crate::error::Result;
 use crate::nn::{Names, Params, Scope};
-use crate::ops::attention::Segment;
+use crate::ops::attention::{Segment, Segments};
 use crate::ops::embedding::Embedding;
 use crate::packed::Packed;
 use crate::processor::Normalisation;
@@ -114,7 +114,10 @@ impl Qwen2Vl {
 }
 
 /// The packed input's segments as the attention op takes them.
-pub fn attention_segments(input: &Packed) -> Arc<[Segment]> {
+pub fn attention_segments(input: &Packed) -> Segments {
     let prefix = |s: usize| input.segments[s].rows.clone();
-    input.segments.iter().map(|s| Segment { rows: s.rows.clone(), prefix: s.prefix.map(prefix) }).collect()
+    let segments = input.segments.iter();
+    let segments: Vec<_> =
+        segments.map(|s| Segment { rows: s.rows.clone(), prefix: s.prefix.map(prefix) }).collect();
+    segments.into()
 }

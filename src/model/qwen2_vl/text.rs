@@ -6,7 +6,7 @@ use crate::autograd::{Tape, Var};
 use crate::error::Result;
 use crate::nn::{Linear, Names, Params, RmsNorm, Scope};
 use crate::ops::activation::SwiGlu;
-use crate::ops::attention::{Attention, Heads, Segment};
+use crate::ops::attention::{Attention, Heads, Segments};
 use crate::ops::elementwise::Add;
 use crate::ops::rope::{Rope, Table};
 use crate::tensor::Tensor;
@@ -63,11 +63,11 @@ impl Layer {
         tape.apply(Add, [&x, &self.down.forward(scope, &h)?])
     }
 
-    fn attend(&self, tape: &Tape, [q, k, v]: [&Var; 3], segments: &Arc<[Segment]>) -> Result<Var> {
+    fn attend(&self, tape: &Tape, [q, k, v]: [&Var; 3], segments: &Segments) -> Result<Var> {
         tape.apply(Attention { heads: self.heads, segments: segments.clone(), causal: true }, [q, k, v])
     }
 
-    fn forward(&self, scope: &Scope<'_>, x: &Var, table: &Table, segments: &Arc<[Segment]>) -> Result<Var> {
+    fn forward(&self, scope: &Scope<'_>, x: &Var, table: &Table, segments: &Segments) -> Result<Var> {
         let [q, k, v] = self.qkv(scope, x, table)?;
         self.finish(scope, x, &self.attend(scope.tape, [&q, &k, &v], segments)?)
     }
@@ -109,7 +109,7 @@ impl Text {
         scope: &Scope<'_>,
         mut x: Var,
         table: &Table,
-        segments: &Arc<[Segment]>,
+        segments: &Segments,
         recompute: bool,
     ) -> Result<Var> {
         for layer in &self.layers {

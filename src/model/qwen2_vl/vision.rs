@@ -5,7 +5,7 @@ use crate::autograd::{ParamId, Tape, Var};
 use crate::error::Result;
 use crate::nn::{LayerNorm, Linear, Names, Params, Scope};
 use crate::ops::activation::{Gelu, QuickGelu};
-use crate::ops::attention::{Attention, Heads, Segment};
+use crate::ops::attention::{Attention, Heads, Segment, Segments};
 use crate::ops::elementwise::{Add, Columns};
 use crate::ops::patch_embed::PatchEmbed;
 use crate::ops::rope::{Rope, Table};
@@ -48,7 +48,7 @@ impl Block {
     }
 
     /// `[N, C]` to `[N, C]`.
-    fn forward(&self, scope: &Scope<'_>, x: &Var, table: &Table, images: &Arc<[Segment]>) -> Result<Var> {
+    fn forward(&self, scope: &Scope<'_>, x: &Var, table: &Table, images: &Segments) -> Result<Var> {
         let tape = scope.tape;
         let width = self.heads.query * self.heads.dim;
         let qkv = self.qkv.forward(scope, &self.norm1.forward(scope, x)?)?;
@@ -168,7 +168,7 @@ fn places(images: &[&Patches], merge: usize) -> Vec<(usize, usize)> {
 }
 
 /// One attention segment per frame of each image.
-fn frames(images: &[&Patches]) -> Arc<[Segment]> {
+fn frames(images: &[&Patches]) -> Segments {
     let mut segments = Vec::new();
     let mut next = 0;
     for image in images {

@@ -1,6 +1,6 @@
 //! Launches of `kernels/flash_attention.cu`, `kernels/flash_attention_backward.cu` and `kernels/paged_attention.cu`.
 
-use super::plan::{self, KEYS};
+use super::plan::{KEYS, Keys, Queries};
 use super::{Attention, Heads, Saved};
 use crate::cuda::kernels::{flash_attention, flash_attention_backward, paged_attention};
 use crate::cuda::{Buffer, Const, Gpu, Grid, Mut, Purpose};
@@ -218,24 +218,6 @@ impl Sizes {
     }
 }
 
-/// The work list of kernels that have query rows, on the GPU.
-struct Queries {
-    segments: Buffer<i32>,
-    tiles: Buffer<i32>,
-    grid: Grid,
-}
-
-impl Queries {
-    fn of(gpu: &Gpu, op: &Attention, height: usize) -> Result<Queries> {
-        let tiles = plan::query_tiles(op, height)?;
-        Ok(Queries {
-            segments: gpu.upload(&plan::segments(op)?, Purpose::Inputs)?,
-            grid: Grid::new_3d([tiles.len() / 2, op.heads.key, 1], THREADS)?,
-            tiles: gpu.upload(&tiles, Purpose::Inputs)?,
-        })
-    }
-}
-
 /// o, and `[H, T]` the base-2 logarithm of each row's sum of `2^(q k log2(e) / sqrt(D))`. The caller has checked shapes and
 /// segments.
 pub(super) fn forward(gpu: &Gpu, op: &Attention, inputs: [&Tensor; 3]) -> Result<(Tensor, Tensor)> {
@@ -257,7 +239,7 @@ fn forward_of<T: DeviceReal>(
     let mut lse = launch::alloc::<f32>(gpu, op.heads.query * rows)?;
     let o = launch::fill(gpu, q.shape(), |o| {
         let list = Queries::of(gpu, op, kernels.height)?;
-        let grid = list.grid.shared(kernels.shared.forward);
+        let grid = list.grid(op, THREADS)?.shared(kernels.shared.forward);
         let (segments, tiles) = (list.segments.ptr(), list.tiles.ptr());
         let Sizes { rows, heads, key_heads, dim, causal, scale } = sizes;
         // SAFETY: q, o hold `rows` rows of `heads` heads, k, v of `key_heads` heads, lse a number for each row of q; the segments
@@ -314,7 +296,7 @@ fn backward_of<T: DeviceReal>(
     let (segments, tiles) = (list.segments.ptr(), list.tiles.ptr());
     let mut delta = gpu.alloc::<f32>(t * op.heads.query, Purpose::Workspace)?;
     let dq = launch::fill(gpu, q.shape(), |dq| {
-        let grid = list.grid.shared(kernels.shared.backward_queries);
+        let grid = list.grid(op, THREADS)?.shared(kernels.shared.backward_queries);
         // SAFETY: as in `forward_of`; o, dy, dq are like q, delta like lse.
         unsafe {
             (kernels.backward_queries)(
@@ -339,14 +321,12 @@ fn backward_of<T: DeviceReal>(
             )
         }
     })?;
-    let keys = plan::key_tiles(op)?;
+    let keys = Keys::of(gpu, op)?;
     let blocks = [keys.tiles.len() / 4, op.heads.key, kernels.key_blocks];
-    let (tiles, viewers) =
-        (gpu.upload(&keys.tiles, Purpose::Inputs)?, gpu.upload(&keys.viewers, Purpose::Inputs)?);
     let mut dv = launch::alloc::<T>(gpu, v.len())?;
     let dk = launch::fill(gpu, k.shape(), |dk| {
         let grid = Grid::new_3d(blocks, THREADS)?.shared(kernels.shared.backward_keys);
-        let (tiles, viewers, delta) = (tiles.ptr(), viewers.ptr(), delta.ptr());
+        let (tiles, viewers, delta) = (keys.tiles.ptr(), keys.viewers.ptr(), delta.ptr());
         // SAFETY: as above; dk, dv are like k, v; tiles name segments, keys of theirs and parts of `viewers`, which names segments.
         unsafe {
             (kernels.backward_keys)(

@@ -1,9 +1,11 @@
 //! The kernels' work lists: which block has which rows or keys (`kernels/attention.cuh`).
 
 use super::{Attention, Segment};
+use crate::cuda::{Buffer, Gpu, Grid, Purpose};
 use crate::error::{Error, Result};
 use crate::ops::launch::dimension;
 use std::cmp::Reverse;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Keys of a tile; tokens of a page.
 pub(super) const KEYS: usize = 64;
@@ -85,6 +87,84 @@ pub(super) fn key_tiles(op: &Attention) -> Result<KeyTiles> {
     let numbers = tiles.iter().flat_map(|(_, tile)| tile);
     let tiles = numbers.map(|&n| dimension("attention", n)).collect::<Result<_>>()?;
     Ok(KeyTiles { tiles, viewers })
+}
+
+/// The work list of kernels that have query rows, on the GPU.
+#[derive(Debug)]
+pub(super) struct Queries {
+    pub segments: Buffer<i32>,
+    pub tiles: Buffer<i32>,
+}
+
+/// The work list of kernels that have keys, on the GPU.
+#[derive(Debug)]
+pub(super) struct Keys {
+    pub tiles: Buffer<i32>,
+    pub viewers: Buffer<i32>,
+}
+
+/// What tells work lists of the same segments apart: packed rows of a tile, query heads that share keys, causal or not.
+type Shape = (usize, usize, bool);
+
+/// Work lists in device memory, made by the first kernel that needs them and shared by all layers.
+#[derive(Debug, Default)]
+pub(super) struct WorkLists {
+    queries: Mutex<Vec<(Shape, Arc<Queries>)>>,
+    keys: Mutex<Vec<(Shape, Arc<Keys>)>>,
+}
+
+/// The list of this shape, made now if there is none.
+fn shared<L>(
+    lists: &Mutex<Vec<(Shape, Arc<L>)>>,
+    shape: Shape,
+    make: impl FnOnce() -> Result<L>,
+) -> Result<Arc<L>> {
+    let mut lists = lists.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, list)) = lists.iter().find(|(own, _)| *own == shape) {
+        return Ok(list.clone());
+    }
+    let list = Arc::new(make()?);
+    lists.push((shape, list.clone()));
+    Ok(list)
+}
+
+impl Queries {
+    pub(super) fn of(gpu: &Gpu, op: &Attention, height: usize) -> Result<Arc<Queries>> {
+        let list = shared(&op.segments.work.queries, (height, op.heads.per_key(), op.causal), || {
+            Ok(Queries {
+                segments: gpu.upload(&segments(op)?, Purpose::Inputs)?,
+                tiles: gpu.upload(&query_tiles(op, height)?, Purpose::Inputs)?,
+            })
+        })?;
+        on_one_gpu(gpu, &list.tiles)?;
+        Ok(list)
+    }
+
+    /// A block for each tile and key head.
+    pub(super) fn grid(&self, op: &Attention, threads: u32) -> Result<Grid> {
+        Grid::new_3d([self.tiles.len() / 2, op.heads.key, 1], threads)
+    }
+}
+
+impl Keys {
+    pub(super) fn of(gpu: &Gpu, op: &Attention) -> Result<Arc<Keys>> {
+        let list = shared(&op.segments.work.keys, (KEYS, 1, op.causal), || {
+            let keys = key_tiles(op)?;
+            Ok(Keys {
+                tiles: gpu.upload(&keys.tiles, Purpose::Inputs)?,
+                viewers: gpu.upload(&keys.viewers, Purpose::Inputs)?,
+            })
+        })?;
+        on_one_gpu(gpu, &list.tiles)?;
+        Ok(list)
+    }
+}
+
+fn on_one_gpu(gpu: &Gpu, list: &Buffer<i32>) -> Result<()> {
+    if list.gpu() == gpu {
+        return Ok(());
+    }
+    Err(Error::Internal("attention: the work lists are in the memory of another GPU".into()))
 }
 
 #[cfg(test)]
