@@ -2,6 +2,7 @@
 // register, so that it can be held against the PTX manual's layouts. On a GPU it shows that the wrappers say what we mean
 // by them; on the emulator, that the emulation does too.
 #include "arch.cuh"
+#include "philox.cuh"
 
 // Copies `bytes` into shared memory. All threads of the block call it; a barrier must follow.
 static __device__ void fill_shared(unsigned char* to, const uint8_t* from, int bytes) {
@@ -305,4 +306,15 @@ conform_exp2(const float* x, float* y, int32_t n) {
 extern "C" __global__ void __launch_bounds__(32)
 conform_rcp(const float* x, float* y, int32_t n) {
     for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = rcp_approx(x[i]);
+}
+
+// philox.cuh: the words [n, 4] of n counters [n, 4], each under its own key [n, 2].
+extern "C" __global__ void __launch_bounds__(32)
+conform_philox(const uint32_t* keys, const uint32_t* counters, uint32_t* words, int32_t n) {
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        const uint32_t *key = keys + 2 * i, *of = counters + 4 * i;
+        const uint4 random = philox(key[0], key[1], make_uint4(of[0], of[1], of[2], of[3]));
+        const uint32_t all[4] = {random.x, random.y, random.z, random.w};
+        for (int word = 0; word < 4; word++) words[4 * i + word] = all[word];
+    }
 }

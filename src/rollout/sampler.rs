@@ -23,6 +23,9 @@
 //! Scores are f32, cumulative sums f64 in a fixed order, so that a token depends on its own row,
 //! history, options and key alone.
 
+#[allow(unsafe_code)]
+pub mod cuda;
+
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, philox};
 
@@ -248,11 +251,7 @@ impl Sampler {
         // One pass without a branch per element; which token it is matters only for the message.
         if !logits.iter().fold(true, |fine, x| fine & (*x < f32::INFINITY)) {
             let bad = logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY).unwrap_or_default();
-            return Err(Error::Protect(format!(
-                "the logit of token {bad} is {}; the model's weights or activations have overflowed \
-                 (lower the learning rate, or resume from an earlier checkpoint)",
-                logits.get(bad).copied().unwrap_or(f32::NAN)
-            )));
+            return Err(no_logit(bad, logits.get(bad).copied().unwrap_or(f32::NAN)));
         }
         self.scores.clear();
         self.scores.extend_from_slice(logits);
@@ -381,6 +380,13 @@ impl Sampler {
             self.kept.retain(|c| c.value > first.value || (c.value == first.value && c.id <= first.id));
         }
     }
+}
+
+fn no_logit(token: usize, logit: f32) -> Error {
+    Error::Protect(format!(
+        "the logit of token {token} is {logit}; the model's weights or activations have overflowed \
+         (lower the learning rate, or resume from an earlier checkpoint)"
+    ))
 }
 
 fn nothing_left() -> Error {

@@ -23,3 +23,5 @@ mod memory;
 mod norm;
 mod patch_embed;
 mod rope;
+#[allow(unsafe_code)]
+mod sample;

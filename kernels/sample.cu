@@ -1,0 +1,349 @@
+// From logits to the next tokens: the steps of src/rollout/sampler.rs, a row of logits to a block.
+//
+// Nothing is sorted. The limits of top-k and top-p are found by their keys, eight bits at a time, with sums of integers over
+// the tokens of each digit: exact, so that the order of the additions doesn't matter. The draw, and the last token that stays
+// of equals, are found by running sums in id order, in f64 over a partition of the ids that the vocabulary alone decides.
+// So a row's token depends on nothing but the row.
+#include "common.cuh"
+#include "philox.cuh"
+
+constexpr int THREADS = 512, WARPS = THREADS / 32;
+constexpr uint32_t ALL = 0xffffffffu;
+
+// What a row of the table of draws holds.
+enum { SEED_LOW, SEED_HIGH, PROMPT, COMPLETION, POSITION, SEQUENCE, WORDS_OF_DRAW };
+// Word 1 of a draw's counter: Purpose::Sample of src/rng.rs.
+constexpr uint32_t PURPOSE = 1;
+
+// What the host reads in the place of a token (src/rollout/sampler/cuda.rs). -2 and below: the logit of token (-2 - code) / 2
+// is +inf or, where code is odd, NaN.
+constexpr int32_t NOTHING_LEFT = -1;
+
+// The tokens of bits in a set, from token i on in the lowest bit. A pack's tokens share a word.
+static __device__ __forceinline__ uint32_t bits_from(const uint32_t* set, int32_t i) { return set ? set[i / 32] >> (i % 32) : 0; }
+
+// Greater for the greater score, and the same for 0 and -0.
+static __device__ __forceinline__ uint32_t ordered(float x) {
+    const uint32_t bits = __float_as_uint(x + 0.0f);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+// Its inverse.
+static __device__ __forceinline__ float unordered(uint32_t key) {
+    return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key);
+}
+
+// A token as one number: the greatest score first, of equals the lowest id. A logit that is none stands before all others.
+struct Ranked {
+    static constexpr uint32_t NO_LOGIT = 0xffffffffu;
+    uint64_t rank;
+
+    static __device__ __forceinline__ uint64_t of(uint32_t key, int32_t id) { return (uint64_t)key << 32 | ~(uint32_t)id; }
+    __device__ __forceinline__ uint32_t key() const { return (uint32_t)(rank >> 32); }
+    __device__ __forceinline__ int32_t id() const { return (int32_t)~(uint32_t)rank; }
+    __device__ __forceinline__ bool can_be_chosen() const { return key() != NO_LOGIT && key() > ordered(-INFINITY); }
+};
+
+// The greatest over the block, in every thread. All threads call, once in a kernel.
+static __device__ __forceinline__ uint64_t block_max(uint64_t x) {
+    __shared__ uint64_t of_warp[WARPS];
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) x = max(x, __shfl_xor_sync(ALL, x, distance));
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+    __syncthreads();
+#pragma unroll
+    for (int warp = 0; warp < WARPS; warp++) x = max(x, of_warp[warp]);
+    return x;
+}
+
+// What is done to a row's logits before any is left out.
+struct Rules {
+    const uint32_t* blocked;  // set of the tokens that may not come
+    const uint32_t* seen;     // set of those that have their penalty, or null
+    float penalty, temperature;
+};
+
+// Steps 1 to 4: the scores, stored unless `scores` is null, and the first of the best of them.
+static __device__ __forceinline__ Ranked score_row(const float* logits, float* scores, int32_t vocab, const Rules& rules) {
+    uint64_t best = 0;
+    for_packs<float, THREADS>(vocab, [&](int32_t i, int32_t count) {
+        Pack<float> pack = load_pack(logits + i, count);
+        const uint32_t blocked = bits_from(rules.blocked, i), seen = bits_from(rules.seen, i);
+#pragma unroll
+        for (int j = 0; j < PACK<float>; j++) {
+            float x = pack.at[j];
+            const bool is_logit = x < INFINITY;
+            if (seen >> j & 1) x = x < 0.0f ? x * rules.penalty : x / rules.penalty;
+            if (blocked >> j & 1) x = -INFINITY;
+            if (rules.temperature != 1.0f) x = x / rules.temperature;
+            pack.at[j] = x;
+            if (j < count) best = max(best, Ranked::of(is_logit ? ordered(x) : Ranked::NO_LOGIT, i + j));
+        }
+        if (scores) store_pack(scores + i, count, pack);
+    });
+    return {block_max(best)};
+}
+
+// Why there is no token.
+static __device__ __forceinline__ int32_t reason(const float* logits, Ranked best) {
+    if (best.key() != Ranked::NO_LOGIT) return NOTHING_LEFT;
+    const float logit = logits[best.id()];
+    return -2 - 2 * best.id() - (logit != logit);
+}
+
+// Where a running sum crosses.
+struct Crossing {
+    int32_t at;            // the amount that makes it cross
+    double below, amount;  // the sum before it, and how much it is
+};
+
+// Of the amounts 0 to 32 * N - 1, the first with which `below` and their running sum cross; if none does, which only rounding
+// brings about or the caller wants, the last that isn't 0. The first warp adds: each lane has N neighbours, and the lanes'
+// sums are scanned. All threads call, and may have written what `amount` reads just before.
+template <int N, class Amount, class Crosses>
+__device__ __forceinline__ Crossing first_crossing(double below, Amount amount, Crosses crosses) {
+    __shared__ Crossing found;
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        const int32_t lane = threadIdx.x;
+        double amounts[N], sum = 0.0;
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            amounts[j] = amount(lane * N + j);
+            sum += amounts[j];
+        }
+#pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+            const double earlier = __shfl_up_sync(ALL, sum, distance);
+            if (lane >= distance) sum += earlier;
+        }
+        const double earlier = __shfl_up_sync(ALL, sum, 1);
+        double running = lane > 0 ? below + earlier : below;
+        Crossing own = {-1, 0.0, 0.0};
+        bool has_crossed = false;
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            if (!has_crossed && amounts[j] > 0.0) {
+                own = {lane * N + j, running, amounts[j]};
+                running += amounts[j];
+                has_crossed = crosses(running);
+            }
+        }
+        const uint32_t crossing = __ballot_sync(ALL, has_crossed), holding = __ballot_sync(ALL, own.at >= 0);
+        const int32_t winner = crossing ? __ffs(crossing) - 1 : 31 - __clz(holding);
+        if (lane == winner) found = own;
+    }
+    __syncthreads();
+    return found;
+}
+
+// The least key for which the amounts of all tokens with this key or a lesser one, and `below`, cross.
+struct Limit {
+    uint32_t key;
+    double below, amount;  // the sum over lesser keys, and over this one
+};
+
+// Finds the limit digit by digit. Of a token that row[id] = x, key_of(x) is its key and amount_of(x) an integer below 2^24, or 0
+// to leave it out; worth(key, sum) is what amounts of sum `sum` are worth, of keys that have their first digit in common.
+// A row is at most 2^20 tokens, so that sums of half an amount, 12 bits, stay below 2^32.
+template <class Key, class Amount, class Worth, class Crosses>
+__device__ __forceinline__ Limit find_limit(const float* row, int32_t vocab, double below, Key key_of, Amount amount_of,
+                                            Worth worth, Crosses crosses) {
+    // Most keys have few first digits: with several counters for each, fewer threads wait for each other.
+    constexpr int DIGITS = 256, COPIES = 8;
+    __shared__ uint32_t low[DIGITS * COPIES], high[DIGITS * COPIES];
+    __shared__ double worths[DIGITS];
+    Limit limit = {0, below, 0.0};
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        for (int i = threadIdx.x; i < DIGITS * COPIES; i += THREADS) low[i] = high[i] = 0;
+        __syncthreads();
+        for_packs<float, THREADS>(vocab, [&](int32_t i, int32_t count) {
+            const Pack<float> pack = load_pack(row + i, count);
+#pragma unroll
+            for (int j = 0; j < PACK<float>; j++) {
+                const uint32_t key = key_of(pack.at[j]), amount = j < count ? amount_of(pack.at[j]) : 0;
+                if (amount > 0 && (uint64_t)key >> (shift + 8) == limit.key) {
+                    const uint32_t counter = (key >> shift) % DIGITS * COPIES + threadIdx.x % COPIES;
+                    atomicAdd(&low[counter], amount % 4096);
+                    if (amount >= 4096) atomicAdd(&high[counter], amount / 4096);
+                }
+            }
+        });
+        __syncthreads();
+        if (threadIdx.x < DIGITS) {
+            uint64_t sum = 0;
+#pragma unroll
+            for (int copy = 0; copy < COPIES; copy++) {
+                const int counter = threadIdx.x * COPIES + copy;
+                sum += low[counter] + (uint64_t)high[counter] * 4096;
+            }
+            worths[threadIdx.x] = worth((limit.key * DIGITS + threadIdx.x) << shift, sum);
+        }
+        const Crossing digit = first_crossing<DIGITS / 32>(limit.below, [&](int i) { return worths[i]; }, crosses);
+        limit = {limit.key * DIGITS + digit.at, digit.below, digit.amount};
+    }
+    return limit;
+}
+
+// The first token with which the running sum of amount(id, row[id]) in id order exceeds limit_of(their total); if none does, the
+// last that has an amount. Halfway down a warp has a span of neighbouring ids, then the spans of the one that matters are made of
+// that, until a warp can look at all of it.
+template <class Amount, class LimitOf>
+__device__ __forceinline__ int32_t locate(const float* row, int32_t vocab, Amount amount, LimitOf limit_of) {
+    constexpr int N = PACK<float>, TILE = 32 * N;
+    __shared__ double of_warp[WARPS];
+    const int32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int32_t first = 0, end = vocab;
+    double below = 0.0, limit = 0.0;
+    const auto crosses = [&](double sum) { return sum > limit; };
+    for (bool is_whole = true; is_whole || end - first > TILE; is_whole = false) {
+        const int32_t span = (end - first + WARPS * TILE - 1) / (WARPS * TILE) * TILE;
+        const int32_t from = first + warp * span, to = min(from + span, end);
+        double sum = 0.0;
+        for (int32_t i = from + lane * N; i < to; i += TILE) {
+            const Pack<float> pack = load_pack(row + i, to - i);
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                if (j < to - i) sum += amount(i + j, pack.at[j]);
+            }
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) of_warp[warp] = sum;
+        if (is_whole) {
+            __syncthreads();
+            double total = 0.0;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) total += of_warp[w];
+            limit = limit_of(total);
+        }
+        const Crossing there =
+            first_crossing<1>(below, [&](int i) { return i < WARPS ? of_warp[i] : 0.0; }, crosses);
+        first += there.at * span;
+        end = min(first + span, end);
+        below = there.below;
+    }
+    const auto of_tile = [&](int i) { return first + i < end ? amount(first + i, row[first + i]) : 0.0; };
+    return first + first_crossing<N>(below, of_tile, crosses).at;
+}
+
+// The mantissa of a normal number as an integer.
+static __device__ __forceinline__ uint32_t mantissa(float x) { return (__float_as_uint(x) & 0x7fffffu) | 0x800000u; }
+
+// Which tokens step 6 leaves: those whose weight is above `least`, and those of just this weight up to token `last`.
+struct Kept {
+    float least;
+    int32_t last;
+};
+
+// Step 6, top-p: from the least weight on tokens go while the sum of the gone is at most `tail` of the total, of equals the
+// highest id first. Weights below `rare` (a normal number), whose sum is `below` and can't reach that, are not looked at.
+static __device__ __forceinline__ Kept keep_top_p(const float* weights, int32_t vocab, double total, double below, float rare,
+                                                  float tail) {
+    const auto crosses = [&](double sum) { return (float)(sum / total) > tail; };
+    // Keys begin with the exponent, which says what the mantissas are worth.
+    const Limit limit = find_limit(
+        weights, vocab, below, [](float w) { return __float_as_uint(w) << 1; },
+        [&](float w) { return w < rare ? 0u : mantissa(w); },
+        [](uint32_t key, uint64_t sum) { return ldexp((double)sum, (int)(key >> 24) - 150); }, crosses);
+    const float least = __uint_as_float(limit.key >> 1);
+    const int32_t equals = (int32_t)(limit.amount / least);
+    // When `gone` of the equals are, the sum doesn't cross; when `too_many` are, it does or nothing would be left.
+    int32_t gone = 0, too_many = equals;
+    while (too_many - gone > 1) {
+        const int32_t middle = (gone + too_many) / 2;
+        (crosses(limit.below + (double)middle * least) ? too_many : gone) = middle;
+    }
+    if (gone == 0) return {least, vocab};
+    const int32_t last = locate(
+        weights, vocab, [&](int32_t, float w) { return w == least ? 1.0 : 0.0; },
+        [&](double) { return (double)(equals - gone - 1); });
+    return {least, last};
+}
+
+// Steps 5 to 7 and the draw by `unit`, a number in [0, 1): `row` holds the scores, of which the best can be chosen, and is written.
+static __device__ __forceinline__ int32_t draw(float* row, int32_t vocab, float best, double unit, int32_t top_k, float tail,
+                                               float rare, float min_p) {
+    float least_score = -INFINITY;
+    if (top_k > 0) {
+        // The k-th from above has vocab - k below it.
+        const Limit limit = find_limit(
+            row, vocab, 0.0, [](float x) { return ordered(x); }, [](float) { return 1u; }, [](uint32_t, uint64_t sum) { return (double)sum; },
+            [&](double sum) { return sum > (double)(vocab - top_k); });
+        least_score = unordered(limit.key);
+    }
+    double sums[2] = {};
+    for_packs<float, THREADS>(vocab, [&](int32_t i, int32_t count) {
+        Pack<float> pack = load_pack(row + i, count);
+#pragma unroll
+        for (int j = 0; j < PACK<float>; j++) {
+            const float x = pack.at[j];
+            // A tiny temperature may make scores infinite, whose difference is no number.
+            const float weight = x == best ? 1.0f : x >= least_score ? expf(x - best) : 0.0f;
+            pack.at[j] = weight;
+            if (j < count) sums[0] += weight;
+            if (j < count && weight < rare) sums[1] += weight;
+        }
+        store_pack(row + i, count, pack);
+    });
+    // Also lets every thread read what all have written.
+    block_sums<THREADS>(sums);
+    Kept kept = {0.0f, vocab};
+    if (tail > 0.0f) kept = keep_top_p(row, vocab, sums[0], sums[1], rare, tail);
+    const auto amount = [&](int32_t id, float w) {
+        const bool stays = w > kept.least || (w == kept.least && id <= kept.last);
+        return stays && w >= min_p ? (double)w : 0.0;
+    };
+    return locate(row, vocab, amount, [&](double total) { return unit * total; });
+}
+
+// A row's rules. sets [2, words]: what may not come at all, and what may not come early; seen [sequences, words] or null.
+static __device__ __forceinline__ Rules rules_of(const uint32_t* of_draw, const uint32_t* blocked, const uint32_t* seen,
+                                                 int32_t words, uint32_t min_new_tokens, float penalty, float temperature) {
+    const bool is_early = of_draw[POSITION] < min_new_tokens;
+    return {row_of(blocked, is_early, words), seen ? row_of(seen, of_draw[SEQUENCE], words) : nullptr, penalty, temperature};
+}
+
+// The first thread hands the token out, and marks it as seen by its sequence.
+static __device__ __forceinline__ void finish(int32_t token, int32_t* tokens, const uint32_t* of_draw, uint32_t* seen,
+                                              int32_t words) {
+    if (!is_first_thread()) return;
+    tokens[blockIdx.x] = token;
+    if (seen && token >= 0) row_of(seen, of_draw[SEQUENCE], words)[token / 32] |= 1u << (token % 32);
+}
+
+// tokens [B] for logits [B, vocab] by sampling. draws [B, WORDS_OF_DRAW]; blocked [2, words], a bit for each token, first what may not come,
+// then with what may not come among the first min_new_tokens; seen [sequences, words], null without a penalty; scratch [B, vocab].
+// top_k, tail (the share of the total that top-p lets go) and min_p are 0 where they are off.
+extern "C" __global__ void __launch_bounds__(512)
+sample_forward_f32(const float* logits, const uint32_t* draws, const uint32_t* blocked, uint32_t* seen, float* scratch,
+                   int32_t* tokens, int32_t vocab, uint32_t min_new_tokens, float penalty, float temperature, int32_t top_k,
+                   float tail, float rare, float min_p) {
+    const int32_t words = (vocab + 31) / 32;
+    const uint32_t* of_draw = draws + (int64_t)blockIdx.x * WORDS_OF_DRAW;
+    const float* of_logits = row_of(logits, blockIdx.x, vocab);
+    float* row = row_of(scratch, blockIdx.x, vocab);
+    const Rules rules = rules_of(of_draw, blocked, seen, words, min_new_tokens, penalty, temperature);
+    const Ranked best = score_row(of_logits, row, vocab, rules);
+    int32_t token;
+    if (best.can_be_chosen()) {
+        const uint4 counter = make_uint4(of_draw[POSITION], PURPOSE, of_draw[PROMPT], of_draw[COMPLETION]);
+        const uint4 random = philox(of_draw[SEED_LOW], of_draw[SEED_HIGH], counter);
+        const uint64_t bits = (uint64_t)(random.x >> 5) << 26 | random.y >> 6;
+        const double unit = (double)bits * (1.0 / 9007199254740992.0);
+        token = draw(row, vocab, unordered(best.key()), unit, top_k, tail, rare, min_p);
+    } else {
+        token = reason(of_logits, best);
+    }
+    finish(token, tokens, of_draw, seen, words);
+}
+
+// The same, greedy: the first of the best after step 3.
+extern "C" __global__ void __launch_bounds__(512)
+sample_greedy_forward_f32(const float* logits, const uint32_t* draws, const uint32_t* blocked, uint32_t* seen, int32_t* tokens,
+                          int32_t vocab, uint32_t min_new_tokens, float penalty) {
+    const int32_t words = (vocab + 31) / 32;
+    const uint32_t* of_draw = draws + (int64_t)blockIdx.x * WORDS_OF_DRAW;
+    const float* of_logits = row_of(logits, blockIdx.x, vocab);
+    const Rules rules = rules_of(of_draw, blocked, seen, words, min_new_tokens, penalty, 1.0f);
+    const Ranked best = score_row(of_logits, nullptr, vocab, rules);
+    finish(best.can_be_chosen() ? best.id() : reason(of_logits, best), tokens, of_draw, seen, words);
+}
