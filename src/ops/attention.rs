@@ -20,6 +20,7 @@
 
 #[allow(unsafe_code)]
 mod cuda;
+mod padded;
 pub mod paged;
 mod plan;
 
@@ -310,8 +311,8 @@ fn scatter<R: Real>(part: &[R], d: usize, out: &mut [R], stride: usize, row: usi
     }
 }
 
-/// What the backward pass needs: q, k, v, o and the log-normalisers, `[T, H]` in f64 or f32 as computed on the CPU, `[H, T]` to
-/// base 2 on a GPU.
+/// What the backward pass needs: q, k, v, o and the log-normalisers, `[T, H]` in f64 or f32 as computed on the CPU; on a GPU
+/// `[H, T]` to base 2, and the heads as wide as the kernels'.
 pub struct Saved {
     q: Tensor,
     k: Tensor,
@@ -327,8 +328,7 @@ impl Op<3> for Attention {
     fn forward(&self, [q, k, v]: [&Tensor; 3]) -> Result<(Tensor, Saved)> {
         let rows = self.check(q, k, v)?;
         if let Some(gpu) = q.gpu() {
-            let (o, lse) = cuda::forward(gpu, self, [q, k, v])?;
-            return Ok((o.clone(), Saved { q: q.clone(), k: k.clone(), v: v.clone(), o, lse }));
+            return padded::forward(gpu, self, [q, k, v]);
         }
         let heads = self.heads;
         dispatch!(q.dtype(), R => {
@@ -356,7 +356,7 @@ impl Op<3> for Attention {
 
     fn backward(&self, saved: Saved, dy: &Tensor, _: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
         if let Some(gpu) = saved.q.gpu() {
-            return Ok(cuda::backward(gpu, self, &saved, dy)?.map(Some));
+            return padded::backward(gpu, self, &saved, dy);
         }
         let Saved { q, k, v, o, lse } = saved;
         let heads = self.heads;

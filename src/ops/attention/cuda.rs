@@ -179,7 +179,7 @@ fn f32_kernels(dim: usize) -> Result<Kernels<f32>> {
 
 fn unknown_dimension(dim: usize) -> Error {
     Error::Input(format!(
-        "attention with a head dimension of {dim}: on a GPU it has to be a multiple of 16 from 16 to 128"
+        "attention with a head dimension of {dim}: on a GPU there are kernels for 128 at most; use --device cpu"
     ))
 }
 
@@ -205,7 +205,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(op: &Attention, rows: usize) -> Result<Sizes> {
+    fn of(op: &Attention, rows: usize, scale: f32) -> Result<Sizes> {
         let Heads { query, key, dim } = op.heads;
         Ok(Sizes {
             rows: dimension("attention", rows)?,
@@ -213,17 +213,21 @@ impl Sizes {
             key_heads: dimension("attention", key)?,
             dim: dimension("attention", dim)?,
             causal: i32::from(op.causal),
-            scale: op.heads.exponent(),
+            scale,
         })
     }
 }
 
-/// o, and `[H, T]` the base-2 logarithm of each row's sum of `2^(q k log2(e) / sqrt(D))`. The caller has checked shapes and
-/// segments.
-pub(super) fn forward(gpu: &Gpu, op: &Attention, inputs: [&Tensor; 3]) -> Result<(Tensor, Tensor)> {
+/// o, and `[H, T]` the base-2 logarithm of each row's sum of `2^(scale q k)`. The caller has checked shapes and segments.
+pub(super) fn forward(
+    gpu: &Gpu,
+    op: &Attention,
+    inputs: [&Tensor; 3],
+    scale: f32,
+) -> Result<(Tensor, Tensor)> {
     match inputs[0].dtype() {
-        DType::Bf16 => forward_of(gpu, op, inputs, &bf16_kernels(op.heads.dim)?),
-        _ => forward_of(gpu, op, inputs, &f32_kernels(op.heads.dim)?),
+        DType::Bf16 => forward_of(gpu, op, inputs, scale, &bf16_kernels(op.heads.dim)?),
+        _ => forward_of(gpu, op, inputs, scale, &f32_kernels(op.heads.dim)?),
     }
 }
 
@@ -231,10 +235,11 @@ fn forward_of<T: DeviceReal>(
     gpu: &Gpu,
     op: &Attention,
     [q, k, v]: [&Tensor; 3],
+    scale: f32,
     kernels: &Kernels<T>,
 ) -> Result<(Tensor, Tensor)> {
     let rows = q.matrix().0;
-    let sizes = Sizes::of(op, rows)?;
+    let sizes = Sizes::of(op, rows, scale)?;
     let [q_at, k_at, v_at] = op.operands(gpu, [q, k, v], rows)?;
     let mut lse = launch::alloc::<f32>(gpu, op.heads.query * rows)?;
     let o = launch::fill(gpu, q.shape(), |o| {
@@ -269,10 +274,16 @@ fn forward_of<T: DeviceReal>(
 }
 
 /// dq, dk, dv.
-pub(super) fn backward(gpu: &Gpu, op: &Attention, saved: &Saved, dy: &Tensor) -> Result<[Tensor; 3]> {
+pub(super) fn backward(
+    gpu: &Gpu,
+    op: &Attention,
+    saved: &Saved,
+    dy: &Tensor,
+    scale: f32,
+) -> Result<[Tensor; 3]> {
     match saved.q.dtype() {
-        DType::Bf16 => backward_of(gpu, op, saved, dy, &bf16_kernels(op.heads.dim)?),
-        _ => backward_of(gpu, op, saved, dy, &f32_kernels(op.heads.dim)?),
+        DType::Bf16 => backward_of(gpu, op, saved, dy, scale, &bf16_kernels(op.heads.dim)?),
+        _ => backward_of(gpu, op, saved, dy, scale, &f32_kernels(op.heads.dim)?),
     }
 }
 
@@ -281,10 +292,11 @@ fn backward_of<T: DeviceReal>(
     op: &Attention,
     Saved { q, k, v, o, lse }: &Saved,
     dy: &Tensor,
+    scale: f32,
     kernels: &Kernels<T>,
 ) -> Result<[Tensor; 3]> {
     let t = q.matrix().0;
-    let Sizes { rows, heads, key_heads, dim, causal, scale } = Sizes::of(op, t)?;
+    let Sizes { rows, heads, key_heads, dim, causal, scale } = Sizes::of(op, t, scale)?;
     let [q_at, k_at, v_at] = op.operands(gpu, [q, k, v], t)?;
     let [o_at, dy_at] = [o, dy].map(|x| operand::<T>(gpu, "attention", x, q.len()).map(Buffer::ptr));
     let (o_at, dy_at, lse) =
@@ -378,10 +390,11 @@ pub(super) fn decode(
     q: &Tensor,
     [k, v]: [&Tensor; 2],
     tables: &Tables,
+    scale: f32,
 ) -> Result<Tensor> {
     match q.dtype() {
-        DType::Bf16 => decode_of(gpu, heads, q, [k, v], tables, &bf16_kernels(heads.dim)?),
-        _ => decode_of(gpu, heads, q, [k, v], tables, &f32_kernels(heads.dim)?),
+        DType::Bf16 => decode_of(gpu, heads, q, [k, v], tables, scale, &bf16_kernels(heads.dim)?),
+        _ => decode_of(gpu, heads, q, [k, v], tables, scale, &f32_kernels(heads.dim)?),
     }
 }
 
@@ -391,6 +404,7 @@ fn decode_of<T: DeviceReal>(
     q: &Tensor,
     [k, v]: [&Tensor; 2],
     tables: &Tables,
+    scale: f32,
     kernels: &Kernels<T>,
 ) -> Result<Tensor> {
     let batch = q.matrix().0;
@@ -403,9 +417,7 @@ fn decode_of<T: DeviceReal>(
         let grid = Grid::new_3d(blocks, kernels.decode_threads)?.shared(kernels.shared.forward);
         let (sequences, pages) = (tables.sequences.ptr(), tables.pages.ptr());
         // SAFETY: q and o hold a row for each sequence; the tables' pages are pages of k and v, whose rows have `key` heads.
-        unsafe {
-            (kernels.decode)(gpu, grid, from, k, v, o, sequences, pages, query, key, dim, heads.exponent())
-        }
+        unsafe { (kernels.decode)(gpu, grid, from, k, v, o, sequences, pages, query, key, dim, scale) }
     })
 }
 
@@ -435,13 +447,6 @@ fn store_of<T: DeviceReal>(
     let grid = Grid::new(rows, THREADS)?;
     // SAFETY: k, v and the cache have rows of `width` elements; the slots, one for each row of k, are different rows of the cache.
     unsafe { store(gpu, grid, k, v, k_cache, v_cache, slots.ptr(), dimension("attention", width)?) }
-}
-
-impl Heads {
-    /// What scores are multiplied by to be exponents of 2: log2(e) / sqrt(D).
-    fn exponent(self) -> f32 {
-        (std::f64::consts::LOG2_E / (self.dim as f64).sqrt()) as f32
-    }
 }
 
 impl Attention {

@@ -109,7 +109,7 @@ impl Slots {
     }
 }
 
-/// Keys and values of one layer, `[pages * PAGE, K * D]` each.
+/// Keys and values of one layer, `[pages * PAGE, K * D]` each, D being as wide as the kernels'.
 #[derive(Debug)]
 pub struct PagedKv {
     gpu: Gpu,
@@ -124,7 +124,7 @@ impl PagedKv {
     /// # Errors
     /// Those of device memory.
     pub fn new(gpu: &Gpu, pages: usize, heads: Heads, dtype: DType) -> Result<PagedKv> {
-        let shape = [pages * PAGE, heads.key * heads.dim];
+        let shape = [pages * PAGE, heads.key * heads.wide().dim];
         let len = shape.iter().product();
         let memory = || match dtype {
             DType::Bf16 => Tensor::from_buffer(&shape, gpu.alloc::<bf16>(len, Purpose::KvCache)?),
@@ -135,7 +135,7 @@ impl PagedKv {
 
     /// Bytes of one page of one layer.
     pub fn page_bytes(heads: Heads, dtype: DType) -> usize {
-        2 * PAGE * heads.key * heads.dim * dtype.size()
+        2 * PAGE * heads.key * heads.wide().dim * dtype.size()
     }
 
     /// Writes k and v `[n, K * D]`: row i to the row of the cache that `slots` has for it.
@@ -144,7 +144,7 @@ impl PagedKv {
     /// [`Error::Internal`] when shapes, types or slots don't fit; those of launching.
     pub fn store(&mut self, k: &Tensor, v: &Tensor, slots: &Slots) -> Result<()> {
         let fits = |x: &Tensor| {
-            x.shape() == [slots.rows.len(), self.keys.shape()[1]] && x.dtype() == self.keys.dtype()
+            x.shape() == [slots.rows.len(), self.heads.key * self.heads.dim] && x.dtype() == self.keys.dtype()
         };
         if !fits(k) || !fits(v) || slots.end > self.keys.shape()[0] {
             return Err(Error::Internal(format!(
@@ -159,7 +159,8 @@ impl PagedKv {
         if slots.rows.is_empty() {
             return Ok(());
         }
-        cuda::store(&self.gpu, [k, v], [&mut self.keys, &mut self.values], &slots.rows)
+        let [k, v] = [self.heads.widen(k)?, self.heads.widen(v)?];
+        cuda::store(&self.gpu, [&k, &v], [&mut self.keys, &mut self.values], &slots.rows)
     }
 
     /// Attention of one row for each sequence, q and result `[B, H * D]`.
@@ -182,6 +183,9 @@ impl PagedKv {
                 self.keys.dtype().name()
             )));
         }
-        cuda::decode(&self.gpu, self.heads, q, [&self.keys, &self.values], &batch.tables)
+        let (heads, q) = (self.heads, self.heads.widen(q)?);
+        let cache = [&self.keys, &self.values];
+        let o = cuda::decode(&self.gpu, heads.wide(), &q, cache, &batch.tables, heads.exponent())?;
+        heads.narrow(&o)
     }
 }
