@@ -4,7 +4,7 @@
 //! log-probability kept for a token is `log_softmax(logits / temperature)` over the whole vocabulary, before
 //! penalties, truncation and bans: the number, to the bit, that training computes for it.
 
-//mod device;
+mod device;
 pub mod kv_cache;
 mod logprobs;
 mod pages;
@@ -105,6 +105,9 @@ impl Engine<'_> {
         seed: u64,
         watch: Watch<'_>,
     ) -> Result<Vec<Vec<Completion>>> {
+        if let Some(gpu) = self.params.device().gpu() {
+            return device::generate(self, gpu, requests, group, seed, watch);
+        }
         // As many prompts as fit, but no fewer parts than threads: parts run side by side.
         let threads = rayon::current_num_threads();
         let at_once = (MAX_SEQUENCES / group.max(1)).min(requests.len().div_ceil(threads)).max(1);

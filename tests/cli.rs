@@ -4,6 +4,7 @@ use std::process::{Command, Output, Stdio};
 
 fn othink(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_othink-train"))
+        .env("CUDA_VISIBLE_DEVICES", "")
         .args(words)
         .stdin(Stdio::null())
         .output()
@@ -152,6 +153,7 @@ fn closed_standard_output_is_a_quiet_end() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let output = Command::new(env!("CARGO_BIN_EXE_othink-train"))
+        .env("CUDA_VISIBLE_DEVICES", "")
         .args(["grpo", "--help"])
         .stdout(writer)
         .stderr(Stdio::piped())

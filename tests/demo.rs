@@ -23,6 +23,7 @@ fn options(dir: &Path) -> DemoConfig {
 
 fn evaluated(checkpoint: &Path, data: &Path, extra: &[&str]) -> f64 {
     let output = Command::new(PROGRAM)
+        .env("CUDA_VISIBLE_DEVICES", "")
         .args(["eval", "--quiet", "--model"])
         .arg(checkpoint)
         .arg("--dataset")

@@ -22,39 +22,6 @@ use std::sync::Arc;
 /// Bundles of different sizes: with and without grouped heads, tied and untied, several unequal images, text only.
 const BUNDLES: [&str; 4] = ["qwen2_vl_a", "tied_kv1_odd", "untied_textonly", "wide_gqa4_hd32"];
 
-/// Rules of training, except that every eighth token ends a completion: so their lengths differ.
-fn decoding(policy: &Policy, sampling: SamplingParams) -> Decoding {
-    let mut decoding = policy.decoding(sampling, &[], true).unwrap();
-    decoding.stop.eos = (0..policy.model.config().text.vocab_size as u32).step_by(8).collect();
-    decoding
-}
-
-fn plain(max_new_tokens: usize) -> SamplingParams {
-    SamplingParams { max_new_tokens, ..SamplingParams::default() }
-}
-
-/// Every rule that moves a token's choice but must not move its kept log-probability.
-fn samplings() -> Vec<SamplingParams> {
-    let base = plain(14);
-    vec![
-        base.clone(),
-        SamplingParams { temperature: 0.7, top_p: 0.8, min_new_tokens: 5, ..base.clone() },
-        SamplingParams { temperature: 1.6, top_k: 12, repetition_penalty: 1.4, ..base.clone() },
-        SamplingParams {
-            temperature: 0.9,
-            min_p: 0.2,
-            repetition_penalty: 0.8,
-            min_new_tokens: 3,
-            ..base.clone()
-        },
-        SamplingParams { greedy: true, temperature: 0.0, repetition_penalty: 1.2, ..base },
-    ]
-}
-
-fn placed(prompts: &[Prompt]) -> Vec<(u32, &Prompt)> {
-    (10..).zip(prompts).collect()
-}
-
 /// Everything of a completion, log-probabilities as bits.
 fn exact(completion: &Completion) -> (Vec<u32>, Vec<u32>, FinishReason, String) {
     let Completion { tokens, logps, finish, text } = completion.clone();

@@ -14,6 +14,8 @@ fn bundles() -> PathBuf {
 
 fn parity(model: &Path, options: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_othink-train"));
+    // These are the CPU's numbers, whatever the machine has.
+    command.env("CUDA_VISIBLE_DEVICES", "");
     command.args(["parity", "--threads", "2", "--model"]).arg(model).args(options).output().unwrap()
 }
 

@@ -24,6 +24,7 @@ use crate::train::folder::{RunFolder, refuse_occupied};
 use crate::train::grpo::{GrpoOptions, GrpoTrainer};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
+use crate::tensor::Placement;
 use crate::train::policy::{Policy, prompt_limit};
 use crate::train::resume::{dataset_hash, fields, model_hash};
 use crate::train::run::{COMPLETIONS, Evaluation, METRICS, RunOptions, run};
@@ -43,7 +44,8 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     let read = inputs::read_options(&options.data, need_solution)?;
     let quiet = options.logging.quiet.quiet;
     if options.dry_run.dry_run {
-        return dry_run(options, &inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?));
+        let samples = inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?);
+        return dry_run(options, &samples, &placement);
     }
     let interrupt = Interrupt::by_signals()?;
     let dir = &options.checkpoint.output_dir;
@@ -55,6 +57,7 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         inputs::given(options.data.pixels),
         &options.optimiser,
         options.kl.needs_reference(),
+        &placement,
         quiet,
     )?;
     let limit =
@@ -225,7 +228,7 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluat
 }
 
 /// Prints the resolved config and what a run with it would take.
-fn dry_run(options: &GrpoConfig, samples: &[Sample]) -> Result<()> {
+fn dry_run(options: &GrpoConfig, samples: &[Sample], placement: &Placement) -> Result<()> {
     let pixels = inputs::given(options.data.pixels);
     let quiet = options.logging.quiet.quiet;
     let measured = training::measure(&options.model, pixels, samples, false, quiet)?;
@@ -254,7 +257,7 @@ fn dry_run(options: &GrpoConfig, samples: &[Sample]) -> Result<()> {
             longest.image_tok
         ),
     ];
-    training::print_dry_run(&options.to_toml()?, &facts, &memory_plan(config, shape))
+    training::print_dry_run(&options.to_toml()?, &facts, &memory_plan(config, shape, placement))
 }
 
 fn facts(

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::report::html::RunSummary;
 use crate::report::read_rows;
+use crate::tensor::Placement;
 use crate::train::folder::{RunFolder, refuse_occupied};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
@@ -34,10 +35,10 @@ pub fn train(options: &SftConfig) -> Result<()> {
     let rows = inputs::read_rows(&options.data, &read, quiet)?;
     let samples = rows.iter().map(Sample::supervised).collect::<Result<Vec<_>>>()?;
     if options.dry_run.dry_run {
-        return dry_run(options, &samples);
+        return dry_run(options, &samples, &placement);
     }
     let interrupt = Interrupt::by_signals()?;
-    let policy = training::load(&options.model, inputs::given(options.data.pixels), optimiser, false, quiet)?;
+    let policy = training::load(&options.model, inputs::given(options.data.pixels), optimiser, false, &placement, quiet)?;
     let limit = max_length(options, policy.model.config());
     let fit =
         training::Fit { limit, supervised: true, overlong: options.order.overlong, interrupt: &interrupt };
@@ -94,7 +95,7 @@ fn steps(options: &SftConfig, rows: usize) -> u64 {
 }
 
 /// Prints the resolved config and what a run with it would take.
-fn dry_run(options: &SftConfig, samples: &[Sample]) -> Result<()> {
+fn dry_run(options: &SftConfig, samples: &[Sample], placement: &Placement) -> Result<()> {
     let pixels = inputs::given(options.data.pixels);
     let quiet = options.logging.quiet.quiet;
     let measured = training::measure(&options.model, pixels, samples, true, quiet)?;
@@ -122,5 +123,5 @@ fn dry_run(options: &SftConfig, samples: &[Sample]) -> Result<()> {
             longest.completion_tok
         ),
     ];
-    training::print_dry_run(&options.to_toml()?, &facts, &memory_plan(config, shape))
+    training::print_dry_run(&options.to_toml()?, &facts, &memory_plan(config, shape, placement))
 }

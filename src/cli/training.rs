@@ -41,16 +41,25 @@ pub(super) fn check(placement: &Placement) -> Result<()> {
     }
 }
 
-/// Loads the checkpoint for training, if memory has room for it; with a `reference` for twice its weights.
+/// Loads the checkpoint for training into host memory, if the memory of its device has room for it; with a `reference` for twice
+/// its weights.
 pub(super) fn load(
     model: &ModelOptions,
     pixels: OwnPixelOptions,
     optimiser: &OptimiserOptions,
     reference: bool,
+    placement: &Placement,
     quiet: bool,
 ) -> Result<Policy> {
     let config = ModelFolder::open(&model.model)?.config;
-    check_memory(&weights_plan(&config, optimiser.freeze_vision_modules, reference), available_memory())?;
+    let available = match placement.device.gpu() {
+        None => available_memory(),
+        Some(gpu) => Some(gpu.free_bytes()? as u64),
+    };
+    check_memory(
+        &weights_plan(&config, optimiser.freeze_vision_modules, reference, placement),
+        available,
+    )?;
     let mut policy = inputs::load_policy(model, pixels, &Placement::HOST, quiet)?;
     if optimiser.freeze_vision_modules {
         std::sync::Arc::make_mut(&mut policy.params).freeze(VISION_PREFIX);

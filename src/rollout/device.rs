@@ -13,10 +13,10 @@ use crate::cuda::{Buffer, Gpu, Purpose};
 use crate::error::{Error, Result};
 use crate::model::qwen2_vl::attention_segments;
 use crate::nn::Scope;
-use crate::ops::attention::paged::{self, DecodeBatch, PagedKv, Pages, Slots};
 use crate::ops::attention::Attention;
+use crate::ops::attention::paged::{self, DecodeBatch, PagedKv, Pages, Slots};
 use crate::ops::embedding::gather_rows;
-use crate::ops::log_softmax_kl::{logits, sampled_log_probs};
+use crate::ops::log_softmax_kl::cuda::{logits, sampled_log_probs};
 use crate::packed::Packed;
 use crate::processor::Prompt;
 use crate::tensor::Tensor;
@@ -27,6 +27,10 @@ const MAX_SEQUENCES: usize = 256;
 
 /// The share of the free memory that the cache may take; the rest is for the activations beside it.
 const CACHE_SHARE: f64 = 0.7;
+
+/// Why log-probabilities cannot be numbered.
+const TOO_MANY: &str = "the completions of one rollout may have 2^31 tokens at most: lower --num_generations, \
+                        --max_completion_length or the number of prompts";
 
 /// A completion that is being made.
 struct Member {
@@ -110,9 +114,8 @@ impl<'e, 'p> Rollout<'e, 'p> {
         let fitting = (gpu.free_bytes()? as f64 * CACHE_SHARE) as usize / page_bytes.max(1);
         // A group that does not fit alone fails where its pages are allocated, with a message that says what to lower.
         let pages = most.min(fitting).max(needs.first().copied().unwrap_or(0));
-        let layers = (0..depth)
-            .map(|_| PagedKv::new(gpu, pages, text.heads(), dtype))
-            .collect::<Result<_>>()?;
+        let layers =
+            (0..depth).map(|_| PagedKv::new(gpu, pages, text.heads(), dtype)).collect::<Result<_>>()?;
         Ok(Rollout {
             engine,
             gpu,
@@ -128,7 +131,10 @@ impl<'e, 'p> Rollout<'e, 'p> {
     }
 
     /// Takes the next prompts for whose completions there are pages, and places among the sequences.
-    fn admit<'r>(&mut self, waiting: &mut VecDeque<(usize, &'r Request<'p>)>) -> Result<Vec<&'r Request<'p>>> {
+    fn admit<'r>(
+        &mut self,
+        waiting: &mut VecDeque<(usize, &'r Request<'p>)>,
+    ) -> Result<Vec<&'r Request<'p>>> {
         let longest = self.engine.decoding.stop.max_new_tokens;
         let mut admitted = Vec::new();
         let mut sequences: usize = self.running.iter().map(|running| running.growing.len()).sum();
@@ -223,8 +229,10 @@ impl<'e, 'p> Rollout<'e, 'p> {
         let members = || self.running[first..].iter().flat_map(|running| &running.growing);
         let numbers: Vec<usize> = members().map(|member| member.number).collect();
         let keys = members().map(|m| m.sequence.draw_key(self.seed)).collect::<Result<Vec<DrawKey>>>()?;
-        let places: Vec<usize> =
-            members().map(|m| m.number * longest + m.sequence.tokens().len()).collect();
+        let place = |m: &Member| i32::try_from(m.number * longest + m.sequence.tokens().len());
+        let places = members().map(place).collect::<std::result::Result<Vec<i32>, _>>();
+        let places = places.map_err(|_| Error::Usage(TOO_MANY.into()))?;
+        let places = self.gpu.upload(&places, Purpose::Inputs)?;
         let scores = logits(hidden, &engine.params.of(engine.model.head()).value)?;
         let drawn = self.sampler.draw(&scores, &numbers, &keys)?;
         let temperature = f64::from(engine.decoding.sampling.score_temperature());
@@ -247,7 +255,8 @@ impl<'e, 'p> Rollout<'e, 'p> {
             }
             running.growing = still;
         }
-        let (ended, running) = std::mem::take(&mut self.running).into_iter().partition(|r| r.growing.is_empty());
+        let (ended, running) =
+            std::mem::take(&mut self.running).into_iter().partition(|r| r.growing.is_empty());
         self.running = running;
         let ended: Vec<Running<'p>> = ended;
         ended.into_iter().for_each(|running| self.pool.give(running.prefix));

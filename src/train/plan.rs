@@ -6,10 +6,12 @@ use crate::data::{ImageSource, Sample};
 use crate::error::{Error, Result};
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::model::qwen2_vl::weights::parameters;
+use crate::ops::log_softmax_kl::LOGITS_BYTES;
 use crate::processor::resize::MAX_ASPECT_RATIO;
 use crate::processor::{ImageConfig, Processor};
 use crate::report::MemoryPlan;
 use crate::report::memory::readable_bytes;
+use crate::tensor::{DType, Device, Placement};
 
 /// What the names of the vision tower's parameters begin with.
 pub const VISION_PREFIX: &str = "visual.";
@@ -102,24 +104,35 @@ pub struct TrainingShape {
 
 const F32: u64 = 4;
 
-/// Bytes that a run holds whatever its data, by purpose: exact.
-pub fn weights_plan(config: &Qwen2VlConfig, freeze_vision: bool, reference: bool) -> MemoryPlan {
+/// Bytes that a run holds whatever its data in the memory of its device, by purpose: exact.
+pub fn weights_plan(
+    config: &Qwen2VlConfig,
+    freeze_vision: bool,
+    reference: bool,
+    placement: &Placement,
+) -> MemoryPlan {
     let elements = |counted: &dyn Fn(&str) -> bool| -> u64 {
         let list = parameters(config).into_iter().filter(|(name, _)| counted(name));
         list.map(|(_, dims)| dims.iter().map(|&d| d as u64).product::<u64>()).sum()
     };
     let all = elements(&|_| true);
     let trainable = elements(&|name| !(freeze_vision && name.starts_with(VISION_PREFIX)));
+    let stored = placement.dtype.size() as u64;
     let mut plan = MemoryPlan::default();
-    plan.add("weights", all * F32);
+    plan.add("weights", all * stored);
+    if placement.dtype != DType::F32 {
+        plan.add("master weights in f32", trainable * F32);
+    }
     plan.add("gradients", trainable * F32);
     plan.add("AdamW moments", 2 * trainable * F32);
     if reference {
         // Frozen tensors are shared with the policy.
-        plan.add("reference weights", trainable * F32);
+        plan.add("reference weights", trainable * stored);
     }
-    // While training goes on with the next step.
-    plan.add("copy for the checkpoint being written", 3 * trainable * F32);
+    if placement.device == Device::Cpu {
+        // While training goes on with the next step. Of a GPU's memory it takes nothing.
+        plan.add("copy for the checkpoint being written", 3 * trainable * F32);
+    }
     plan
 }
 
@@ -160,8 +173,9 @@ pub fn available_memory() -> Option<u64> {
 }
 
 /// Bytes by purpose: exact for weights, gradients and optimiser; for the rest the largest that `shape` allows.
-pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape) -> MemoryPlan {
-    let mut plan = weights_plan(config, shape.freeze_vision, shape.reference);
+pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape, placement: &Placement) -> MemoryPlan {
+    let mut plan = weights_plan(config, shape.freeze_vision, shape.reference, placement);
+    let stored = placement.dtype.size() as u64;
     let text = &config.text;
     let prompts = shape.micro_batch.div_ceil(shape.group);
     let rows = (prompts * shape.prompt_tok + shape.micro_batch * shape.completion_tok) as u64;
@@ -182,15 +196,19 @@ pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape) -> MemoryPlan {
         false => kept(vision_layer, blocks, vision.embed_dim as u64),
     };
     let activations = rows * kept(text_layer, layers, text.hidden_size as u64) + patches * kept_by_vision;
-    plan.add("activations of one micro-batch (at most)", activations * F32);
-    plan.add("logits of one chunk", 2 * 128 * text.vocab_size as u64 * F32);
+    plan.add("activations of one micro-batch (at most)", activations * stored);
+    let logits = match placement.device {
+        Device::Cpu => 128 * text.vocab_size as u64 * F32,
+        Device::Cuda(_) => LOGITS_BYTES.min(rows as usize * text.vocab_size * 4) as u64,
+    };
+    plan.add("logits of one chunk", 2 * logits);
     if shape.rollout_prompts > 0 {
         let rows = (shape.rollout_prompts * shape.prompt_tok) as u64;
         let patches = (shape.rollout_prompts * shape.image_tok * vision.spatial_merge_size.pow(2)) as u64;
-        plan.add("prefill of the rollout (at most)", (rows * text_layer + patches * vision_layer) * F32);
+        plan.add("prefill of the rollout (at most)", (rows * text_layer + patches * vision_layer) * stored);
         let cached = shape.rollout_prompts * (shape.prompt_tok + shape.group * shape.completion_tok);
         let width = 2 * text.num_key_value_heads * text.head_dim * text.num_hidden_layers;
-        plan.add("KV cache of the rollout (at most)", (cached * width) as u64 * F32);
+        plan.add("KV cache of the rollout (at most)", (cached * width) as u64 * stored);
     }
     plan
 }
@@ -210,10 +228,10 @@ mod tests {
     #[test]
     fn case_59_a_model_that_memory_cannot_hold_is_refused() {
         let config = crate::model::folder::ModelFolder::open(bundle().to_str().unwrap()).unwrap().config;
-        let plan = weights_plan(&config, false, true);
+        let plan = weights_plan(&config, false, true, &Placement::HOST);
         // Weights, gradients, two moments, the reference, three copies for a checkpoint.
         assert_eq!(plan.total_bytes(), 8 * 4 * 412_800);
-        assert!(weights_plan(&config, true, true).total_bytes() < plan.total_bytes());
+        assert!(weights_plan(&config, true, true, &Placement::HOST).total_bytes() < plan.total_bytes());
         assert!(check_memory(&plan, Some(plan.total_bytes())).is_ok() && check_memory(&plan, None).is_ok());
         let error = check_memory(&plan, Some(plan.total_bytes() - 1)).unwrap_err();
         assert_eq!(error.exit_code(), 71);
@@ -290,7 +308,7 @@ mod tests {
             recompute: true,
         };
         let bytes =
-            |shape| memory_plan(&folder.config, shape).rows.iter().map(|(_, b)| *b).collect::<Vec<_>>();
+            |shape| memory_plan(&folder.config, shape, &Placement::HOST).rows.iter().map(|(_, b)| *b).collect::<Vec<_>>();
         let all = 4 * 412_800;
         let plan = bytes(shape);
         assert_eq!(plan[..5], [all, all, 2 * all, all, 3 * all]);

@@ -330,6 +330,7 @@ fn case_80_hostile_texts_in_reports_and_logs() {
 /// The program with secrets in its environment.
 fn with_secrets(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_othink-train"))
+        .env("CUDA_VISIBLE_DEVICES", "")
         .args(words)
         .current_dir(&*ROOT)
         .stdin(Stdio::null())

@@ -105,6 +105,7 @@ impl std::ops::DerefMut for Running {
 fn start(words: &[&str], dir: &Path) -> (Running, PathBuf) {
     let log = dir.with_extension("stderr");
     let child = Command::new(env!("CARGO_BIN_EXE_othink-train"))
+        .env("CUDA_VISIBLE_DEVICES", "")
         .args(words)
         .current_dir(&*ROOT)
         .stdin(Stdio::null())
@@ -239,6 +240,7 @@ fn case_62_a_signal_that_nohup_switched_off_stays_off() {
     let words = endless(&dir);
     let child = Command::new("nohup")
         .arg(env!("CARGO_BIN_EXE_othink-train"))
+        .env("CUDA_VISIBLE_DEVICES", "")
         .args(&words)
         .current_dir(&*ROOT)
         .stdin(Stdio::null())
@@ -292,6 +294,7 @@ fn case_64_folders_and_disks_that_refuse() {
         let limits = "trap '' XFSZ; ulimit -f 1024; exec \"$@\"";
         Command::new("bash")
             .args(["-c", limits, "bash", env!("CARGO_BIN_EXE_othink-train")])
+            .env("CUDA_VISIBLE_DEVICES", "")
             .args(words)
             .current_dir(&*ROOT)
             .stdin(Stdio::null())
@@ -653,6 +656,7 @@ fn case_77_poor_surroundings() {
         .args(words.iter().filter(|word| **word != "-q"))
         .current_dir(&*ROOT)
         .env_clear()
+        .env("CUDA_VISIBLE_DEVICES", "")
         .env("TERM", "dumb")
         .env("LANG", "C")
         .env("TMPDIR", "/nowhere")
@@ -666,6 +670,7 @@ fn case_77_poor_surroundings() {
     // Standard output that is closed ends quietly; one that is full is an error, after everything is saved.
     let dir = ROOT.join("full_output");
     let output = Command::new(env!("CARGO_BIN_EXE_othink-train"))
+        .env("CUDA_VISIBLE_DEVICES", "")
         .args(four_steps(&dir))
         .current_dir(&*ROOT)
         .stdin(Stdio::null())
@@ -679,6 +684,7 @@ fn case_77_poor_surroundings() {
     same_end(&dir, &ROOT.join("rich"));
     let dir = ROOT.join("closed_output");
     let mut child = Command::new(env!("CARGO_BIN_EXE_othink-train"))
+        .env("CUDA_VISIBLE_DEVICES", "")
         .args(four_steps(&dir))
         .current_dir(&*ROOT)
         .stdin(Stdio::null())

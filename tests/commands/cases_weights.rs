@@ -33,6 +33,7 @@ pub fn edit_index(dir: &Path, edit: impl FnOnce(&mut Value)) {
 #[cfg(target_os = "linux")]
 pub fn peak_memory(words: &[&str]) -> (u64, Option<i32>, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_othink-train"))
+        .env("CUDA_VISIBLE_DEVICES", "")
         .args(words)
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())

@@ -66,6 +66,7 @@ fn text(path: &Path) -> &str {
 
 fn othink(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_othink-train"))
+        .env("CUDA_VISIBLE_DEVICES", "")
         .args(words)
         .current_dir(&*ROOT)
         .stdin(Stdio::null())

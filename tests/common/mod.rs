@@ -117,6 +117,39 @@ pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
+/// Rules of training, except that every eighth token ends a completion: so their lengths differ.
+pub fn decoding(policy: &Policy, sampling: SamplingParams) -> Decoding {
+    let mut decoding = policy.decoding(sampling, &[], true).unwrap();
+    decoding.stop.eos = (0..policy.model.config().text.vocab_size as u32).step_by(8).collect();
+    decoding
+}
+
+pub fn plain(max_new_tokens: usize) -> SamplingParams {
+    SamplingParams { max_new_tokens, ..SamplingParams::default() }
+}
+
+/// Every rule that moves a token's choice but must not move its kept log-probability.
+pub fn samplings() -> Vec<SamplingParams> {
+    let base = plain(14);
+    vec![
+        base.clone(),
+        SamplingParams { temperature: 0.7, top_p: 0.8, min_new_tokens: 5, ..base.clone() },
+        SamplingParams { temperature: 1.6, top_k: 12, repetition_penalty: 1.4, ..base.clone() },
+        SamplingParams {
+            temperature: 0.9,
+            min_p: 0.2,
+            repetition_penalty: 0.8,
+            min_new_tokens: 3,
+            ..base.clone()
+        },
+        SamplingParams { greedy: true, temperature: 0.0, repetition_penalty: 1.2, ..base },
+    ]
+}
+
+pub fn placed(prompts: &[Prompt]) -> Vec<(u32, &Prompt)> {
+    (10..).zip(prompts).collect()
+}
+
 /// Completions of prompts at their places of the stream.
 pub fn roll_out(
     policy: &Policy,

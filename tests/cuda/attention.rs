@@ -245,6 +245,7 @@ fn decoding_over_pages() -> Result<()> {
     let heads = [
         heads(2, 2, 16),
         heads(18, 1, 16),
+        heads(4, 2, 12),
         heads(6, 1, 32),
         heads(2, 1, 48),
         heads(12, 2, 64),

@@ -1,0 +1,142 @@
+//! The whole model on the device: against the reference bundles, and rollout against training, bit for bit.
+
+use crate::common::{
+    batches, bits, bundle, decoding, placed, policy, prompts, roll_out, samplings, training_logps,
+};
+use crate::harness::{gpu, is_checked};
+use othink::cuda::Gpu;
+use othink::parity::bundle::Bundle;
+use othink::parity::compare::Verdict;
+use othink::processor::ProcessorOptions;
+use othink::report::Progress;
+use othink::rollout::Completion;
+use othink::tensor::{DType, Device, Placement};
+use othink::train::policy::Policy;
+use std::sync::Arc;
+
+fn on(gpu: &Gpu, dtype: DType) -> Placement {
+    Placement { device: Device::Cuda(gpu.clone()), dtype }
+}
+
+/// A bundle's checkpoint on the device.
+fn policy_on(gpu: &Gpu, name: &str, dtype: DType) -> Policy {
+    let mut policy = policy(name, DType::F32);
+    policy.params = Arc::new(policy.params.placed(&on(gpu, dtype)).unwrap());
+    policy
+}
+
+fn parity(gpu: &Gpu, name: &str, dtype: DType) {
+    let bundle = Bundle::open(&bundle(name)).unwrap();
+    let limits = bundle.pixel_limits();
+    let options = ProcessorOptions {
+        min_pixels: limits.min_pixels,
+        max_pixels: limits.max_pixels,
+        ..ProcessorOptions::default()
+    };
+    let policy =
+        Policy::load(crate::common::bundle(name).to_str().unwrap(), &options, &Placement::HOST).unwrap();
+    let progress = Progress::start("parity", bundle.stages(), true);
+    let outcome = othink::parity::run(&policy, &bundle, &on(gpu, dtype), false, &progress).unwrap();
+    progress.finish();
+    let wrong: Vec<_> = outcome.rows.iter().filter(|row| row.failed()).collect();
+    assert!(wrong.is_empty(), "{name} in {}: {wrong:#?}", dtype.name());
+    let compared = outcome.rows.iter().filter(|row| matches!(row.verdict, Verdict::Ok)).count();
+    assert!(compared > 20, "{name} in {}: {compared} tensors", dtype.name());
+}
+
+/// The bundles' sizes and kinds of weights: the largest, one with odd sizes, one without images, one with wide heads.
+const BUNDLES: [&str; 4] = ["qwen2_vl_a", "tied_kv1_odd", "untied_textonly", "wide_gqa4_hd32"];
+
+#[test]
+fn parity_in_f32() {
+    let Some(gpu) = gpu() else { return };
+    for name in if is_checked() { &BUNDLES[1..2] } else { &BUNDLES[..] } {
+        parity(gpu, name, DType::F32);
+    }
+}
+
+#[test]
+fn parity_in_bf16() {
+    let Some(gpu) = gpu() else { return };
+    for name in if is_checked() { &BUNDLES[1..2] } else { &BUNDLES[..] } {
+        parity(gpu, name, DType::Bf16);
+    }
+}
+
+fn kept(completions: &[Vec<Completion>]) -> Vec<f32> {
+    completions.iter().flatten().flat_map(|c| c.logps.to_vec().unwrap()).collect()
+}
+
+fn tokens(completions: &[Vec<Completion>]) -> Vec<Vec<u32>> {
+    completions.iter().flatten().map(|c| c.tokens.clone()).collect()
+}
+
+/// The log-probabilities kept at sampling are those of training, in micro-batches of any size, with recomputation or without.
+#[test]
+fn rollout_log_probs_are_the_training_log_probs() {
+    let Some(gpu) = gpu() else { return };
+    for (name, dtype) in
+        [("tied_kv1_odd", DType::F32), ("qwen2_vl_a", DType::Bf16), ("qwen2_vl_a", DType::F32)]
+    {
+        let policy = policy_on(gpu, name, dtype);
+        let prompts = prompts(&policy, name);
+        for sampling in samplings() {
+            let decoding = decoding(&policy, sampling.clone());
+            let completions = roll_out(&policy, &decoding, &placed(&prompts), 3, 11);
+            let recorded = kept(&completions);
+            let temperature = f64::from(sampling.score_temperature());
+            for (size, recompute) in [(1, false), (2, true), (100, false)] {
+                let batches = batches(&policy, &prompts, &completions, size);
+                let trained = training_logps(&policy, &batches, temperature, recompute);
+                let what = format!("{name} {dtype:?} {sampling:?}, {size} at a time");
+                assert_eq!(bits(&trained), bits(&recorded), "{what}");
+            }
+            if is_checked() {
+                return;
+            }
+        }
+    }
+}
+
+/// A completion does not depend on the prompts and completions beside it, nor on the pages that happen to be free.
+#[test]
+fn a_prompt_alone_equals_the_prompt_in_any_batch() {
+    let Some(gpu) = gpu() else { return };
+    for dtype in [DType::F32, DType::Bf16] {
+        let policy = policy_on(gpu, "tied_kv1_odd", dtype);
+        let prompts = prompts(&policy, "tied_kv1_odd");
+        let prompts = placed(&prompts);
+        let decoding = decoding(&policy, samplings()[0].clone());
+        let together = roll_out(&policy, &decoding, &prompts, 3, 3);
+        for (one, expected) in prompts.iter().zip(&together) {
+            for group in [1, 3] {
+                let alone = &roll_out(&policy, &decoding, &[*one], group, 3)[0];
+                assert_eq!(alone[..], expected[..group], "place {}, group of {group}", one.0);
+            }
+        }
+        let backwards: Vec<_> = prompts.iter().rev().copied().collect();
+        let mut turned = roll_out(&policy, &decoding, &backwards, 3, 3);
+        turned.reverse();
+        assert!(turned == together, "in another order");
+    }
+}
+
+/// In f32 the device draws the tokens that the CPU draws.
+#[test]
+fn the_cpus_tokens() {
+    let Some(gpu) = gpu() else { return };
+    let name = "tied_kv1_odd";
+    let (ours, theirs) = (policy_on(gpu, name, DType::F32), policy(name, DType::F32));
+    let prompts = prompts(&theirs, name);
+    for sampling in samplings() {
+        let decoding = decoding(&theirs, sampling.clone());
+        let of = |policy| roll_out(policy, &decoding, &placed(&prompts), 2, 5);
+        let (device, cpu) = (of(&ours), of(&theirs));
+        assert_eq!(tokens(&device), tokens(&cpu), "{sampling:?}");
+        let worst = kept(&device).iter().zip(kept(&cpu)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-4, "{sampling:?}: log-probabilities differ by {worst}");
+        if is_checked() {
+            return;
+        }
+    }
+}
