@@ -19,6 +19,7 @@ mod embedding;
 mod gemm;
 mod group_advantage;
 mod linear;
+mod log_softmax_kl;
 mod memory;
 mod norm;
 mod patch_embed;
