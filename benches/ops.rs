@@ -125,9 +125,8 @@ fn bench_log_softmax_kl(c: &mut Criterion) {
     let product = 2 * (rows * width * vocab) as u64;
     for (name, reference, products) in [("sampled", None, [1, 4]), ("exact_kl", Some(reference), [2, 6])] {
         let op = || LogSoftmaxKl {
-            targets: (0..rows).map(|row| Target { row, token: (7 * row) as u32 }).collect(),
-            temperature: 0.9,
             reference: reference.clone(),
+            ..LogSoftmaxKl::new((0..rows).map(|row| Target { row, token: (7 * row) as u32 }).collect(), 0.9)
         };
         let forward = || op().forward([&hidden, &head]).expect("the shapes fit");
         let scores = forward().0.to_f32().to_vec();

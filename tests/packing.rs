@@ -34,12 +34,11 @@ fn pass(
     let scope = Scope { tape: &tape, params };
     let hidden = model.forward(&scope, packed, false).unwrap().hidden;
     let op = LogSoftmaxKl {
-        targets: targets.to_vec(),
-        temperature: TEMPERATURE,
         reference: Some(Reference {
             hidden: model.infer(reference, packed).unwrap(),
             head: reference.of(model.head()).value.clone(),
         }),
+        ..LogSoftmaxKl::new(targets.to_vec(), TEMPERATURE)
     };
     let scores = tape.apply(op, [&hidden, &scope.param(model.head())]).unwrap();
     let dtype = scores.value().dtype();

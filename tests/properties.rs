@@ -272,7 +272,7 @@ proptest! {
         // The head takes its rows by number.
         let target = |row| Target { row, token: (row % out) as u32 };
         let score = |rows: std::ops::Range<usize>| {
-            let op = LogSoftmaxKl { targets: rows.map(target).collect(), temperature: 0.7, reference: None };
+            let op = LogSoftmaxKl::new(rows.map(target).collect(), 0.7);
             bits(&op.forward([&x, &w]).unwrap().0.real::<f32>())
         };
         prop_assert_eq!(&score(0..n)[3 * range[0]..3 * range[1]], &score(range[0]..range[1])[..]);

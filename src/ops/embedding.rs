@@ -5,7 +5,7 @@
 //! and copied to `dimage[s]`.
 
 #[allow(unsafe_code)]
-mod cuda;
+pub(super) mod cuda;
 
 use super::Cost;
 use crate::autograd::Op;

@@ -7,21 +7,31 @@
 //!
 //! Gradient of a row, summed over its targets with incoming `(a, b, c)`, then `dl = dz / tau`:
 //! `dz_v = a (1[v = token] - p_v) - b p_v (logp_v + H) + c p_v (logp_v - logq_v - KL)`.
-//! `dh = dl W`, `dW = dl^T h`. The reference has no gradient.
+//! `dh = dl W`, `dW = dl^T h`. The reference has no gradient. Rounding points: `dl`, in the type of the hidden states, then each
+//! gradient once; sums and logits are f32.
 //!
-//! Logits exist for `CHUNK` rows at a time and are computed again in the backward pass, so `[T, V]` is never
-//! stored. [`row_log_normaliser`] is what the sampler uses too: a sampled token's log-probability has the same bits.
+//! Logits exist for some rows at a time and are computed again in the backward pass, so `[T, V]` is never stored.
+//! [`row_log_normaliser`] (on a GPU [`cuda::sampled_log_probs`]) is what the sampler uses too: a sampled token's log-probability
+//! has the same bits. A row's result depends on nothing but the row.
+
+#[allow(unsafe_code)]
+pub mod cuda;
 
 use super::gemm::{Into, View, gemm};
-use super::{max, sum};
+use super::{Cost, max, sum};
 use crate::autograd::Op;
+use crate::cuda::Buffer;
 use crate::dispatch;
 use crate::error::{Error, Result};
-use crate::tensor::{Real, Tensor};
+use crate::tensor::dtype::round_bf16;
+use crate::tensor::{DType, Real, Tensor};
 use rayon::prelude::*;
 
-/// Rows whose logits exist at a time.
+/// Rows whose logits exist at a time on the CPU.
 const CHUNK: usize = 128;
+
+/// What the logits of the rows at a time may take on a GPU, by default.
+const LOGITS_BYTES: usize = 256 << 20;
 
 /// Rows of logits that are worth a task of their own.
 fn rows_per_task(vocab: usize) -> usize {
@@ -80,6 +90,19 @@ pub struct LogSoftmaxKl {
     pub temperature: f64,
     /// Present when the exact KL is wanted.
     pub reference: Option<Reference>,
+    /// Targets that get no gradient whatever comes in for them, one entry for each, or none at all. Rows that have no other
+    /// targets are left out of the backward products: their gradient is 0, and no other bit changes.
+    pub frozen: Vec<bool>,
+    /// The most bytes that logits may take at a time on a GPU (64 rows at least), the reference's as many again.
+    pub logits_bytes: usize,
+}
+
+/// What the backward pass needs.
+pub struct Saved {
+    hidden: Tensor,
+    head: Tensor,
+    /// On a GPU, numbers of each distinct row.
+    kept: Option<Buffer<f32>>,
 }
 
 /// The targets of one chunk of distinct rows.
@@ -91,8 +114,39 @@ struct Chunk {
 }
 
 impl LogSoftmaxKl {
-    fn chunks(&self) -> Vec<Chunk> {
-        let mut order: Vec<usize> = (0..self.targets.len()).collect();
+    /// Without a reference, and with gradients for all targets.
+    pub fn new(targets: Vec<Target>, temperature: f64) -> LogSoftmaxKl {
+        LogSoftmaxKl { targets, temperature, reference: None, frozen: Vec::new(), logits_bytes: LOGITS_BYTES }
+    }
+
+    /// Cost of the scores of `rows` distinct rows by a head `[vocab, width]`, twice the product with a reference of that shape.
+    pub fn forward_cost(rows: usize, (vocab, width): (usize, usize), reference: bool, dtype: DType) -> Cost {
+        let (models, logits) = (1 + reference as u64, (rows * vocab) as u64);
+        let factors = ((rows + vocab) * width * dtype.size()) as u64;
+        // A logit is exponentiated, and added to two sums (with a reference to three, and two of its own).
+        Cost {
+            flops: models * logits * (2 * width as u64 + 4) + 3 * (models - 1) * logits,
+            bytes: models * factors + 12 * rows as u64,
+        }
+    }
+
+    /// Cost of the gradients: the logits again, and the two products behind them.
+    pub fn backward_cost(rows: usize, (vocab, width): (usize, usize), reference: bool, dtype: DType) -> Cost {
+        let logits = LogSoftmaxKl::forward_cost(rows, (vocab, width), reference, dtype);
+        Cost {
+            flops: logits.flops + 4 * (rows * vocab * width) as u64,
+            bytes: logits.bytes + ((rows + vocab) * width * dtype.size()) as u64,
+        }
+    }
+
+    fn is_frozen(&self, target: usize) -> bool {
+        self.frozen.get(target).copied().unwrap_or(false)
+    }
+
+    /// Chunks of the targets, for the backward pass of those that get a gradient.
+    fn chunks(&self, for_backward: bool) -> Vec<Chunk> {
+        let takes_part = |&i: &usize| !(for_backward && self.is_frozen(i));
+        let mut order: Vec<usize> = (0..self.targets.len()).filter(takes_part).collect();
         order.sort_by_key(|&i| self.targets[i].row);
         let mut chunks: Vec<Chunk> = Vec::new();
         for i in order {
@@ -122,12 +176,19 @@ impl LogSoftmaxKl {
             .reference
             .as_ref()
             .is_none_or(|r| r.hidden.matrix().0 == rows && r.head.matrix() == (vocab, r.hidden.matrix().1));
-        if width != head_width || !inside || !reference || hidden.dtype() != head.dtype() {
+        let references = self.reference.iter().flat_map(|r| [&r.hidden, &r.head]);
+        let one_device = references.chain([head]).all(|x| x.gpu() == hidden.gpu());
+        let frozen = self.frozen.is_empty() || self.frozen.len() == self.targets.len();
+        let fits = inside && reference && one_device && frozen;
+        if width != head_width || hidden.dtype() != head.dtype() || !fits {
             return Err(Error::Internal(format!(
-                "log_softmax_kl: hidden {:?}, head {:?}, {} targets",
+                "log_softmax_kl: hidden {:?} on {:?}, head {:?} on {:?}, {} targets, {} of them named frozen or not",
                 hidden.shape(),
+                hidden.device(),
                 head.shape(),
-                self.targets.len()
+                head.device(),
+                self.targets.len(),
+                self.frozen.len()
             )));
         }
         Ok(())
@@ -180,16 +241,20 @@ fn row_statistics<R: Real>(z: &[R], lse: R, reference: Option<(&[R], R)>) -> (R,
 
 impl Op<2> for LogSoftmaxKl {
     const NAME: &'static str = "log_softmax_kl";
-    type Saved = (Tensor, Tensor);
+    type Saved = Saved;
 
-    fn forward(&self, [hidden, head]: [&Tensor; 2]) -> Result<(Tensor, Self::Saved)> {
+    fn forward(&self, [hidden, head]: [&Tensor; 2]) -> Result<(Tensor, Saved)> {
         self.check(hidden, head)?;
+        if let Some(gpu) = hidden.gpu() {
+            let (scores, kept) = cuda::forward(gpu, self, hidden, head)?;
+            return Ok((scores, Saved { hidden: hidden.clone(), head: head.clone(), kept: Some(kept) }));
+        }
         let (vocab, width) = head.matrix();
         dispatch!(hidden.dtype(), R => {
             let (hs, ws) = (hidden.real::<R>(), head.real::<R>());
             let refs = self.reference.as_ref().map(|r| (r.hidden.real::<R>(), r.head.real::<R>(), r.head.matrix().1));
             let mut out = vec![R::ZERO; 3 * self.targets.len()];
-            for chunk in self.chunks() {
+            for chunk in self.chunks(false) {
                 let (z, lse) = self.log_softmax(&chunk.rows, &hs, &ws, width);
                 let q = refs.as_ref().map(|(h, w, width)| self.log_softmax(&chunk.rows, h, w, *width));
                 let stats: Vec<(R, R)> = (0..chunk.rows.len())
@@ -205,23 +270,27 @@ impl Op<2> for LogSoftmaxKl {
                     out[3 * i..3 * i + 3].copy_from_slice(&[logp, stats[slot].0, stats[slot].1]);
                 }
             }
-            Ok((Tensor::new(&[self.targets.len(), 3], out)?, (hidden.clone(), head.clone())))
+            let saved = Saved { hidden: hidden.clone(), head: head.clone(), kept: None };
+            Ok((Tensor::new(&[self.targets.len(), 3], out)?, saved))
         })
     }
 
     fn backward(
         &self,
-        (hidden, head): Self::Saved,
+        Saved { hidden, head, kept }: Saved,
         dy: &Tensor,
         needs: [bool; 2],
     ) -> Result<[Option<Tensor>; 2]> {
+        if let (Some(gpu), Some(kept)) = (hidden.gpu(), &kept) {
+            return cuda::backward(gpu, self, (&hidden, &head, kept), dy, needs);
+        }
         let (vocab, width) = head.matrix();
         dispatch!(hidden.dtype(), R => {
             let (hs, ws, dys) = (hidden.real::<R>(), head.real::<R>(), dy.real::<R>());
             let refs = self.reference.as_ref().map(|r| (r.hidden.real::<R>(), r.head.real::<R>(), r.head.matrix().1));
             let mut dh = vec![R::ZERO; hs.len()];
             let mut dw = vec![R::ZERO; if needs[1] { ws.len() } else { 0 }];
-            for chunk in self.chunks() {
+            for chunk in self.chunks(true) {
                 let (mut z, lse) = self.log_softmax(&chunk.rows, &hs, &ws, width);
                 let q = refs.as_ref().map(|(h, w, width)| self.log_softmax(&chunk.rows, h, w, *width));
                 // Per row: the sums of the three incoming gradients over its targets.
@@ -251,6 +320,9 @@ impl Op<2> for LogSoftmaxKl {
                 let temperature = R::of(self.temperature);
                 if temperature != R::ONE {
                     z.iter_mut().for_each(|z| *z /= temperature);
+                }
+                if hidden.dtype() == DType::Bf16 {
+                    z.iter_mut().for_each(|z| *z = R::of(f64::from(round_bf16(z.f64() as f32))));
                 }
                 let n = chunk.rows.len();
                 let mut part = vec![R::ZERO; n * width];
@@ -287,11 +359,8 @@ mod tests {
         let head = Tensor::new(&[2, 1], vec![0.0_f64, 3.0_f64.ln()])?;
         // A reference with p = (1/2, 1/2).
         let reference = Reference { hidden: hidden.clone(), head: Tensor::new(&[2, 1], vec![0.0_f64, 0.0])? };
-        let op = LogSoftmaxKl {
-            targets: targets(&[(0, 0), (0, 1)]),
-            temperature: 1.0,
-            reference: Some(reference),
-        };
+        let op =
+            LogSoftmaxKl { reference: Some(reference), ..LogSoftmaxKl::new(targets(&[(0, 0), (0, 1)]), 1.0) };
         let (y, _) = op.forward([&hidden, &head])?;
         let entropy = -(0.25_f64 * 0.25_f64.ln() + 0.75 * 0.75_f64.ln());
         let kl = 0.25 * 0.5_f64.ln() + 0.75 * 1.5_f64.ln();
@@ -306,9 +375,8 @@ mod tests {
         let reference = Some(Reference { hidden: random(&[5, 4], 3)?, head: random(&[7, 4], 4)? });
         for (temperature, reference) in [(1.0, None), (0.7, reference)] {
             let make = || LogSoftmaxKl {
-                targets: targets(&[(2, 0), (0, 1), (4, 3), (2, 6), (2, 0)]),
-                temperature,
                 reference: reference.clone(),
+                ..LogSoftmaxKl::new(targets(&[(2, 0), (0, 1), (4, 3), (2, 6), (2, 0)]), temperature)
             };
             assert!(gradcheck(make, [&h, &w])? < 1e-7);
         }
@@ -320,17 +388,36 @@ mod tests {
         let rows = 2 * CHUNK + 3;
         let (h, w) = (random(&[rows, 3], 1)?, random(&[5, 3], 2)?);
         let all: Vec<Target> = (0..rows).flat_map(|row| targets(&[(row, 1), (row, 4)])).collect();
-        let op = LogSoftmaxKl { targets: all.clone(), temperature: 0.9, reference: None };
+        let op = LogSoftmaxKl::new(all.clone(), 0.9);
         let (y, _) = op.forward([&h, &w])?;
         for (i, t) in all.iter().enumerate() {
-            let op = LogSoftmaxKl { targets: vec![*t], temperature: 0.9, reference: None };
+            let op = LogSoftmaxKl::new(vec![*t], 0.9);
             assert_eq!(op.forward([&h, &w])?.0.real::<f64>()[..], y.real::<f64>()[3 * i..3 * i + 3]);
         }
-        assert!(
-            LogSoftmaxKl { targets: targets(&[(0, 5)]), temperature: 1.0, reference: None }
-                .forward([&h, &w])
-                .is_err()
-        );
+        assert!(LogSoftmaxKl::new(targets(&[(0, 5)]), 1.0).forward([&h, &w]).is_err());
+        Ok(())
+    }
+
+    /// What comes in for a frozen target counts as nothing, and a row that has no other has no gradient.
+    #[test]
+    fn frozen_targets_get_no_gradient() -> Result<()> {
+        let (h, w) = (random(&[4, 3], 1)?.to_dtype(DType::F32), random(&[7, 3], 2)?.to_dtype(DType::F32));
+        let all = targets(&[(2, 0), (0, 1), (3, 3), (2, 6), (1, 5)]);
+        let frozen = vec![true, false, true, false, true];
+        let dy = random(&[5, 3], 3)?.to_dtype(DType::F32);
+        let mut masked = dy.clone();
+        for (d, _) in masked.make_mut::<f32>()?.chunks_mut(3).zip(&frozen).filter(|(_, off)| **off) {
+            d.fill(0.0);
+        }
+        let gradients = |op: LogSoftmaxKl, dy: &Tensor| -> Result<Vec<Vec<f32>>> {
+            let (_, saved) = op.forward([&h, &w])?;
+            Ok(op.backward(saved, dy, [true; 2])?.iter().flatten().map(|d| d.to_f32().to_vec()).collect())
+        };
+        let ours = gradients(LogSoftmaxKl { frozen, ..LogSoftmaxKl::new(all.clone(), 0.7) }, &dy)?;
+        assert_eq!(ours, gradients(LogSoftmaxKl::new(all.clone(), 0.7), &masked)?);
+        assert!(ours[0][3..6].iter().chain(&ours[0][9..]).all(|&d| d == 0.0) && ours[0][6] != 0.0);
+        let short = LogSoftmaxKl { frozen: vec![true], ..LogSoftmaxKl::new(all, 0.7) };
+        assert!(short.forward([&h, &w]).is_err());
         Ok(())
     }
 }

@@ -86,7 +86,7 @@ fn run(
     reference: Option<Reference>,
 ) -> Result<Var> {
     let hidden = model.forward(scope, &batch.packed, options.recompute)?.hidden;
-    let op = LogSoftmaxKl { targets: batch.targets.clone(), temperature: options.temperature, reference };
+    let op = LogSoftmaxKl { reference, ..LogSoftmaxKl::new(batch.targets.clone(), options.temperature) };
     scope.tape.apply(op, [&hidden, &scope.param(model.head())])
 }
 

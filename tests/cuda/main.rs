@@ -21,6 +21,7 @@ mod embedding;
 mod gemm;
 mod group_advantage;
 mod linear;
+mod log_softmax_kl;
 mod memory;
 mod model;
 mod norm;

@@ -32,10 +32,20 @@ pub(super) fn forward(gpu: &Gpu, op: &Embedding, table: &Tensor, image: &Tensor)
     for (feature, &row) in op.image_rows.iter().enumerate() {
         source[row] = -1 - dimension("embedding", feature)?;
     }
+    gather_rows(gpu, table, image, &source)
+}
+
+/// Rows of `table` `[V, C]`, and of `image` from -1 downwards; the caller has checked that the sources are within the two.
+pub(in crate::ops) fn gather_rows(
+    gpu: &Gpu,
+    table: &Tensor,
+    image: &Tensor,
+    source: &[i32],
+) -> Result<Tensor> {
     dimension("embedding", table.matrix().0)?;
     match table.dtype() {
-        DType::Bf16 => gather(gpu, table, image, &source, &BF16),
-        _ => gather(gpu, table, image, &source, &F32),
+        DType::Bf16 => gather(gpu, table, image, source, &BF16),
+        _ => gather(gpu, table, image, source, &F32),
     }
 }
 
