@@ -19,7 +19,7 @@ use crate::report::{JsonLines, Progress, Row, read_rows};
 use crate::reward::RewardSet;
 use crate::rollout::sampler::SamplingParams;
 use crate::tasks::{self, Difficulty, Task, TaskOptions, blank_sample, majority_accuracy};
-use crate::tensor::DType;
+use crate::tensor::{DType, Placement};
 use crate::train::evaluate::{EvaluationOptions, evaluate, mean_score};
 use crate::train::grpo::{GrpoOptions, GrpoTrainer};
 use crate::train::interrupt::Interrupt;
@@ -270,6 +270,7 @@ fn train_sft(
         },
         max_grad_norm: 1.0,
         recompute: false,
+        placement: Placement::cpu(),
     };
     let plan = SavePlan::like(&policy.folder)?;
     let stream = Stream::new(samples.len(), seed, true)?;
@@ -335,6 +336,7 @@ fn train_grpo(
         },
         max_grad_norm: 1.0,
         recompute: false,
+        placement: Placement::cpu(),
         seed,
     };
     let stream = Stream::new(samples.len(), seed, true)?;

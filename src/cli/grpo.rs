@@ -19,6 +19,7 @@ use crate::report::read_rows;
 use crate::reward::RewardSet;
 use crate::rollout::MAX_SEQUENCES;
 use crate::rollout::sampler::SamplingParams;
+use crate::tensor::Placement;
 use crate::train::evaluate::EvaluationOptions;
 use crate::train::folder::{RunFolder, refuse_occupied};
 use crate::train::grpo::{GrpoOptions, GrpoTrainer};
@@ -156,6 +157,7 @@ fn trainer(
         schedule: training::learning_rate(optimiser, steps)?,
         max_grad_norm: optimiser.max_grad_norm,
         recompute: optimiser.gradient_checkpointing,
+        placement: Placement::cpu(),
         seed: options.seed.seed,
     };
     trainer_options.loss.validate()?;

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::report::html::RunSummary;
 use crate::report::read_rows;
+use crate::tensor::Placement;
 use crate::train::folder::{RunFolder, refuse_occupied};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
@@ -50,6 +51,7 @@ pub fn train(options: &SftConfig) -> Result<()> {
         schedule: training::learning_rate(optimiser, steps)?,
         max_grad_norm: optimiser.max_grad_norm,
         recompute: optimiser.gradient_checkpointing,
+        placement: Placement::cpu(),
     };
     let stream = Stream::new(samples.len(), options.seed.seed, options.order.shuffle_dataset)?;
     let identity = Identity {

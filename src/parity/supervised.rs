@@ -9,9 +9,9 @@ use crate::autograd::ParamGrads;
 use crate::batch::{Group, micro_batches};
 use crate::error::{Error, Result};
 use crate::nn::Params;
-use crate::optim::{AdamW, AdamWConfig, global_grad_norm};
-use crate::tensor::DType;
-use crate::train::update::{ForwardOptions, check_finite, forward, param_groups, score, update};
+use crate::optim::{AdamWConfig, Optimiser, global_grad_norm};
+use crate::tensor::{DType, Placement};
+use crate::train::update::{ForwardOptions, check_finite, forward, score};
 use std::sync::Arc;
 
 /// Learning rate of the training case.
@@ -149,7 +149,7 @@ impl Context<'_> {
             return Ok(());
         }
         let mut master = self.policy.params.clone();
-        let mut optimiser = AdamW::new(ADAMW, param_groups(&master, true))?;
+        let mut optimiser = Optimiser::new(ADAMW, &mut master, true, &Placement::cpu())?;
         let steps = self.bundle.steps();
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
         for step in 0..=steps {
@@ -161,10 +161,12 @@ impl Context<'_> {
             drop(params);
             check_finite("loss", likelihood.loss, step as u64)?;
             losses.push(likelihood.loss as f32);
-            if let Some(grads) = &likelihood.grads {
-                let done = update(&mut master, &mut optimiser, grads, LEARNING_RATE, MAX_GRAD_NORM)?;
-                check_finite("gradient norm", done.grad_norm, step as u64)?;
-                norms.push(done.grad_norm as f32);
+            if let Some(grads) = likelihood.grads {
+                optimiser.begin()?;
+                optimiser.add(grads)?;
+                let norm = optimiser.step(&mut master, LEARNING_RATE, MAX_GRAD_NORM)?;
+                check_finite("gradient norm", norm, step as u64)?;
+                norms.push(norm as f32);
             }
         }
         sink.emit("train.losses", &[losses.len()], Values::F32(losses))?;

@@ -4,11 +4,8 @@ use super::guard::Watched;
 use super::policy::Policy;
 use super::stream::Stream;
 use super::trainer::{Skipped, Step, Trainer, TrainerParts, restore_weights, sample_row};
-use super::update::{
-    ForwardOptions, TokenScores, check_finite, each_micro_batch, forward, param_groups, score, update,
-};
+use super::update::{ForwardOptions, TokenScores, check_finite, each_micro_batch, forward, score};
 use crate::advantage::{Advantages, group_advantages};
-use crate::autograd::ParamGrads;
 use crate::batch::{Group, MicroBatch, micro_batches};
 use crate::checkpoint::{SavedRollout, SavedRun};
 use crate::config::{KlEstimator, ScaleRewards};
@@ -17,12 +14,13 @@ use crate::error::{Error, Result};
 use crate::kl::{BetaController, k1_penalty};
 use crate::loss::{LossConfig, LossInputs, LossMetrics, Window, grpo_loss};
 use crate::nn::Params;
-use crate::optim::{AdamW, AdamWConfig, LrSchedule};
+use crate::optim::{AdamWConfig, LrSchedule, Optimiser};
 use crate::processor::Prompt;
 use crate::report::{ClipRatio, CompletionLengths, CompletionRecord, RewardStatistics, Row, StepReport};
 use crate::reward::{RewardSet, extract};
 use crate::rollout::sequence::FinishReason;
 use crate::rollout::{Completion, Decoding, Request, Watch};
+use crate::tensor::Placement;
 use rayon::prelude::*;
 use std::sync::Arc;
 use std::time::Instant;
@@ -53,6 +51,8 @@ pub struct GrpoOptions {
     pub max_grad_norm: f64,
     /// Keep only layer inputs for the backward pass.
     pub recompute: bool,
+    /// Where the model is put and computes.
+    pub placement: Placement,
     /// Seed of the rollouts.
     pub seed: u64,
 }
@@ -66,7 +66,7 @@ pub struct GrpoTrainer {
     decoding: Decoding,
     rewards: RewardSet,
     beta: BetaController,
-    optimiser: AdamW,
+    optimiser: Optimiser,
     stream: Stream,
     tokens: u64,
     /// The rollout that the next steps of its `num_iterations` go on with.
@@ -120,7 +120,7 @@ impl Scored {
 impl GrpoTrainer {
     /// A run in the order of `stream`. The reference is the policy as it is now, unless the KL weight is 0 throughout.
     pub fn new(
-        policy: Policy,
+        mut policy: Policy,
         options: GrpoOptions,
         decoding: Decoding,
         rewards: RewardSet,
@@ -128,8 +128,11 @@ impl GrpoTrainer {
         adamw: AdamWConfig,
         stream: Stream,
     ) -> Result<GrpoTrainer> {
-        let optimiser = AdamW::new(adamw, param_groups(&policy.params, false))?;
-        let reference = beta.needs_reference().then(|| policy.params.clone());
+        let optimiser = Optimiser::new(adamw, &mut policy.params, false, &options.placement)?;
+        let reference = match beta.needs_reference() {
+            true => Some(Arc::new(policy.params.detached()?)),
+            false => None,
+        };
         Ok(GrpoTrainer {
             policy,
             reference,
@@ -334,7 +337,6 @@ impl GrpoTrainer {
             temperature: f64::from(self.decoding.sampling.score_temperature()),
             recompute: self.options.recompute,
         };
-        let mut grads = ParamGrads::default();
         let mut metrics = LossMetrics::default();
         let (mut loss, mut entropy, mut tokens) = (0.0, 0.0, 0_usize);
         let (mut difference_sum, mut difference_max, mut sampled_tokens) = (0.0_f64, 0.0_f64, 0_usize);
@@ -370,6 +372,7 @@ impl GrpoTrainer {
             let grads = pass.backward(&output.dlogp_t, output.dkl_full_t.as_deref())?;
             Ok((scores, sampled, mask, output, grads))
         };
+        self.optimiser.begin()?;
         each_micro_batch(params, &rollout.batches, work, |(scores, sampled, mask, output, part)| {
             if first_iteration {
                 for (a, b) in scores.logp_t.iter().zip(&sampled) {
@@ -385,7 +388,7 @@ impl GrpoTrainer {
             tokens += mask.iter().filter(|on| **on).count();
             loss += output.loss;
             metrics.merge(&output.metrics);
-            grads.merge(part)
+            self.optimiser.add(part)
         })?;
         // Later passes over the same rollout compare with weights that have moved: they repeat the first one's figure.
         let measured = (difference_sum / sampled_tokens.max(1) as f64, difference_max);
@@ -394,14 +397,9 @@ impl GrpoTrainer {
             check_finite("KL", kl, step)?;
         }
         let learning_rate = self.options.schedule.learning_rate(step);
-        let done = update(
-            &mut self.policy.params,
-            &mut self.optimiser,
-            &grads,
-            learning_rate,
-            self.options.max_grad_norm,
-        )?;
-        check_finite("gradient norm", done.grad_norm, step)?;
+        let grad_norm =
+            self.optimiser.step(&mut self.policy.params, learning_rate, self.options.max_grad_norm)?;
+        check_finite("gradient norm", grad_norm, step)?;
         if let Some(kl) = metrics.kl() {
             self.beta.observe(kl, completions.len())?;
         }
@@ -409,7 +407,7 @@ impl GrpoTrainer {
         Ok(StepReport {
             step: step as usize,
             loss,
-            grad_norm: done.grad_norm,
+            grad_norm,
             learning_rate,
             beta,
             kl: metrics.kl(),
@@ -521,9 +519,13 @@ impl Trainer for GrpoTrainer {
         Skipped { row: report.row(), batch }
     }
 
-    fn state(&self) -> TrainerParts {
-        TrainerParts {
-            optimiser: self.optimiser.clone(),
+    fn weights(&self) -> Result<Arc<Params>> {
+        self.optimiser.weights(&self.policy.params)
+    }
+
+    fn state(&self) -> Result<TrainerParts> {
+        Ok(TrainerParts {
+            optimiser: self.optimiser.state()?,
             tokens: self.tokens,
             beta: Some(self.beta.state()),
             rollout: self.rollout.as_ref().map(|rollout| SavedRollout {
@@ -533,7 +535,7 @@ impl Trainer for GrpoTrainer {
                 scores: rollout.scores.clone(),
                 difference: rollout.difference,
             }),
-        }
+        })
     }
 
     fn restore(&mut self, saved: SavedRun, samples: &[Sample]) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Forward and backward passes over micro-batches, and the optimiser's step.
+//! Forward and backward passes over micro-batches.
 
 use crate::autograd::{ParamGrads, Tape, Var};
 use crate::batch::MicroBatch;
@@ -6,7 +6,6 @@ use crate::error::{Error, Result};
 use crate::model::qwen2_vl::Qwen2Vl;
 use crate::nn::{Params, Scope};
 use crate::ops::log_softmax_kl::{LogSoftmaxKl, Reference};
-use crate::optim::{AdamW, clip_coefficient, global_grad_norm};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -105,7 +104,8 @@ impl Pass {
 /// Runs `work` over the micro-batches, several at a time where that costs little memory, and gives the results in order.
 ///
 /// Each micro-batch in flight holds gradients of its own, so large models take one at a time and share the threads inside
-/// the ops. Nothing of this changes a bit: the results are independent and are added in order.
+/// the ops; so does a GPU, whose one stream runs them one after the other. Nothing of this changes a bit: the results are
+/// independent and are added in order.
 pub fn each_micro_batch<T: Send>(
     params: &Params,
     batches: &[MicroBatch],
@@ -115,63 +115,16 @@ pub fn each_micro_batch<T: Send>(
     /// Gradients of all micro-batches in flight stay below this.
     const IN_FLIGHT_BYTES: usize = 256 << 20;
     let (_, trainable) = params.count();
-    let at_once = rayon::current_num_threads().min(IN_FLIGHT_BYTES / (4 * trainable.max(1))).max(1);
+    let at_once = match params.iter().any(|(_, p)| p.value.gpu().is_some()) {
+        true => 1,
+        false => rayon::current_num_threads().min(IN_FLIGHT_BYTES / (4 * trainable.max(1))).max(1),
+    };
     for (part, chunk) in batches.chunks(at_once).enumerate() {
         let done: Vec<Result<T>> =
             chunk.par_iter().enumerate().map(|(i, b)| work(part * at_once + i, b)).collect();
         done.into_iter().try_for_each(|result| take(result?))?;
     }
     Ok(())
-}
-
-/// What an optimiser step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Update {
-    /// Norm of all gradients before clipping.
-    pub grad_norm: f64,
-    /// Whether the weights were changed; they are not when the norm is not finite.
-    pub applied: bool,
-}
-
-/// Clips the gradients and moves the trainable parameters.
-///
-/// `optimiser` holds the state of the trainable parameters in their order. With a gradient that is NaN or
-/// infinite nothing is changed.
-pub fn update(
-    params: &mut Arc<Params>,
-    optimiser: &mut AdamW,
-    grads: &ParamGrads,
-    learning_rate: f64,
-    max_grad_norm: f64,
-) -> Result<Update> {
-    let trainable: Vec<_> = params.iter().filter(|(_, p)| p.trainable).map(|(id, _)| id).collect();
-    let tensors: Vec<_> = trainable.iter().map(|&id| grads.of(id).map(Tensor::to_f32)).collect();
-    let present: Vec<&[f32]> = tensors.iter().flatten().map(AsRef::as_ref).collect();
-    let grad_norm = global_grad_norm(&present);
-    if !grad_norm.is_finite() {
-        return Ok(Update { grad_norm, applied: false });
-    }
-    let list = Arc::make_mut(params);
-    let mut pairs = Vec::with_capacity(trainable.len());
-    for ((_, parameter), grad) in list.iter_mut().filter(|(_, p)| p.trainable).zip(&tensors) {
-        pairs.push((parameter.value.make_mut::<f32>()?, grad.as_deref()));
-    }
-    optimiser.step(&mut pairs, learning_rate, clip_coefficient(grad_norm, max_grad_norm))?;
-    Ok(Update { grad_norm, applied: true })
-}
-
-/// The optimiser's list of the trainable parameters: weight decay on everything but vectors, as Hugging Face's
-/// trainer (`decay_all` puts it on vectors too, as plain `torch.optim.AdamW` does).
-pub fn param_groups(params: &Params, decay_all: bool) -> Vec<crate::optim::ParamGroup> {
-    params
-        .iter()
-        .filter(|(_, p)| p.trainable)
-        .map(|(_, p)| crate::optim::ParamGroup {
-            name: p.name.clone(),
-            len: p.value.len(),
-            decay: decay_all || p.value.shape().len() > 1,
-        })
-        .collect()
 }
 
 /// Fails unless a number of a step is one: such a step is skipped.

@@ -16,7 +16,7 @@ use othink::reward::{Reward, RewardSet};
 use othink::rng::{Purpose, Stream};
 use othink::rollout::sampler::SamplingParams;
 use othink::rollout::{Completion, Decoding, Request};
-use othink::tensor::DType;
+use othink::tensor::{DType, Placement};
 use othink::train::grpo::{GrpoOptions, GrpoTrainer};
 use othink::train::policy::Policy;
 use othink::train::sft::{SftOptions, SftTrainer};
@@ -223,6 +223,7 @@ pub fn grpo_trainer(policy: Policy, recipe: &Recipe, reward: Box<dyn Reward>, ro
         schedule: constant(recipe.learning_rate),
         max_grad_norm: 1.0,
         recompute: recipe.recompute,
+        placement: Placement::cpu(),
         seed: recipe.seed,
     };
     let decoding = policy.decoding(recipe.sampling.clone(), &[], true).unwrap();
@@ -248,6 +249,7 @@ pub fn sft_trainer(
         schedule: constant(learning_rate),
         max_grad_norm: 1.0,
         recompute,
+        placement: Placement::cpu(),
     };
     let stream = stream::Stream::new(rows, 0, false).unwrap();
     SftTrainer::new(policy, options, AdamWConfig::default(), stream).unwrap()

@@ -21,5 +21,6 @@ mod group_advantage;
 mod linear;
 mod memory;
 mod norm;
+mod optimiser;
 mod patch_embed;
 mod rope;
