@@ -28,9 +28,12 @@
 //! frameworks have it. Without old log-probabilities rho is 1 but still differentiated:
 //! the on-policy policy gradient. Arithmetic is f64 whatever the input type.
 
+pub mod scores;
 mod surrogate;
 #[cfg(test)]
 mod tests;
+
+pub use scores::{Sampled, ScoreInputs, ScoreOutput, k1_penalty_of_scores, loss_of_scores};
 
 use crate::error::{Error, Result};
 use crate::kl::{KlEstimator, value_and_slope};
