@@ -4,11 +4,12 @@ use super::guard::Watched;
 use super::policy::{Policy, check_length};
 use super::stream::Stream;
 use super::trainer::{Skipped, Step, Trainer, TrainerParts, restore_weights, sample_row};
-use super::update::{ForwardOptions, check_finite, each_micro_batch, forward};
+use super::update::{ForwardOptions, Pass, check_finite, each_micro_batch};
 use crate::batch::{Group, MicroBatch, micro_batches};
 use crate::checkpoint::SavedRun;
 use crate::data::Sample;
 use crate::error::Result;
+use crate::loss::supervised_loss;
 use crate::nn::Params;
 use crate::optim::{AdamWConfig, LrSchedule, Optimiser};
 use crate::report::SftReport;
@@ -88,9 +89,9 @@ impl SftTrainer {
         let (model, params) = (&self.policy.model, &self.policy.params);
         let work = |_: usize, batch: &MicroBatch| {
             watch(0)?;
-            let (scores, pass) = forward(model, params, batch, options, None)?;
-            let nll = -scores.logp_t.iter().map(|&l| f64::from(l)).sum::<f64>() * weight;
-            Ok((nll, pass.backward(&vec![-weight as f32; scores.logp_t.len()], None)?))
+            let pass = Pass::run(model, params, batch, options, None)?;
+            let (nll, dscores) = supervised_loss(pass.scores(), weight)?;
+            Ok((nll, pass.backward_by(dscores)?))
         };
         self.optimiser.begin()?;
         each_micro_batch(params, &batches, work, |(nll, part)| {

@@ -2,6 +2,7 @@
 
 use crate::autograd::{ParamGrads, Tape, Var};
 use crate::batch::MicroBatch;
+use crate::cuda::Purpose;
 use crate::error::{Error, Result};
 use crate::model::qwen2_vl::Qwen2Vl;
 use crate::nn::{Params, Scope};
@@ -10,7 +11,7 @@ use crate::tensor::Tensor;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Log-probability, entropy and exact KL of each target, completion after completion.
+/// Log-probability, entropy and exact KL of each target, completion after completion, in host memory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenScores {
     /// Log-probability of the target.
@@ -22,10 +23,15 @@ pub struct TokenScores {
 }
 
 impl TokenScores {
-    fn of(scores: &Tensor) -> TokenScores {
+    /// The columns of a score tensor `[T, 3]`.
+    ///
+    /// # Errors
+    /// Those of copying device memory.
+    pub fn of(scores: &Tensor) -> Result<TokenScores> {
+        let scores = scores.to_cpu()?;
         let rows = scores.to_f32();
         let column = |c: usize| rows.chunks_exact(3).map(|row| row[c]).collect();
-        TokenScores { logp_t: column(0), entropy_t: column(1), kl_t: column(2) }
+        Ok(TokenScores { logp_t: column(0), entropy_t: column(1), kl_t: column(2) })
     }
 }
 
@@ -44,7 +50,7 @@ pub struct ForwardOptions {
     pub recompute: bool,
 }
 
-/// Runs the policy on a micro-batch; `reference` is given when the exact KL is wanted.
+/// [`Pass::run`] with its scores in host memory.
 pub fn forward(
     model: &Qwen2Vl,
     params: &Arc<Params>,
@@ -52,29 +58,25 @@ pub fn forward(
     options: ForwardOptions,
     reference: Option<&Arc<Params>>,
 ) -> Result<(TokenScores, Pass)> {
-    let reference = match reference {
-        Some(params) => Some(Reference {
-            hidden: model.infer(params, &batch.packed)?,
-            head: params.of(model.head()).value.clone(),
-        }),
-        None => None,
-    };
-    let tape = Tape::recording();
-    let scores = run(model, &Scope { tape: &tape, params }, batch, options, reference)?;
-    Ok((TokenScores::of(scores.value()), Pass { tape, scores }))
+    let pass = Pass::run(model, params, batch, options, reference)?;
+    Ok((TokenScores::of(pass.scores())?, pass))
 }
 
-/// The same numbers without a tape.
+/// [`scores`] in host memory.
 pub fn score(
     model: &Qwen2Vl,
     params: &Arc<Params>,
     batch: &MicroBatch,
     temperature: f64,
 ) -> Result<TokenScores> {
+    TokenScores::of(&scores(model, params, batch, temperature)?)
+}
+
+/// The numbers of [`Pass::scores`] without a tape: `[T, 3]`, beside the weights.
+pub fn scores(model: &Qwen2Vl, params: &Arc<Params>, batch: &MicroBatch, temperature: f64) -> Result<Tensor> {
     let tape = Tape::off();
     let options = ForwardOptions { temperature, recompute: false };
-    let scores = run(model, &Scope { tape: &tape, params }, batch, options, None)?;
-    Ok(TokenScores::of(scores.value()))
+    Ok(run(model, &Scope { tape: &tape, params }, batch, options, None)?.value().clone())
 }
 
 fn run(
@@ -90,14 +92,45 @@ fn run(
 }
 
 impl Pass {
-    /// Gradients of the parameters for `dlogp_t` (and `dkl_t`, by the exact KL).
+    /// Runs the policy on a micro-batch; `reference` is given when the exact KL is wanted.
+    pub fn run(
+        model: &Qwen2Vl,
+        params: &Arc<Params>,
+        batch: &MicroBatch,
+        options: ForwardOptions,
+        reference: Option<&Arc<Params>>,
+    ) -> Result<Pass> {
+        let reference = match reference {
+            Some(params) => Some(Reference {
+                hidden: model.infer(params, &batch.packed)?,
+                head: params.of(model.head()).value.clone(),
+            }),
+            None => None,
+        };
+        let tape = Tape::recording();
+        let scores = run(model, &Scope { tape: &tape, params }, batch, options, reference)?;
+        Ok(Pass { tape, scores })
+    }
+
+    /// Log-probability, entropy and exact KL (0 without a reference) of each target: `[T, 3]`, beside the weights.
+    pub fn scores(&self) -> &Tensor {
+        self.scores.value()
+    }
+
+    /// Gradients of the parameters for the gradient by the scores, `[T, 3]`, beside the weights.
+    pub fn backward_by(self, dscores: Tensor) -> Result<ParamGrads> {
+        Ok(self.tape.backward_from(&self.scores, dscores)?.params)
+    }
+
+    /// Gradients of the parameters for `dlogp_t` (and `dkl_t`, by the exact KL) in host memory.
     pub fn backward(self, dlogp_t: &[f32], dkl_t: Option<&[f32]>) -> Result<ParamGrads> {
         let mut dy = Vec::with_capacity(3 * dlogp_t.len());
         for (t, &d) in dlogp_t.iter().enumerate() {
             dy.extend([d, 0.0, dkl_t.map_or(0.0, |kl| kl[t])]);
         }
-        let dy = Tensor::new(self.scores.value().shape(), dy)?;
-        Ok(self.tape.backward_from(&self.scores, dy)?.params)
+        let dy = Tensor::new(self.scores().shape(), dy)?;
+        let dy = dy.to_device(&self.scores().device(), Purpose::Inputs)?;
+        self.backward_by(dy)
     }
 }
 

@@ -3,6 +3,8 @@
 //! A test asks [`harness::gpu`] for the device and compares by [`compare`]. Run plainly, the program uses the emulator's fast flavour;
 //! [`reruns`] starts it again in other modes: other schedules, the checking flavour, older GPUs, a real one.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod compare;
 #[allow(unsafe_code)]
 mod harness;
@@ -24,3 +26,5 @@ mod norm;
 mod optimiser;
 mod patch_embed;
 mod rope;
+mod supervised_loss;
+mod train;
