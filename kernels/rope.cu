@@ -1,6 +1,20 @@
 // Rotary embedding, split-half, with the angles of each row from a table: src/ops/rope.rs.
 #include "common.cuh"
 
+// cosines, sines [rows, half]: of positions[axis[i], t] * frequencies[i], an f32 product, taken in f64 and rounded, as the CPU's are.
+// positions is [axes, rows]. A thread has one angle.
+extern "C" __global__ void __launch_bounds__(256)
+rope_angles(const int32_t* __restrict__ positions, const int32_t* __restrict__ axis, const float* __restrict__ frequencies,
+            float* __restrict__ cosines, float* __restrict__ sines, int64_t rows, int32_t half) {
+    const int64_t place = global_thread();
+    if (place >= rows * half) return;
+    const int64_t row = place / half;
+    const int32_t i = int32_t(place % half);
+    const double angle = float(positions[axis[i] * rows + row]) * frequencies[i];
+    cosines[place] = float(cos(angle));
+    sines[place] = float(sin(angle));
+}
+
 // Row blockIdx.x of x and y [T, heads * 2 * half]: y_low = x_low cos - x_high sin, y_high = x_high cos + x_low sin, with
 // cos, sin [T, half]. direction = 1 turns forth, -1 back. A thread has a pack of pairs (low, high) of one head.
 template <class T>

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use crate::config::HardwareOptions;
 use crate::error::{Error, Result};
 use crate::report::console::one_line;
-use crate::tensor::Device;
+use crate::tensor::{Device, Placement};
 
 pub mod arguments;
 
@@ -71,19 +71,23 @@ fn dispatch(command: &Command) -> Result<()> {
     }
 }
 
-/// Checks that the device is there and sets the number of threads.
+/// Opens the device and sets the number of threads. Gives the device and the storage type to compute in.
 ///
 /// # Errors
 /// [`Error::Device`] for a device that this build or machine does not have.
-fn prepare(hardware: &HardwareOptions) -> Result<()> {
-    Device::parse(&hardware.device.to_string())?;
+fn prepare(hardware: &HardwareOptions) -> Result<Placement> {
+    let (device, passed_over) = Device::open(hardware.device)?;
+    if let Some(reason) = passed_over {
+        // A closed standard error is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "computing on the CPU: {}", one_line(&reason.to_string()));
+    }
     if let Some(threads) = hardware.threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build_global()
             .map_err(|e| Error::Usage(format!("--threads {threads}: {e}")))?;
     }
-    Ok(())
+    Ok(Placement::new(device, hardware.dtype))
 }
 
 /// Writes a text to standard output.

@@ -19,7 +19,7 @@ use crate::report::{JsonLines, Progress, Row, read_rows};
 use crate::reward::RewardSet;
 use crate::rollout::sampler::SamplingParams;
 use crate::tasks::{self, Difficulty, Task, TaskOptions, blank_sample, majority_accuracy};
-use crate::tensor::{DType, Placement};
+use crate::tensor::Placement;
 use crate::train::evaluate::{EvaluationOptions, evaluate, mean_score};
 use crate::train::grpo::{GrpoOptions, GrpoTrainer};
 use crate::train::interrupt::Interrupt;
@@ -28,6 +28,7 @@ use crate::train::policy::Policy;
 use crate::train::run::{self, RunOptions, save_model_checkpoint};
 use crate::train::sft::{SftOptions, SftTrainer};
 use crate::train::stream::Stream;
+use crate::train::trainer::Trainer;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -126,8 +127,8 @@ pub struct DemoResult {
     pub seconds: f64,
 }
 
-/// Runs the demo and gives its result; files go to `options.output_dir`.
-pub fn run(options: &DemoConfig, recipe: &Recipe) -> Result<DemoResult> {
+/// Runs the demo where `placement` says and gives its result; files go to `options.output_dir`.
+pub fn run(options: &DemoConfig, recipe: &Recipe, placement: &Placement) -> Result<DemoResult> {
     let start = Instant::now();
     let dir = &options.output_dir;
     let (quiet, seed) = (options.quiet.quiet, options.seed.seed);
@@ -159,16 +160,20 @@ pub fn run(options: &DemoConfig, recipe: &Recipe) -> Result<DemoResult> {
     let start_dir = dir.join("checkpoint-start");
     tiny::write(&start_dir, &supervised, recipe.image_side as usize, seed)?;
 
-    let policy = load(&start_dir)?;
-    let accuracy_start = accuracy(&policy, &policy.params, &test, recipe, "evaluate start", quiet)?;
-    let (sft_dir, sft_steps) = train_sft(policy, &supervised, validation, recipe, dir, seed, quiet)?;
-    let policy = load(&sft_dir)?;
-    let accuracy_sft = accuracy(&policy, &policy.params, &test, recipe, "evaluate SFT", quiet)?;
-    let grpo_dir = train_grpo(policy, &train, recipe, dir, seed, quiet)?;
-    let policy = load(&grpo_dir)?;
-    let accuracy_grpo = accuracy(&policy, &policy.params, &test, recipe, "evaluate GRPO-D", quiet)?;
+    let measure = |checkpoint: &Path, samples: &[Sample], name: &str| {
+        let policy = load(checkpoint, placement)?;
+        accuracy(&policy, &policy.params, samples, recipe, name, quiet)
+    };
+    // Training starts from the weights in host memory.
+    let host = &Placement::HOST;
+    let accuracy_start = measure(&start_dir, &test, "evaluate start")?;
+    let run = Run { recipe, dir, placement, seed, quiet };
+    let (sft_dir, sft_steps) = run.train_sft(load(&start_dir, host)?, &supervised, validation)?;
+    let accuracy_sft = measure(&sft_dir, &test, "evaluate SFT")?;
+    let grpo_dir = run.train_grpo(load(&sft_dir, host)?, &train)?;
+    let accuracy_grpo = measure(&grpo_dir, &test, "evaluate GRPO-D")?;
     let blanked = test.par_iter().map(blank_sample).collect::<Result<Vec<_>>>()?;
-    let accuracy_blind = accuracy(&policy, &policy.params, &blanked, recipe, "evaluate blind", quiet)?;
+    let accuracy_blind = measure(&grpo_dir, &blanked, "evaluate blind")?;
     let answers: Vec<&str> = test.iter().filter_map(|s| s.solution.as_deref()).collect();
     let result = DemoResult {
         task: recipe.task.name().into(),
@@ -180,7 +185,7 @@ pub fn run(options: &DemoConfig, recipe: &Recipe) -> Result<DemoResult> {
         steps: recipe.grpo_steps,
         seconds: (start.elapsed().as_secs_f64() * 10.0).round() / 10.0,
     };
-    write_report(dir, recipe, &policy, sft_steps, &result, &options.to_toml()?, seed)?;
+    write_report(dir, recipe, &load(&grpo_dir, host)?, sft_steps, &result, &options.to_toml()?, seed)?;
     let path = dir.join("result.json");
     let line =
         serde_json::to_string(&result).map_err(|e| Error::Internal(format!("the result as JSON: {e}")))?;
@@ -214,9 +219,9 @@ fn make_data(recipe: &Recipe, dir: &Path, seed: u64, quiet: bool) -> Result<Path
     Ok(data_dir)
 }
 
-fn load(dir: &Path) -> Result<Policy> {
+fn load(dir: &Path, placement: &Placement) -> Result<Policy> {
     let path = dir.to_str().ok_or_else(|| Error::Usage(format!("{} is not valid UTF-8", dir.display())))?;
-    Policy::load(path, &ProcessorOptions::default(), DType::F32)
+    Policy::load(path, &ProcessorOptions::default(), placement)
 }
 
 fn accuracy(
@@ -248,109 +253,108 @@ fn accuracy(
     Ok(mean_score(&results, 0))
 }
 
-/// Gives the checkpoint's folder and the steps it took.
-fn train_sft(
-    policy: Policy,
-    samples: &[Sample],
-    validation: &[Sample],
-    recipe: &Recipe,
-    dir: &Path,
+/// What all parts of a demo share.
+struct Run<'a> {
+    recipe: &'a Recipe,
+    dir: &'a Path,
+    placement: &'a Placement,
     seed: u64,
     quiet: bool,
-) -> Result<(PathBuf, u64)> {
-    let options = SftOptions {
-        micro_batch: recipe.sft_micro_batch,
-        accumulation: recipe.sft_batch / recipe.sft_micro_batch,
-        max_length: policy.model.config().text.max_position_embeddings,
-        schedule: LrSchedule {
-            scheduler_type: LrSchedulerType::ConstantWithWarmup,
-            peak: recipe.sft_learning_rate,
-            warmup_steps: 10,
-            total_steps: recipe.sft_max_steps,
-        },
-        max_grad_norm: 1.0,
-        recompute: false,
-        placement: Placement::cpu(),
-    };
-    let plan = SavePlan::like(&policy.folder)?;
-    let stream = Stream::new(samples.len(), seed, true)?;
-    let mut trainer = SftTrainer::new(policy, options, SFT_ADAMW, stream)?;
-    let mut rows = JsonLines::create(&SystemDisk, dir.join("sft_metrics.jsonl"))?;
-    let progress = Progress::start("SFT", recipe.sft_max_steps, quiet);
-    let mut steps = 0;
-    while steps < recipe.sft_max_steps {
-        let report = trainer.step(steps, samples, &|_| Ok(()))?;
-        rows.append(&report.row())?;
-        steps += 1;
-        progress.advance(1);
-        if steps.is_multiple_of(recipe.sft_look_steps) {
-            let policy = &trainer.policy;
-            let right = accuracy(policy, &policy.params, validation, recipe, "look", true)?;
-            progress.note(&format!("loss {:.3}, validation accuracy {right:.2}", report.loss));
-            if right >= recipe.sft_target {
-                break;
-            }
-        }
-    }
-    progress.finish();
-    let sft_dir = dir.join("checkpoint-sft");
-    save_model_checkpoint(&SystemDisk, &sft_dir, &trainer.policy, &plan)?;
-    Ok((sft_dir, steps))
 }
 
-fn train_grpo(
-    policy: Policy,
-    samples: &[Sample],
-    recipe: &Recipe,
-    dir: &Path,
-    seed: u64,
-    quiet: bool,
-) -> Result<PathBuf> {
-    let sampling = SamplingParams { max_new_tokens: recipe.max_completion_tok, ..SamplingParams::default() };
-    let decoding = policy.decoding(sampling, &[], true)?;
-    let rewards = RewardSet::new(&["accuracy".to_string(), "format".to_string()], &[])?;
-    let completions = recipe.prompts_per_step * recipe.group;
-    let options = GrpoOptions {
-        num_generations: recipe.group,
-        micro_batch: recipe.grpo_micro_batch,
-        accumulation: completions / recipe.grpo_micro_batch,
-        num_iterations: 1,
-        scale_rewards: ScaleRewards::Group,
-        loss: LossConfig {
-            loss_type: LossType::Grpo,
-            importance_sampling_level: ImportanceSamplingLevel::Token,
-            epsilon: 0.2,
-            epsilon_high: 0.2,
-            delta: None,
-            kl_estimator: KlEstimator::K3,
-            beta: 0.0,
-            max_completion_length: recipe.max_completion_tok,
-        },
-        mask_truncated: false,
-        prompt_limit: policy.prompt_limit(None, recipe.max_completion_tok)?,
-        schedule: LrSchedule {
-            scheduler_type: LrSchedulerType::Linear,
-            peak: recipe.grpo_learning_rate,
-            warmup_steps: 0,
-            total_steps: recipe.grpo_steps,
-        },
-        max_grad_norm: 1.0,
-        recompute: false,
-        placement: Placement::cpu(),
-        seed,
-    };
-    let stream = Stream::new(samples.len(), seed, true)?;
-    let beta = BetaController::new(BetaSchedule::Othink(recipe.beta), recipe.grpo_steps)?;
-    let mut trainer = GrpoTrainer::new(policy, options, decoding, rewards, beta, GRPO_ADAMW, stream)?;
-    let identity = Identity {
-        command: "grpo".into(),
-        options: Row::new(),
-        model_hash: String::new(),
-        dataset_hash: String::new(),
-        max_steps: recipe.grpo_steps,
-    };
-    let saved = run::run(&mut trainer, samples, &run_options(dir, quiet), identity, None, None)?;
-    rename(&saved, &dir.join("checkpoint-grpo"))
+impl Run<'_> {
+    /// Gives the checkpoint's folder and the steps it took.
+    fn train_sft(&self, policy: Policy, samples: &[Sample], validation: &[Sample]) -> Result<(PathBuf, u64)> {
+        let Run { recipe, dir, placement, seed, quiet } = *self;
+        let options = SftOptions {
+            micro_batch: recipe.sft_micro_batch,
+            accumulation: recipe.sft_batch / recipe.sft_micro_batch,
+            max_length: policy.model.config().text.max_position_embeddings,
+            schedule: LrSchedule {
+                scheduler_type: LrSchedulerType::ConstantWithWarmup,
+                peak: recipe.sft_learning_rate,
+                warmup_steps: 10,
+                total_steps: recipe.sft_max_steps,
+            },
+            max_grad_norm: 1.0,
+            recompute: false,
+            placement: placement.clone(),
+        };
+        let plan = SavePlan::like(&policy.folder)?;
+        let stream = Stream::new(samples.len(), seed, true)?;
+        let mut trainer = SftTrainer::new(policy, options, SFT_ADAMW, stream)?;
+        let mut rows = JsonLines::create(&SystemDisk, dir.join("sft_metrics.jsonl"))?;
+        let progress = Progress::start("SFT", recipe.sft_max_steps, quiet);
+        let mut steps = 0;
+        while steps < recipe.sft_max_steps {
+            let report = trainer.step(steps, samples, &|_| Ok(()))?;
+            rows.append(&report.row())?;
+            steps += 1;
+            progress.advance(1);
+            if steps.is_multiple_of(recipe.sft_look_steps) {
+                let policy = &trainer.policy;
+                let right = accuracy(policy, &policy.params, validation, recipe, "look", true)?;
+                progress.note(&format!("loss {:.3}, validation accuracy {right:.2}", report.loss));
+                if right >= recipe.sft_target {
+                    break;
+                }
+            }
+        }
+        progress.finish();
+        let sft_dir = dir.join("checkpoint-sft");
+        save_model_checkpoint(&SystemDisk, &sft_dir, trainer.weights()?, &plan)?;
+        Ok((sft_dir, steps))
+    }
+
+    fn train_grpo(&self, policy: Policy, samples: &[Sample]) -> Result<PathBuf> {
+        let Run { recipe, dir, placement, seed, quiet } = *self;
+        let sampling =
+            SamplingParams { max_new_tokens: recipe.max_completion_tok, ..SamplingParams::default() };
+        let decoding = policy.decoding(sampling, &[], true)?;
+        let rewards = RewardSet::new(&["accuracy".to_string(), "format".to_string()], &[])?;
+        let completions = recipe.prompts_per_step * recipe.group;
+        let options = GrpoOptions {
+            num_generations: recipe.group,
+            micro_batch: recipe.grpo_micro_batch,
+            accumulation: completions / recipe.grpo_micro_batch,
+            num_iterations: 1,
+            scale_rewards: ScaleRewards::Group,
+            loss: LossConfig {
+                loss_type: LossType::Grpo,
+                importance_sampling_level: ImportanceSamplingLevel::Token,
+                epsilon: 0.2,
+                epsilon_high: 0.2,
+                delta: None,
+                kl_estimator: KlEstimator::K3,
+                beta: 0.0,
+                max_completion_length: recipe.max_completion_tok,
+            },
+            mask_truncated: false,
+            prompt_limit: policy.prompt_limit(None, recipe.max_completion_tok)?,
+            schedule: LrSchedule {
+                scheduler_type: LrSchedulerType::Linear,
+                peak: recipe.grpo_learning_rate,
+                warmup_steps: 0,
+                total_steps: recipe.grpo_steps,
+            },
+            max_grad_norm: 1.0,
+            recompute: false,
+            placement: placement.clone(),
+            seed,
+        };
+        let stream = Stream::new(samples.len(), seed, true)?;
+        let beta = BetaController::new(BetaSchedule::Othink(recipe.beta), recipe.grpo_steps)?;
+        let mut trainer = GrpoTrainer::new(policy, options, decoding, rewards, beta, GRPO_ADAMW, stream)?;
+        let identity = Identity {
+            command: "grpo".into(),
+            options: Row::new(),
+            model_hash: String::new(),
+            dataset_hash: String::new(),
+            max_steps: recipe.grpo_steps,
+        };
+        let saved = run::run(&mut trainer, samples, &run_options(dir, quiet), identity, None, None)?;
+        rename(&saved, &dir.join("checkpoint-grpo"))
+    }
 }
 
 fn run_options(dir: &Path, quiet: bool) -> RunOptions {

@@ -4,10 +4,11 @@
 //! with several sets of weights (policy, reference), and tensors that two sets share are stored once.
 
 use crate::autograd::{ParamId, Tape, Var};
+use crate::cuda::Purpose;
 use crate::error::{Error, Result};
 use crate::ops::linear::{Linear as LinearOp, LinearBias};
 use crate::ops::norm;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Placement, Tensor};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -80,6 +81,23 @@ impl Params {
     pub fn to_dtype(&self, dtype: DType) -> Params {
         let convert = |p: &Parameter| Parameter { value: p.value.to_dtype(dtype), ..p.clone() };
         Params { list: self.list.iter().map(convert).collect() }
+    }
+
+    /// The same weights where and as `placement` says.
+    ///
+    /// # Errors
+    /// Those of device memory.
+    pub fn placed(&self, placement: &Placement) -> Result<Params> {
+        let place = |p: &Parameter| {
+            let value = p.value.to_dtype(placement.dtype).to_device(&placement.device, Purpose::Weights)?;
+            Ok(Parameter { value, ..p.clone() })
+        };
+        Ok(Params { list: self.list.iter().map(place).collect::<Result<_>>()? })
+    }
+
+    /// Where the weights are. A model without any is on the CPU.
+    pub fn device(&self) -> Device {
+        self.list.first().map_or(Device::Cpu, |p| p.value.device())
     }
 
     /// Freezes every parameter whose name starts with `prefix`.

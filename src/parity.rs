@@ -22,7 +22,7 @@ mod supervised;
 use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::report::Progress;
-use crate::tensor::DType;
+use crate::tensor::{DType, Placement};
 use crate::train::policy::Policy;
 use bundle::Bundle;
 use compare::{Row, Values, Verdict, compare};
@@ -52,9 +52,9 @@ pub struct Outcome {
     pub computed: Vec<Computed>,
 }
 
-/// Computes every key of `bundle` from `policy`, whose weights are f32, and compares.
+/// Computes every key of `bundle` from `policy`, whose weights are f32 in host memory, on the placement's device, and compares.
 ///
-/// With `dtype` bf16 weights and activations are bf16, under the wider limits of [`limits`]. Skipped then are greedy
+/// With the placement's type bf16 weights and activations are bf16, under the wider limits of [`limits`]. Skipped then are greedy
 /// sequences, because another token may win, and gradients of the GRPO case, because a ratio near the clip range may fall
 /// on its other side, and with it a token out of the gradient. `keep` keeps the computed tensors. `progress` advances by
 /// [`Bundle::stages`].
@@ -65,16 +65,13 @@ pub struct Outcome {
 pub fn run(
     policy: &Policy,
     bundle: &Bundle,
-    dtype: DType,
+    placement: &Placement,
     keep: bool,
     progress: &Progress,
 ) -> Result<Outcome> {
-    let params = match dtype {
-        DType::F32 => policy.params.clone(),
-        other => Arc::new(policy.params.to_dtype(other)),
-    };
+    let (params, dtype) = (Arc::new(policy.params.placed(placement)?), placement.dtype);
     let large = policy.params.count().0 > LARGE;
-    let context = Context { policy, params, bundle, dtype, large };
+    let context = Context { policy, params, bundle, placement, dtype, large };
     let mut sink = Sink { bundle, dtype, keep, seen: BTreeSet::new(), outcome: Outcome::default() };
     images::check(&mut sink)?;
     let examples = (0..bundle.examples().len()).map(|i| context.encode(i)).collect::<Result<Vec<_>>>()?;
@@ -99,6 +96,7 @@ struct Context<'a> {
     /// The weights in the arithmetic asked for.
     params: Arc<Params>,
     bundle: &'a Bundle,
+    placement: &'a Placement,
     dtype: DType,
     large: bool,
 }

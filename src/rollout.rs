@@ -4,10 +4,15 @@
 //! log-probability kept for a token is `log_softmax(logits / temperature)` over the whole vocabulary, before
 //! penalties, truncation and bans: the number, to the bit, that training computes for it.
 
+//mod device;
 pub mod kv_cache;
+mod logprobs;
+mod pages;
 pub mod sampler;
 pub mod sequence;
 pub mod stop;
+
+pub use logprobs::LogProbs;
 
 use crate::error::{Error, Result};
 use crate::model::qwen2_vl::Qwen2Vl;
@@ -15,6 +20,7 @@ use crate::nn::Params;
 use crate::ops::log_softmax_kl::{logits, row_log_normaliser};
 use crate::packed::{ImageLayout, Packed};
 use crate::processor::Prompt;
+
 use kv_cache::{GroupStep, KvCache};
 use rayon::prelude::*;
 use sampler::{Sampler, SamplingContext, SamplingParams};
@@ -39,7 +45,7 @@ pub struct Completion {
     /// Token ids, the end-of-sequence token included.
     pub tokens: Vec<u32>,
     /// Log-probability of each token.
-    pub logps: Vec<f32>,
+    pub logps: LogProbs,
     /// Why it ended.
     pub finish: FinishReason,
     /// The text, cut before a stop string, special tokens left out.
@@ -78,7 +84,13 @@ pub struct Engine<'a> {
 struct Group<'a> {
     prompt: &'a Prompt,
     cache: KvCache,
-    members: Vec<(Sequence, KvCache)>,
+    members: Vec<(Growing, KvCache)>,
+}
+
+/// A completion, and the log-probabilities of its tokens.
+struct Growing {
+    sequence: Sequence,
+    logps: Vec<f32>,
 }
 
 impl Engine<'_> {
@@ -96,15 +108,23 @@ impl Engine<'_> {
         // As many prompts as fit, but no fewer parts than threads: parts run side by side.
         let threads = rayon::current_num_threads();
         let at_once = (MAX_SEQUENCES / group.max(1)).min(requests.len().div_ceil(threads)).max(1);
-        let parts: Vec<Result<Vec<Vec<Completion>>>> = requests
+        let parts: Vec<Result<Vec<Vec<Growing>>>> = requests
             .par_chunks(at_once)
             .map(|part| self.generate_together(part, group, seed, watch))
             .collect();
-        let mut done = Vec::with_capacity(requests.len());
+        let mut grown = Vec::with_capacity(requests.len());
         for part in parts {
-            done.extend(part?);
+            grown.extend(part?);
         }
-        Ok(done)
+        let logps: Vec<Vec<f32>> =
+            grown.iter_mut().flatten().map(|growing| std::mem::take(&mut growing.logps)).collect();
+        let mut logps = LogProbs::of_host(&logps)?.into_iter();
+        let mut finish = |growing: &Growing| {
+            let logps =
+                logps.next().ok_or_else(|| Error::Internal("a completion without log-probs".into()))?;
+            Ok(self.completion(&growing.sequence, logps))
+        };
+        grown.iter().map(|members| members.iter().map(&mut finish).collect()).collect()
     }
 
     fn generate_together(
@@ -113,23 +133,21 @@ impl Engine<'_> {
         group: usize,
         seed: u64,
         watch: Watch<'_>,
-    ) -> Result<Vec<Vec<Completion>>> {
+    ) -> Result<Vec<Vec<Growing>>> {
         watch(0)?;
         let mut groups = self.prefill(requests, group, seed)?;
         loop {
             let mut tokens = Vec::new();
             let mut positions = Vec::new();
             let mut steps = Vec::new();
-            let mut growing: Vec<(&Prompt, &mut Sequence)> = Vec::new();
+            let mut growing: Vec<(&Prompt, &mut Growing)> = Vec::new();
             for g in &mut groups {
                 let mut own = Vec::new();
-                for (sequence, cache) in g.members.iter_mut().filter(|(s, _)| s.finish().is_none()) {
-                    let &[.., last] = sequence.tokens() else {
-                        return Err(Error::Internal("an empty sequence cannot be extended".into()));
-                    };
+                for (member, cache) in g.members.iter_mut().filter(|(m, _)| m.sequence.finish().is_none()) {
+                    let (last, position) = newest(g.prompt, &member.sequence)?;
                     tokens.push(last);
-                    positions.push(next_position(g.prompt, sequence.tokens().len() - 1)?);
-                    growing.push((g.prompt, sequence));
+                    positions.push(position);
+                    growing.push((g.prompt, member));
                     own.push(cache);
                 }
                 if !own.is_empty() {
@@ -143,14 +161,32 @@ impl Engine<'_> {
             let rows = hidden.to_f32();
             self.extend(&rows, &mut growing, seed, watch)?;
         }
-        Ok(groups
-            .into_iter()
-            .map(|g| g.members.into_iter().map(|(s, _)| self.completion(s)).collect())
-            .collect())
+        Ok(groups.into_iter().map(|g| g.members.into_iter().map(|(member, _)| member).collect()).collect())
     }
 
     /// Runs the prompts and samples the first token of every completion.
     fn prefill<'p>(&self, requests: &[Request<'p>], group: usize, seed: u64) -> Result<Vec<Group<'p>>> {
+        let input = self.prompts(requests)?;
+        let (hidden, caches) = kv_cache::prefill(self.model, self.params, &input)?;
+        let depth = self.model.text().depth();
+        let (width, states) = (hidden.matrix().1, hidden.to_f32());
+        let mut groups: Vec<Group<'p>> = Vec::with_capacity(requests.len());
+        let mut rows = Vec::new();
+        for ((request, cache), segment) in requests.iter().zip(caches).zip(&input.segments) {
+            let last = segment.rows.end - 1;
+            let member = |g: u32| Growing { sequence: Sequence::new(request.place, g), logps: Vec::new() };
+            let members = (0..group as u32).map(|g| (member(g), KvCache::new(depth))).collect();
+            groups.push(Group { prompt: request.prompt, cache, members });
+            (0..group).for_each(|_| rows.extend_from_slice(&states[last * width..(last + 1) * width]));
+        }
+        let mut growing: Vec<(&Prompt, &mut Growing)> =
+            groups.iter_mut().flat_map(|g| g.members.iter_mut().map(|(m, _)| (g.prompt, m))).collect();
+        self.extend(&rows, &mut growing, seed, &|_| Ok(()))?;
+        Ok(groups)
+    }
+
+    /// The prompts alone, packed.
+    fn prompts(&self, requests: &[Request<'_>]) -> Result<Packed> {
         let layout = ImageLayout {
             image_token_id: self.model.config().image_token_id,
             spatial_merge_size: self.model.config().vision.spatial_merge_size,
@@ -159,29 +195,14 @@ impl Engine<'_> {
         for request in requests {
             input.push_group(request.prompt, &[], layout)?;
         }
-        let (hidden, caches) = kv_cache::prefill(self.model, self.params, &input)?;
-        let depth = self.model.text().depth();
-        let (width, states) = (hidden.matrix().1, hidden.to_f32());
-        let mut groups: Vec<Group<'p>> = Vec::with_capacity(requests.len());
-        let mut rows = Vec::new();
-        for ((request, cache), segment) in requests.iter().zip(caches).zip(&input.segments) {
-            let last = segment.rows.end - 1;
-            let members =
-                (0..group as u32).map(|g| (Sequence::new(request.place, g), KvCache::new(depth))).collect();
-            groups.push(Group { prompt: request.prompt, cache, members });
-            (0..group).for_each(|_| rows.extend_from_slice(&states[last * width..(last + 1) * width]));
-        }
-        let mut sequences: Vec<(&Prompt, &mut Sequence)> =
-            groups.iter_mut().flat_map(|g| g.members.iter_mut().map(|(s, _)| (g.prompt, s))).collect();
-        self.extend(&rows, &mut sequences, seed, &|_| Ok(()))?;
-        Ok(groups)
+        Ok(input)
     }
 
     /// Samples the next token of each sequence from its row of hidden states.
     fn extend(
         &self,
         rows: &[f32],
-        sequences: &mut [(&Prompt, &mut Sequence)],
+        growing: &mut [(&Prompt, &mut Growing)],
         seed: u64,
         watch: Watch<'_>,
     ) -> Result<()> {
@@ -191,9 +212,9 @@ impl Engine<'_> {
         let temperature = self.decoding.sampling.score_temperature();
         let drawn: Vec<(u32, f32)> = scores
             .par_chunks_exact_mut(vocab)
-            .zip(sequences.par_iter())
+            .zip(growing.par_iter())
             .with_min_len((1 << 15) / vocab.max(1) + 1)
-            .map_init(Sampler::new, |sampler, (row, (prompt, sequence))| {
+            .map_init(Sampler::new, |sampler, (row, (prompt, Growing { sequence, .. }))| {
                 let context = SamplingContext {
                     prompt: &prompt.tokens,
                     output: sequence.tokens(),
@@ -207,21 +228,44 @@ impl Engine<'_> {
             })
             .collect::<Result<_>>()?;
         let mut finished = 0;
-        for ((_, sequence), (token, logp)) in sequences.iter_mut().zip(drawn) {
-            let end = sequence.push(token, logp, &self.decoding.stop, &|ids| (self.detokenize)(ids))?;
-            finished += u64::from(end.is_some());
+        for ((_, Growing { sequence, logps }), (token, logp)) in growing.iter_mut().zip(drawn) {
+            if logp.is_nan() {
+                return Err(Error::Protect(format!(
+                    "the log-probability of token {token} at position {} of prompt {}, completion {} is NaN; \
+                     the model's weights or activations have overflowed",
+                    logps.len(),
+                    sequence.prompt(),
+                    sequence.completion()
+                )));
+            }
+            logps.push(logp);
+            finished += self.push(sequence, token)?;
         }
         watch(finished)
     }
 
-    fn completion(&self, sequence: Sequence) -> Completion {
+    /// Appends a token; gives 1 when it is the sequence's last.
+    fn push(&self, sequence: &mut Sequence, token: u32) -> Result<u64> {
+        let end = sequence.push(token, &self.decoding.stop, &|ids| (self.detokenize)(ids))?;
+        Ok(u64::from(end.is_some()))
+    }
+
+    fn completion(&self, sequence: &Sequence, logps: LogProbs) -> Completion {
         Completion {
             text: sequence.text(&|ids| (self.detokenize)(ids)),
             finish: sequence.finish().unwrap_or(FinishReason::Length),
             tokens: sequence.tokens().to_vec(),
-            logps: sequence.logps().to_vec(),
+            logps,
         }
     }
+}
+
+/// A growing sequence's last token and its position: what the next step computes.
+fn newest(prompt: &Prompt, sequence: &Sequence) -> Result<(u32, i32)> {
+    let &[.., last] = sequence.tokens() else {
+        return Err(Error::Internal("an empty sequence cannot be extended".into()));
+    };
+    Ok((last, next_position(prompt, sequence.tokens().len() - 1)?))
 }
 
 /// Position of completion token `index` behind its prompt.

@@ -12,12 +12,10 @@ mod cuda;
 pub use cuda::DeviceReal;
 pub mod device;
 pub mod dtype;
-pub mod placement;
 pub mod storage;
 
-pub use device::Device;
+pub use device::{Device, Placement};
 pub use dtype::{DType, Real};
-pub use placement::Placement;
 
 use crate::error::{Error, Result};
 use half::bf16;
@@ -112,6 +110,11 @@ impl Tensor {
     /// Element type.
     pub fn dtype(&self) -> DType {
         self.storage.dtype()
+    }
+
+    /// Whether both are made of the same memory, such as clones are.
+    pub fn shares_storage(&self, other: &Tensor) -> bool {
+        Arc::ptr_eq(&self.storage, &other.storage)
     }
 
     /// Bytes of the elements.

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use othink::config::{DemoConfig, Options};
 use othink::demo::{self, Recipe};
+use othink::tensor::Placement;
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_othink-train");
@@ -53,7 +54,7 @@ fn leaves_what_the_readme_says_and_eval_agrees() {
         grpo_micro_batch: 8,
         ..Recipe::counting()
     };
-    let result = demo::run(&options, &recipe).expect("the demo runs");
+    let result = demo::run(&options, &recipe, &Placement::HOST).expect("the demo runs");
     for name in [
         "report.html",
         "result.json",

@@ -58,7 +58,7 @@ fn placed(prompts: &[Prompt]) -> Vec<(u32, &Prompt)> {
 /// Everything of a completion, log-probabilities as bits.
 fn exact(completion: &Completion) -> (Vec<u32>, Vec<u32>, FinishReason, String) {
     let Completion { tokens, logps, finish, text } = completion.clone();
-    (tokens, bits(&logps), finish, text)
+    (tokens, bits(&logps.to_vec().unwrap()), finish, text)
 }
 
 fn all_exact(completions: &[Vec<Completion>]) -> Vec<(Vec<u32>, Vec<u32>, FinishReason, String)> {
@@ -122,7 +122,8 @@ fn rollout_log_probs_are_the_training_log_probs() {
         for sampling in samplings() {
             let decoding = decoding(&policy, sampling.clone());
             let completions = roll_out(&policy, &decoding, &placed(&prompts), 3, 11);
-            let recorded: Vec<f32> = completions.iter().flatten().flat_map(|c| c.logps.clone()).collect();
+            let recorded: Vec<f32> =
+                completions.iter().flatten().flat_map(|c| c.logps.to_vec().unwrap()).collect();
             let temperature = f64::from(sampling.score_temperature());
             for size in [1, 2, 3, 4, 100] {
                 let batches = batches(&policy, &prompts, &completions, size);
@@ -336,7 +337,8 @@ fn case_42_vision_tokens_cannot_be_sampled_in_training() {
             let tokens: Vec<u32> = completions.iter().flatten().flat_map(|c| c.tokens.clone()).collect();
             let hits = tokens.iter().filter(|t| banned.contains(t)).count();
             // The ban leaves the log-probabilities as training computes them.
-            let recorded: Vec<f32> = completions.iter().flatten().flat_map(|c| c.logps.clone()).collect();
+            let recorded: Vec<f32> =
+                completions.iter().flatten().flat_map(|c| c.logps.to_vec().unwrap()).collect();
             let batches = batches(&policy, &prompts, &completions, 8);
             assert_eq!(bits(&training_logps(&policy, &batches, 1.0, false)), bits(&recorded));
             hits as f64 / tokens.len() as f64
@@ -362,7 +364,10 @@ fn stopping_cuts_a_completion_and_changes_nothing_before() {
     };
     let is_start = |short: &Completion, long: &Completion| {
         assert_eq!(short.tokens, long.tokens[..short.tokens.len()]);
-        assert_eq!(bits(&short.logps), bits(&long.logps[..short.tokens.len()]));
+        assert_eq!(
+            bits(&short.logps.to_vec().unwrap()),
+            bits(&long.logps.to_vec().unwrap()[..short.tokens.len()])
+        );
     };
 
     let shorter = cut(&|d| d.stop.max_new_tokens = 9);

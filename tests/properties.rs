@@ -201,7 +201,7 @@ proptest! {
             .zip(&rolled)
             .map(|(prompt, cs)| Group { prompt, completions: cs.iter().map(|c| c.tokens.as_slice()).collect() })
             .collect();
-        let recorded: Vec<u32> = rolled.iter().flatten().flat_map(|c| bits(&c.logps)).collect();
+        let recorded: Vec<u32> = rolled.iter().flatten().flat_map(|c| bits(&c.logps.to_vec().unwrap())).collect();
         let temperature = f64::from(decoding.sampling.score_temperature());
         let mut passes = Vec::new();
         for recompute in [false, true] {

@@ -27,8 +27,9 @@ use crate::model::folder::ModelFolder;
 use crate::model::safetensors::SafetensorsFile;
 use crate::nn::{Parameter, Params};
 use crate::optim::{AdamW, TensorState};
-use crate::rollout::Completion;
 use crate::rollout::sequence::FinishReason;
+use crate::rollout::{Completion, LogProbs};
+use crate::tensor::Tensor;
 
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -237,7 +238,7 @@ fn write_state(folder: &mut NewFolder, resume: &ResumeState) -> Result<()> {
         let all = || rollout.completions.iter().flatten();
         let lengths: Vec<i32> = all().map(|c| c.tokens.len() as i32).collect();
         let tokens: Vec<i32> = all().flat_map(|c| c.tokens.iter().map(|&token| token as i32)).collect();
-        let logps: Vec<f32> = all().flat_map(|c| c.logps.iter().copied()).collect();
+        let logps = all().map(|c| c.logps.to_vec()).collect::<Result<Vec<_>>>()?.concat();
         let tensors = [
             NamedTensor { name: "lengths", shape: &[lengths.len()], values: Values::I32(&lengths) },
             NamedTensor { name: "tokens", shape: &[tokens.len()], values: Values::I32(&tokens) },
@@ -359,6 +360,7 @@ fn read_rollout(dir: &Path, rollout: RolloutFile) -> Result<SavedRollout> {
     let lengths = reader.read_i64(entry("lengths")?)?;
     let tokens = reader.read_i64(entry("tokens")?)?;
     let logps = reader.read_f32(entry("logps")?)?;
+    let logps = Tensor::new(&[logps.len()], logps)?;
     let count = lengths.len();
     if rollout.group == 0
         || !count.is_multiple_of(rollout.group)
@@ -370,11 +372,12 @@ fn read_rollout(dir: &Path, rollout: RolloutFile) -> Result<SavedRollout> {
     let mut start = 0;
     for ((length, finish), text) in lengths.into_iter().zip(rollout.finish).zip(rollout.texts) {
         let end = start + usize::try_from(length).map_err(|_| broken("a negative length"))?;
-        let (Some(tokens), Some(logps)) = (tokens.get(start..end), logps.get(start..end)) else {
+        let logps = LogProbs::new(logps.clone(), start, end.saturating_sub(start));
+        let (Some(tokens), Ok(logps)) = (tokens.get(start..end), logps) else {
             return Err(broken("fewer tokens than the lengths say"));
         };
         let tokens = tokens.iter().map(|&token| token as u32).collect();
-        flat.push(Completion { tokens, logps: logps.to_vec(), finish, text });
+        flat.push(Completion { tokens, logps, finish, text });
         start = end;
     }
     Ok(SavedRollout {

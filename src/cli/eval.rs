@@ -52,14 +52,13 @@ struct EvaluatedRow<'a> {
 
 /// Runs the command; its last line on standard output is the result as JSON.
 pub fn run(options: &EvalConfig) -> Result<()> {
-    super::prepare(&options.hardware)?;
+    let placement = super::prepare(&options.hardware)?;
     let start = Instant::now();
     let quiet = options.quiet.quiet;
     let read = inputs::read_options(&options.data, true)?;
     let samples = inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?);
     let mut output = options.output.as_deref().map(OutputFile::create).transpose()?;
-    let (dtype, pixels) = (inputs::storage(options.hardware.dtype), inputs::given(options.data.pixels));
-    let policy = inputs::load_policy(&options.model, pixels, dtype, quiet)?;
+    let policy = inputs::load_policy(&options.model, inputs::given(options.data.pixels), &placement, quiet)?;
     let rewards = RewardSet::new(&["accuracy".to_owned(), "format".to_owned()], &[])?;
     let evaluation = EvaluationOptions {
         sampling: grpo::sampling(&options.rollout),

@@ -46,12 +46,11 @@ struct GeneratedRow<'a> {
 
 /// Runs the command.
 pub fn run(options: &GenerateConfig) -> Result<()> {
-    super::prepare(&options.hardware)?;
+    let placement = super::prepare(&options.hardware)?;
     let quiet = options.quiet.quiet;
     let samples = samples(options)?;
     let mut output = options.output.as_deref().map(OutputFile::create).transpose()?;
-    let policy =
-        inputs::load_policy(&options.model, options.pixels, inputs::storage(options.hardware.dtype), quiet)?;
+    let policy = inputs::load_policy(&options.model, options.pixels, &placement, quiet)?;
     let sampling = sampling(&options.rollout, &policy.folder.generation)?;
     warn_of_unused(&options.rollout, &sampling, quiet);
     let limit = policy.prompt_limit(None, sampling.max_new_tokens)?;
@@ -74,7 +73,7 @@ pub fn run(options: &GenerateConfig) -> Result<()> {
         for ((sample, prompt), completions) in chunk.iter().zip(&prompts).zip(&groups) {
             for (index, completion) in completions.iter().enumerate() {
                 match &mut output {
-                    Some(file) => file.append(&row(sample, prompt, index, completion, temperature))?,
+                    Some(file) => file.append(&row(sample, prompt, index, completion, temperature)?)?,
                     None => show(sample, index, completion, total)?,
                 }
             }
@@ -163,10 +162,10 @@ fn row<'a>(
     completion_index: usize,
     completion: &'a Completion,
     temperature: f32,
-) -> GeneratedRow<'a> {
+) -> Result<GeneratedRow<'a>> {
     let (text, images) = prompt_row(sample);
-    let (logps, logps_hex) = numbers_and_bits(&completion.logps);
-    GeneratedRow {
+    let (logps, logps_hex) = numbers_and_bits(&completion.logps.to_vec()?);
+    Ok(GeneratedRow {
         row: sample.row,
         completion_index,
         prompt: text,
@@ -179,7 +178,7 @@ fn row<'a>(
         temperature,
         logps,
         logps_hex,
-    }
+    })
 }
 
 /// Prints a completion, under a heading where there are several.

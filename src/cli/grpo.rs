@@ -35,8 +35,8 @@ const REPORTED_GROUPS: usize = 3;
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
 pub fn train(options: &GrpoConfig) -> Result<()> {
-    super::prepare(&options.hardware)?;
-    training::require_f32(&options.hardware)?;
+    let placement = super::prepare(&options.hardware)?;
+    training::check(&placement)?;
     let start = Instant::now();
     let rewards = rewards(options)?;
     check_metric(options, &rewards)?;
@@ -77,7 +77,7 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         dataset_hash: dataset_hash(&samples),
         max_steps: steps,
     };
-    let mut trainer = trainer(options, policy, rewards, limit, samples.len(), steps)?;
+    let mut trainer = trainer(options, &placement, policy, rewards, limit, samples.len(), steps)?;
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
     let run_options = RunOptions {
@@ -128,6 +128,7 @@ fn steps(options: &GrpoConfig, rows: usize) -> u64 {
 
 fn trainer(
     options: &GrpoConfig,
+    placement: &Placement,
     policy: Policy,
     rewards: RewardSet,
     prompt_limit: usize,
@@ -157,7 +158,7 @@ fn trainer(
         schedule: training::learning_rate(optimiser, steps)?,
         max_grad_norm: optimiser.max_grad_norm,
         recompute: optimiser.gradient_checkpointing,
-        placement: Placement::cpu(),
+        placement: placement.clone(),
         seed: options.seed.seed,
     };
     trainer_options.loss.validate()?;

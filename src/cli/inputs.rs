@@ -4,22 +4,14 @@ use std::io::Write;
 
 use rayon::prelude::*;
 
-use crate::config::{DataOptions, DtypeChoice, ModelOptions, OwnPixelOptions, PixelOptions};
+use crate::config::{DataOptions, ModelOptions, OwnPixelOptions, PixelOptions};
 use crate::data::{self, ReadOptions, Sample};
 use crate::error::{Error, Result};
 use crate::processor::{Processor, ProcessorOptions, check_images};
 use crate::report::Progress;
 use crate::report::console::one_line;
-use crate::tensor::DType;
+use crate::tensor::Placement;
 use crate::train::policy::Policy;
-
-/// The storage type that `--dtype` means on the CPU.
-pub(super) fn storage(dtype: DtypeChoice) -> DType {
-    match dtype {
-        DtypeChoice::Auto | DtypeChoice::F32 => DType::F32,
-        DtypeChoice::Bf16 => DType::Bf16,
-    }
-}
 
 /// Bounds on image size that are always in force, in the form of those that may be left to the checkpoint.
 pub(super) fn given(pixels: PixelOptions) -> OwnPixelOptions {
@@ -40,10 +32,10 @@ pub(super) fn processor_options(model: &ModelOptions, pixels: OwnPixelOptions) -
 pub(super) fn load_policy(
     model: &ModelOptions,
     pixels: OwnPixelOptions,
-    dtype: DType,
+    placement: &Placement,
     quiet: bool,
 ) -> Result<Policy> {
-    let policy = Policy::load(&model.model, &processor_options(model, pixels), dtype)?;
+    let policy = Policy::load(&model.model, &processor_options(model, pixels), placement)?;
     warn(&policy.processor, quiet);
     Ok(policy)
 }

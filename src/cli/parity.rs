@@ -15,7 +15,7 @@ use crate::parity::{LARGE, Outcome};
 use crate::processor::ProcessorOptions;
 use crate::report::Progress;
 use crate::report::console::{escape_control, one_line};
-use crate::tensor::DType;
+use crate::tensor::{DType, Placement};
 use crate::train::policy::Policy;
 
 /// Widest column of keys.
@@ -27,7 +27,10 @@ const MAX_KEY_WIDTH: usize = 64;
 /// Those of the checkpoint and the bundle; [`Error::Protect`] when a tensor differs, after the table has been printed
 /// and the dump written.
 pub fn run(options: &ParityConfig) -> Result<()> {
-    super::prepare(&options.hardware)?;
+    let mut placement = super::prepare(&options.hardware)?;
+    if options.hardware.dtype == DtypeChoice::Auto {
+        placement.dtype = DType::F32;
+    }
     let model = hub::resolve(&options.model.model)?;
     let bundle = Bundle::open(options.bundle.as_deref().unwrap_or(&model))?;
     if let Some(dump) = &options.dump {
@@ -40,17 +43,13 @@ pub fn run(options: &ParityConfig) -> Result<()> {
         chat_template_path: options.model.chat_template.clone(),
         ..ProcessorOptions::default()
     };
-    let dtype = match options.hardware.dtype {
-        DtypeChoice::Auto | DtypeChoice::F32 => DType::F32,
-        DtypeChoice::Bf16 => DType::Bf16,
-    };
-    let policy = Policy::load(&options.model.model, &processor, DType::F32)?;
+    let policy = Policy::load(&options.model.model, &processor, &Placement::HOST)?;
     for warning in policy.processor.warnings() {
         // A closed standard error is no reason to stop.
         let _ = writeln!(std::io::stderr(), "warning: {}", one_line(&warning));
     }
     let progress = Progress::start("parity", bundle.stages(), policy.params.count().0 <= LARGE);
-    let outcome = crate::parity::run(&policy, &bundle, dtype, options.dump.is_some(), &progress)?;
+    let outcome = crate::parity::run(&policy, &bundle, &placement, options.dump.is_some(), &progress)?;
     progress.finish();
     super::print(&table(&outcome.rows))?;
     if let Some(dump) = &options.dump {

@@ -35,12 +35,11 @@ struct Scorable {
 
 /// Runs the command.
 pub fn run(options: &ScoreConfig) -> Result<()> {
-    super::prepare(&options.hardware)?;
+    let placement = super::prepare(&options.hardware)?;
     let quiet = options.quiet.quiet;
     let lines = read(options)?;
     let mut output = options.output.as_deref().map(OutputFile::create).transpose()?;
-    let policy =
-        inputs::load_policy(&options.model, options.pixels, inputs::storage(options.hardware.dtype), quiet)?;
+    let policy = inputs::load_policy(&options.model, options.pixels, &placement, quiet)?;
     // Rows that are printed are progress enough.
     let progress = Progress::start("score", lines.len() as u64, quiet || output.is_none());
     for chunk in lines.chunks(ROWS_AT_ONCE) {

@@ -12,7 +12,6 @@ use crate::error::Result;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::report::html::RunSummary;
 use crate::report::read_rows;
-use crate::tensor::Placement;
 use crate::train::folder::{RunFolder, refuse_occupied};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
@@ -23,8 +22,8 @@ use crate::train::stream::{Stream, total_steps};
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
 pub fn train(options: &SftConfig) -> Result<()> {
-    super::prepare(&options.hardware)?;
-    training::require_f32(&options.hardware)?;
+    let placement = super::prepare(&options.hardware)?;
+    training::check(&placement)?;
     let start = Instant::now();
     let dir = &options.checkpoint.output_dir;
     let (optimiser, quiet) = (&options.optimiser, options.logging.quiet.quiet);
@@ -51,7 +50,7 @@ pub fn train(options: &SftConfig) -> Result<()> {
         schedule: training::learning_rate(optimiser, steps)?,
         max_grad_norm: optimiser.max_grad_norm,
         recompute: optimiser.gradient_checkpointing,
-        placement: Placement::cpu(),
+        placement,
     };
     let stream = Stream::new(samples.len(), options.seed.seed, options.order.shuffle_dataset)?;
     let identity = Identity {

@@ -7,8 +7,7 @@ use rayon::prelude::*;
 
 use super::inputs;
 use crate::config::{
-    CheckpointOptions, DtypeChoice, HardwareOptions, LoggingOptions, ModelOptions, OptimiserOptions,
-    Overlong, OwnPixelOptions,
+    CheckpointOptions, LoggingOptions, ModelOptions, OptimiserOptions, Overlong, OwnPixelOptions,
 };
 use crate::data::{Part, Sample};
 use crate::error::{Error, Result};
@@ -18,7 +17,7 @@ use crate::optim::{AdamWConfig, LrSchedule};
 use crate::processor::Processor;
 use crate::report::html::{self, RunSummary};
 use crate::report::{MemoryPlan, Progress};
-use crate::tensor::DType;
+use crate::tensor::{DType, Device, Placement};
 use crate::train::folder::RunFolder;
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{
@@ -30,15 +29,15 @@ use crate::train::run::RunOptions;
 /// Refuses a storage type that training does not have.
 ///
 /// # Errors
-/// [`Error::Usage`] for bf16.
-pub(super) fn require_f32(hardware: &HardwareOptions) -> Result<()> {
-    match hardware.dtype {
-        DtypeChoice::Auto | DtypeChoice::F32 => Ok(()),
-        DtypeChoice::Bf16 => Err(Error::Usage(
+/// [`Error::Usage`] for bf16 on the CPU.
+pub(super) fn check(placement: &Placement) -> Result<()> {
+    match placement {
+        Placement { device: Device::Cpu, dtype: DType::Bf16 } => Err(Error::Usage(
             "--dtype is bf16, but training on the CPU computes in f32: leave --dtype out (a checkpoint stored in bf16 \
              is trained in f32 and saved in bf16 again); eval, generate and score take bf16"
                 .into(),
         )),
+        _ => Ok(()),
     }
 }
 
@@ -52,7 +51,7 @@ pub(super) fn load(
 ) -> Result<Policy> {
     let config = ModelFolder::open(&model.model)?.config;
     check_memory(&weights_plan(&config, optimiser.freeze_vision_modules, reference), available_memory())?;
-    let mut policy = inputs::load_policy(model, pixels, DType::F32, quiet)?;
+    let mut policy = inputs::load_policy(model, pixels, &Placement::HOST, quiet)?;
     if optimiser.freeze_vision_modules {
         std::sync::Arc::make_mut(&mut policy.params).freeze(VISION_PREFIX);
     }

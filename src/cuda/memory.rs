@@ -130,6 +130,17 @@ impl Gpu {
         trim_pool(&self.0.context)
     }
 
+    /// Bytes that nobody uses, of all programs on the GPU. Hands back what the pool keeps of freed memory, to count it.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn free_bytes(&self) -> Result<usize> {
+        self.bind()?;
+        self.free_unused()?;
+        let (free, _) = result::mem_get_info().map_err(|e| device_error("say how much memory is free", e))?;
+        Ok(free)
+    }
+
     /// Memory of zeros.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ pub mod vision;
 pub mod weights;
 
 use crate::autograd::{ParamId, Tape, Var};
+use crate::cuda::Purpose;
 use crate::error::Result;
 use crate::nn::{Names, Params, Scope};
 use crate::ops::attention::Segment;
@@ -83,8 +84,13 @@ impl Qwen2Vl {
             true => None,
             false => Some(self.vision.forward(scope, &images, recompute)?),
         };
-        let none = || Var::constant(Tensor::zeros(&[0, self.config.text.hidden_size], table.value().dtype()));
-        let merged = features.as_ref().map_or_else(none, |f| f.merged.clone());
+        let merged = match &features {
+            Some(features) => features.merged.clone(),
+            None => {
+                let none = Tensor::zeros(&[0, self.config.text.hidden_size], table.value().dtype());
+                Var::constant(none.to_device(&table.value().device(), Purpose::Inputs)?)
+            }
+        };
         let image_rows = input.images.iter().flat_map(|i| i.rows.clone()).collect();
         let x =
             scope.tape.apply(Embedding { tokens: input.tokens.clone(), image_rows }, [&table, &merged])?;

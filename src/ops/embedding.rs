@@ -9,6 +9,7 @@ mod cuda;
 
 use super::Cost;
 use crate::autograd::Op;
+use crate::cuda::Purpose;
 use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Real, Tensor};
@@ -34,6 +35,19 @@ impl Embedding {
             bytes: ((rows + vocab) * width * dtype.size() + rows * 4) as u64,
         }
     }
+}
+
+/// Rows of `x [T, C]` by their numbers, in the given order and as often as they are named.
+///
+/// # Errors
+/// [`Error::Internal`] for a row that there is not; those of launching.
+pub fn gather_rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+    let (count, width) = x.matrix();
+    let tokens = rows.iter().map(|&row| u32::try_from(row).ok().filter(|_| row < count));
+    let tokens = tokens.collect::<Option<Vec<u32>>>();
+    let tokens = tokens.ok_or_else(|| Error::Internal(format!("row {:?} of {count}", rows.iter().max())))?;
+    let none = Tensor::zeros(&[0, width], x.dtype()).to_device(&x.device(), Purpose::Inputs)?;
+    Ok(Embedding { tokens, image_rows: Vec::new() }.forward([x, &none])?.0)
 }
 
 impl Op<2> for Embedding {

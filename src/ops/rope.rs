@@ -12,15 +12,29 @@ use crate::autograd::Op;
 use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Real, Tensor};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-/// Cosines and sines `[T, D/2]` in f32.
+/// Cosines and sines `[T, D/2]` in f32, formed where they are first needed.
+///
+/// The angle of (t, i) is the f32 product `positions[axis_i][t] * frequency_i`; its cosine and sine are taken in f64 and rounded.
 #[derive(Clone, Debug)]
 pub struct Table {
-    half: usize,
-    cos: Arc<[f32]>,
-    sin: Arc<[f32]>,
-    on_gpu: Arc<cuda::Angles>,
+    angles: Arc<Angles>,
+    on_cpu: Arc<OnceLock<[Vec<f32>; 2]>>,
+    on_gpu: Arc<cuda::Tables>,
+}
+
+/// What the angles are products of.
+#[derive(Debug)]
+struct Angles {
+    /// `[axes][T]`, one axis behind the other.
+    positions: Vec<i32>,
+    /// T.
+    rows: usize,
+    /// The axis of each of D/2 angles.
+    axis: Vec<i32>,
+    /// Frequency of each of D/2 angles.
+    frequencies: Vec<f32>,
 }
 
 /// `1 / theta^(2 i / dim)` for i in 0 .. dim/2, rounded as torch does it in f32.
@@ -34,43 +48,53 @@ fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
 }
 
 impl Table {
-    fn new(half: usize, cos: Vec<f32>, sin: Vec<f32>) -> Table {
-        Table { half, cos: cos.into(), sin: sin.into(), on_gpu: Arc::default() }
+    fn new(angles: Angles) -> Table {
+        Table { angles: Arc::new(angles), on_cpu: Arc::default(), on_gpu: Arc::default() }
     }
 
-    fn of_angles(half: usize, angles: impl Iterator<Item = f32>) -> Table {
-        let (cos, sin): (Vec<f32>, Vec<f32>) =
-            angles.map(|a| (f64::from(a).cos() as f32, f64::from(a).sin() as f32)).unzip();
-        Table::new(half, cos, sin)
+    /// Angles of a row, D/2.
+    fn half(&self) -> usize {
+        self.angles.axis.len()
+    }
+
+    /// Cosines and sines in host memory.
+    fn host(&self) -> &[Vec<f32>; 2] {
+        self.on_cpu.get_or_init(|| {
+            let Angles { positions, rows, axis, frequencies } = &*self.angles;
+            let angles = (0..*rows).flat_map(|t| {
+                let pairs = axis.iter().zip(frequencies);
+                pairs.map(move |(&a, f)| f64::from(positions[a as usize * rows + t] as f32 * f))
+            });
+            let (cos, sin) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
+            [cos, sin]
+        })
     }
 
     /// M-RoPE (Qwen2-VL): frequency i belongs to the time, height or width axis as `sections` cut the first
     /// half of the head dimension; `sections` sum to D/2. `positions_3t` is `[3][T]`.
     pub fn mrope(theta: f64, sections: [usize; 3], positions_3t: &[Vec<i32>; 3]) -> Table {
         let half: usize = sections.iter().sum();
-        let frequencies = inverse_frequencies(theta, 2 * half);
-        let axis: Vec<usize> = (0..3).flat_map(|a| std::iter::repeat_n(a, sections[a])).collect();
-        let rows = positions_3t[0].len();
-        Table::of_angles(
-            half,
-            (0..rows).flat_map(|t| {
-                let (axis, frequencies) = (&axis, &frequencies);
-                (0..half).map(move |i| positions_3t[axis[i]][t] as f32 * frequencies[i])
-            }),
-        )
+        let rows = positions_3t.iter().map(Vec::len).min().unwrap_or(0);
+        Table::new(Angles {
+            positions: positions_3t.iter().flat_map(|axis| &axis[..rows]).copied().collect(),
+            rows,
+            axis: (0..3).flat_map(|axis| std::iter::repeat_n(axis, sections[axis as usize])).collect(),
+            frequencies: inverse_frequencies(theta, 2 * half),
+        })
     }
 
     /// The vision tower's rotation: the first half of the frequencies turn with the patch's row, the second
     /// with its column; `places` are (row, column) per patch.
     pub fn axial(theta: f64, head_dim: usize, places: &[(usize, usize)]) -> Table {
         let frequencies = inverse_frequencies(theta, head_dim / 2);
-        Table::of_angles(
-            head_dim / 2,
-            places.iter().flat_map(|&(row, column)| {
-                let frequencies = &frequencies;
-                [row, column].into_iter().flat_map(move |p| frequencies.iter().map(move |f| p as f32 * f))
-            }),
-        )
+        let count = frequencies.len();
+        let axis = |of: fn(&(usize, usize)) -> usize| places.iter().map(move |place| of(place) as i32);
+        Table::new(Angles {
+            positions: axis(|place| place.0).chain(axis(|place| place.1)).collect(),
+            rows: places.len(),
+            axis: [vec![0; count], vec![1; count]].concat(),
+            frequencies: frequencies.repeat(2),
+        })
     }
 }
 
@@ -89,12 +113,12 @@ impl Rope {
 
     fn rotate(&self, x: &Tensor, forth: bool) -> Result<Tensor> {
         let (rows, width) = x.matrix();
-        let half = self.table.half;
-        if rows * half != self.table.cos.len() || !width.is_multiple_of(2 * half) {
+        let (half, angled) = (self.table.half(), self.table.angles.rows);
+        if rows != angled || !width.is_multiple_of(2 * half) {
             return Err(Error::Internal(format!(
                 "rope: x {:?} with angles for {} rows of head dimension {}",
                 x.shape(),
-                self.table.cos.len() / half.max(1),
+                angled,
                 2 * half
             )));
         }
@@ -102,12 +126,13 @@ impl Rope {
             return cuda::rotate(gpu, x, &self.table, forth);
         }
         let direction = if forth { 1.0 } else { -1.0 };
+        let [cos, sin] = self.table.host();
         dispatch!(x.dtype(), R => {
             let mut y = x.real::<R>().into_owned();
             let sign = R::of(direction);
             for (t, row) in y.chunks_exact_mut(width).enumerate() {
-                let cos = &self.table.cos[t * half..(t + 1) * half];
-                let sin = &self.table.sin[t * half..(t + 1) * half];
+                let cos = &cos[t * half..(t + 1) * half];
+                let sin = &sin[t * half..(t + 1) * half];
                 for head in row.chunks_exact_mut(2 * half) {
                     let (low, high) = head.split_at_mut(half);
                     for i in 0..half {
@@ -143,9 +168,12 @@ mod tests {
 
     #[test]
     fn a_quarter_turn_swaps_the_pair() -> Result<()> {
-        let table = Table::new(1, vec![0.0], vec![1.0]);
+        let quarter = std::f32::consts::FRAC_PI_2;
+        let table =
+            Table::new(Angles { positions: vec![1], rows: 1, axis: vec![0], frequencies: vec![quarter] });
         let x = Tensor::new(&[1, 2], vec![3.0_f32, 5.0])?;
-        assert_eq!(Rope { table }.forward([&x])?.0.real::<f32>().as_ref(), [-5.0, 3.0]);
+        let y = Rope { table }.forward([&x])?.0;
+        assert!(y.real::<f32>().iter().zip([-5.0, 3.0]).all(|(y, want)| (y - want).abs() < 1e-6));
         Ok(())
     }
 
@@ -154,11 +182,11 @@ mod tests {
         let table = Table::mrope(1e6, [1, 2, 1], &[vec![1], vec![20], vec![300]]);
         let f = inverse_frequencies(1e6, 8);
         let want = [f[0], 20.0 * f[1], 20.0 * f[2], 300.0 * f[3]].map(|a| f64::from(a).cos() as f32);
-        assert_eq!(table.cos.as_ref(), want);
+        assert_eq!(table.host()[0], want);
         // Frequencies 1 and 1/10 for a head of 8 = 4 angles: two for the row, two for the column.
         let axial = Table::axial(100.0, 8, &[(2, 3)]);
         let want = [2.0_f32, 0.2, 3.0, 0.3].map(|a| f64::from(a).sin());
-        assert!(axial.sin.iter().zip(want).all(|(&a, b)| (f64::from(a) - b).abs() < 1e-7));
+        assert!(axial.host()[1].iter().zip(want).all(|(&a, b)| (f64::from(a) - b).abs() < 1e-7));
     }
 
     #[test]

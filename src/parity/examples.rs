@@ -6,10 +6,11 @@ use crate::autograd::Tape;
 use crate::batch::{Group, micro_batches};
 use crate::error::{Error, Result};
 use crate::nn::{Params, Scope};
+use crate::ops::embedding::gather_rows;
 use crate::ops::log_softmax_kl::logits;
 use crate::packed::Packed;
 use crate::processor::Prompt;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Placement, Tensor};
 use crate::train::update::score;
 use std::sync::Arc;
 
@@ -108,7 +109,7 @@ impl Context<'_> {
         let model = &self.policy.model;
         let output = model.forward(&scope, packed, false)?;
         let mut emit = |name: &str, tensor: &Tensor| {
-            sink.emit(&key(name), tensor.shape(), Values::F32(tensor.to_f32().into_owned()))
+            sink.emit(&key(name), tensor.shape(), Values::F32(tensor.download_f32()?))
         };
         if let Some(features) = &output.vision {
             emit("vision_pre_merger", features.pre_merger.value())?;
@@ -116,16 +117,21 @@ impl Context<'_> {
         }
         let hidden = output.hidden.value();
         emit("final_hidden", hidden)?;
-        let head = &self.params.of(model.head()).value;
-        let (rows, width) = hidden.matrix();
-        let hidden = hidden.to_f32();
+        let rows = hidden.matrix().0;
         for (name, from) in [("logits", prompt.saturating_sub(1)), ("logits_all", 0)] {
             if sink.wants(&key(name)) {
-                let values = logits(&hidden[from * width..], head);
-                sink.emit(&key(name), &[rows - from, head.matrix().0], Values::F32(values))?;
+                let (values, vocab) = self.logits(hidden, from)?;
+                sink.emit(&key(name), &[rows - from, vocab], Values::F32(values))?;
             }
         }
         Ok(())
+    }
+
+    /// Logits of the hidden states' rows from `from` on, in host memory, and the size of the vocabulary.
+    pub(super) fn logits(&self, hidden: &Tensor, from: usize) -> Result<(Vec<f32>, usize)> {
+        let head = &self.params.of(self.policy.model.head()).value;
+        let rows = (from..hidden.matrix().0).collect::<Vec<_>>();
+        Ok((logits(&gather_rows(hidden, &rows)?.download_f32()?, head), head.matrix().0))
     }
 
     /// Log-probabilities of an example's completion from the training forward.
@@ -146,7 +152,9 @@ impl Context<'_> {
         }
         let params = match self.dtype {
             DType::Bf16 => self.params.clone(),
-            _ => Arc::new(self.params.to_dtype(DType::Bf16)),
+            _ => Arc::new(
+                self.policy.params.placed(&Placement { dtype: DType::Bf16, ..self.placement.clone() })?,
+            ),
         };
         for (i, example) in examples.iter().enumerate().filter(|(i, _)| self.bundle.has(&key(*i))) {
             let logps = self.completion_logps(&params, example)?;

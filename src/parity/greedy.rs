@@ -13,12 +13,11 @@ use super::compare::Values;
 use super::examples::Example;
 use super::{Context, Sink, ids_i32};
 use crate::error::{Error, Result};
-use crate::ops::log_softmax_kl::logits;
 use crate::rollout::sampler::{Sampler, SamplingContext, SamplingParams};
-use crate::rollout::sequence::StopRules;
+use crate::rollout::sequence::{FinishReason, StopRules};
 use crate::rollout::stop::StopStrings;
-use crate::rollout::{Completion, Decoding, Request};
-use crate::tensor::DType;
+use crate::rollout::{Completion, Decoding, LogProbs, Request};
+use crate::tensor::{DType, Tensor};
 use std::collections::BTreeSet;
 
 /// Longest sequence of the reference.
@@ -81,7 +80,7 @@ impl Context<'_> {
                 sink.emit(&key("margin"), &[n], Values::F32(margins))?;
             }
             sink.emit(&key("ids"), &[n], Values::I32(ids_i32(&completion.tokens)?))?;
-            sink.emit(&key("logps"), &[n], Values::F32(completion.logps))?;
+            sink.emit(&key("logps"), &[n], Values::F32(completion.logps.to_vec()?))?;
         }
         Ok(())
     }
@@ -93,14 +92,13 @@ impl Context<'_> {
         sampling: &SamplingParams,
         stop: Option<u32>,
     ) -> Result<Completion> {
-        let none = || Completion {
-            tokens: Vec::new(),
-            logps: Vec::new(),
-            finish: crate::rollout::sequence::FinishReason::Length,
-            text: String::new(),
-        };
         if sampling.max_new_tokens == 0 {
-            return Ok(none());
+            return Ok(Completion {
+                tokens: Vec::new(),
+                logps: LogProbs::new(Tensor::new(&[0], Vec::<f32>::new())?, 0, 0)?,
+                finish: FinishReason::Length,
+                text: String::new(),
+            });
         }
         sampling.validate()?;
         let decoding = Decoding {
@@ -126,10 +124,7 @@ impl Context<'_> {
     /// of their scores.
     fn margins(&self, example: &Example, tokens: &[u32], sampling: &SamplingParams) -> Result<Vec<f32>> {
         let hidden = self.policy.model.infer(&self.params, &self.whole(&example.prompt, tokens)?)?;
-        let head = &self.params.of(self.policy.model.head()).value;
-        let (width, vocab) = (hidden.matrix().1, head.matrix().0);
-        let first = example.prompt.tokens.len() - 1;
-        let rows = logits(&hidden.to_f32()[first * width..], head);
+        let (rows, vocab) = self.logits(&hidden, example.prompt.tokens.len() - 1)?;
         let mut sampler = Sampler::new();
         let mut margins = Vec::with_capacity(tokens.len());
         for (place, row) in rows.chunks_exact(vocab).take(tokens.len()).enumerate() {

@@ -10,7 +10,7 @@ use crate::batch::{Group, micro_batches};
 use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::optim::{AdamWConfig, Optimiser, global_grad_norm};
-use crate::tensor::{DType, Placement};
+use crate::tensor::{DType, Device, Placement};
 use crate::train::update::{ForwardOptions, check_finite, forward, score};
 use std::sync::Arc;
 
@@ -148,14 +148,17 @@ impl Context<'_> {
         if !sink.wants_any("train.") {
             return Ok(());
         }
-        let mut master = self.policy.params.clone();
-        let mut optimiser = Optimiser::new(ADAMW, &mut master, true, &Placement::cpu())?;
+        let mut weights = self.policy.params.clone();
+        // The CPU's optimiser has f32 weights; in bf16, what is computed with is a copy of them.
+        let rounds = self.placement.device == Device::Cpu && self.dtype != DType::F32;
+        let placement = if rounds { &Placement::HOST } else { self.placement };
+        let mut optimiser = Optimiser::new(ADAMW, &mut weights, true, placement)?;
         let steps = self.bundle.steps();
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
         for step in 0..=steps {
-            let params = match self.dtype {
-                DType::F32 => master.clone(),
-                other => Arc::new(master.to_dtype(other)),
+            let params = match rounds {
+                true => Arc::new(weights.to_dtype(self.dtype)),
+                false => weights.clone(),
             };
             let likelihood = self.likelihood(&params, examples, step < steps)?;
             drop(params);
@@ -164,7 +167,7 @@ impl Context<'_> {
             if let Some(grads) = likelihood.grads {
                 optimiser.begin()?;
                 optimiser.add(grads)?;
-                let norm = optimiser.step(&mut master, LEARNING_RATE, MAX_GRAD_NORM)?;
+                let norm = optimiser.step(&mut weights, LEARNING_RATE, MAX_GRAD_NORM)?;
                 check_finite("gradient norm", norm, step as u64)?;
                 norms.push(norm as f32);
             }

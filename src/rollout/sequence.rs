@@ -46,7 +46,6 @@ pub struct Sequence {
     /// Index within the prompt's group.
     completion: u32,
     tokens: Vec<u32>,
-    logps: Vec<f32>,
     finish: Option<FinishReason>,
     stop: StopState,
 }
@@ -54,42 +53,19 @@ pub struct Sequence {
 impl Sequence {
     /// An empty completion, number `completion` of the group of the prompt at place `prompt`.
     pub fn new(prompt: u32, completion: u32) -> Self {
-        Sequence {
-            prompt,
-            completion,
-            tokens: Vec::new(),
-            logps: Vec::new(),
-            finish: None,
-            stop: StopState::default(),
-        }
+        Sequence { prompt, completion, tokens: Vec::new(), finish: None, stop: StopState::default() }
     }
 
-    /// Appends a token and its log-probability; says whether, and why, the completion is over.
+    /// Appends a token; says whether, and why, the completion is over.
     /// `decode` is called only if there are stop strings.
     ///
     /// # Errors
-    /// `Protect` for a log-probability that is NaN; `Internal` after the end.
-    pub fn push(
-        &mut self,
-        token: u32,
-        logp: f32,
-        rules: &StopRules,
-        decode: Decode,
-    ) -> Result<Option<FinishReason>> {
+    /// `Internal` after the end.
+    pub fn push(&mut self, token: u32, rules: &StopRules, decode: Decode) -> Result<Option<FinishReason>> {
         if let Some(reason) = self.finish {
             return Err(Error::Internal(format!("a token was appended after `{}`", reason.as_str())));
         }
-        if logp.is_nan() {
-            return Err(Error::Protect(format!(
-                "the log-probability of token {token} at position {} of prompt {}, completion {} is NaN; \
-                 the model's weights or activations have overflowed",
-                self.tokens.len(),
-                self.prompt,
-                self.completion
-            )));
-        }
         self.tokens.push(token);
-        self.logps.push(logp);
         self.finish = if rules.eos.contains(&token) {
             Some(FinishReason::Stop)
         } else if !rules.strings.is_empty() && self.stop.push(&self.tokens, &rules.strings, decode) {
@@ -127,11 +103,6 @@ impl Sequence {
         &self.tokens
     }
 
-    /// The log-probability of each token, at the score temperature over the full vocabulary.
-    pub fn logps(&self) -> &[f32] {
-        &self.logps
-    }
-
     /// Why the completion ended; `None` while it grows.
     pub fn finish(&self) -> Option<FinishReason> {
         self.finish
@@ -164,7 +135,7 @@ mod tests {
     fn run(tokens: &[u32], rules: &StopRules) -> Sequence {
         let mut sequence = Sequence::new(7, 3);
         for token in tokens {
-            let finish = sequence.push(*token, -0.5, rules, &decode).expect("not finished yet");
+            let finish = sequence.push(*token, rules, &decode).expect("not finished yet");
             assert_eq!(finish, sequence.finish());
         }
         sequence
@@ -177,7 +148,7 @@ mod tests {
         assert_eq!((eos.finish(), eos.text(&decode).as_str()), (Some(FinishReason::Stop), "ay"));
         let string = run(&[0, 1, 2], &rules);
         assert_eq!((string.finish(), string.text(&decode).as_str()), (Some(FinishReason::StopString), "a"));
-        assert_eq!((string.tokens(), string.logps()), (&[0, 1, 2][..], &[-0.5; 3][..]));
+        assert_eq!(string.tokens(), [0, 1, 2]);
         let length = run(&[0, 1, 1, 1], &rules);
         assert_eq!((length.finish(), length.text(&decode).as_str()), (Some(FinishReason::Length), "abbb"));
         assert_eq!(run(&[0, 1, 1], &rules).finish(), None);
@@ -193,7 +164,7 @@ mod tests {
     fn nothing_is_decoded_without_stop_strings() {
         let mut sequence = Sequence::new(0, 0);
         let never = |_: &[u32]| -> String { unreachable!("decoded") };
-        assert_eq!(sequence.push(1, 0.0, &rules(&[]), &never).expect("open"), None);
+        assert_eq!(sequence.push(1, &rules(&[]), &never).expect("open"), None);
     }
 
     #[test]
@@ -207,7 +178,6 @@ mod tests {
     fn misuse_is_an_error() {
         let rules = rules(&[]);
         let mut done = run(&[24], &rules);
-        assert!(matches!(done.push(0, 0.0, &rules, &decode), Err(Error::Internal(_))));
-        assert!(matches!(Sequence::new(0, 0).push(0, f32::NAN, &rules, &decode), Err(Error::Protect(_))));
+        assert!(matches!(done.push(0, &rules, &decode), Err(Error::Internal(_))));
     }
 }

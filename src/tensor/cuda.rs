@@ -129,6 +129,14 @@ impl Tensor {
         self.to_device(&Device::Cpu, Purpose::Activations)
     }
 
+    /// The elements as f32 in host memory, wherever they are.
+    ///
+    /// # Errors
+    /// Those of copying device memory.
+    pub fn download_f32(&self) -> Result<Vec<f32>> {
+        Ok(self.to_cpu()?.to_f32().into_owned())
+    }
+
     /// `self += other`, both of one shape, type and GPU.
     pub(super) fn accumulate_on_gpu(&mut self, other: &Tensor) -> Result<()> {
         match self.dtype() {

@@ -280,8 +280,7 @@ impl GrpoTrainer {
             self.optimiser.add(part)
         })?;
         // Later passes over the same rollout compare with weights that have moved: they repeat the first one's figure.
-        let sampled_tokens = rollout.sampled.values.len();
-        let measured = (difference_sum / sampled_tokens.max(1) as f64, difference_max);
+        let measured = (difference_sum / rollout.sampled.tokens.max(1) as f64, difference_max);
         let difference = if first_iteration { measured } else { rollout.difference.unwrap_or(measured) };
         if let Some(kl) = metrics.kl() {
             check_finite("KL", kl, step)?;
@@ -376,17 +375,12 @@ impl Trainer for GrpoTrainer {
     }
 
     fn state(&self) -> Result<TrainerParts> {
+        let rollout = self.rollout.as_ref().map(Scored::saved).transpose()?;
         Ok(TrainerParts {
             optimiser: self.optimiser.state()?,
             tokens: self.tokens,
             beta: Some(self.beta.state()),
-            rollout: self.rollout.as_ref().map(|rollout| SavedRollout {
-                beta: rollout.beta,
-                prompts: rollout.prompts.iter().map(prompt_hash).collect(),
-                completions: rollout.completions.clone(),
-                scores: rollout.scores.clone(),
-                difference: rollout.difference,
-            }),
+            rollout,
         })
     }
 

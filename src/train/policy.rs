@@ -1,8 +1,9 @@
 //! A checkpoint, loaded: processor, architecture, weights.
 
+use crate::cuda::Purpose;
 use crate::data::Sample;
 use crate::error::{Error, Result};
-use crate::model::folder::ModelFolder;
+use crate::model::folder::{ModelFolder, Weight};
 use crate::model::qwen2_vl::Qwen2Vl;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::nn::Params;
@@ -12,7 +13,7 @@ use crate::rollout::sampler::SamplingParams;
 use crate::rollout::sequence::StopRules;
 use crate::rollout::stop::StopStrings;
 use crate::rollout::{Decoding, Engine};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{Placement, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -29,8 +30,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Loads a folder, or `org/name` from the local Hugging Face cache, in the given arithmetic.
-    pub fn load(model: &str, options: &ProcessorOptions, dtype: DType) -> Result<Policy> {
+    /// Loads a folder, or `org/name` from the local Hugging Face cache; the weights go where `placement` says.
+    pub fn load(model: &str, options: &ProcessorOptions, placement: &Placement) -> Result<Policy> {
         let folder = ModelFolder::open(model)?;
         let processor = Processor::load(&folder.dir, options)?;
         let (ids, rows) = (processor.tokenizer().id_limit(), folder.config.text.vocab_size);
@@ -72,10 +73,11 @@ impl Policy {
         }
         let model = Qwen2Vl::new(folder.config.clone(), &processor.image_config().normalisation)?;
         let weights = folder.load_weights()?;
-        let tensors = weights
-            .into_iter()
-            .map(|w| Ok((w.name, Tensor::new(&w.shape, w.data)?.to_dtype(dtype))))
-            .collect::<Result<Vec<_>>>()?;
+        let place = |weight: Weight| {
+            let value = Tensor::new(&weight.shape, weight.data)?.to_dtype(placement.dtype);
+            Ok((weight.name, value.to_device(&placement.device, Purpose::Weights)?))
+        };
+        let tensors = weights.into_iter().map(place).collect::<Result<Vec<_>>>()?;
         Ok(Policy { folder, processor, model, params: Arc::new(Params::new(tensors)) })
     }
 

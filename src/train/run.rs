@@ -19,6 +19,7 @@ use crate::checkpoint::{
 use crate::data::Sample;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::nn::Params;
 use crate::report::console::escape_control;
 use crate::report::{Backlog, CompletionLengths, JsonLines, Progress, Row};
 use crate::reward::RewardSet;
@@ -532,12 +533,17 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Saves weights alone, as the policy's folder was loaded: same names, same config dialect, same types.
+/// Saves weights alone ([`Trainer::weights`]), as the folder that `plan` is of: same names, same config dialect, same types.
 ///
 /// # Errors
 /// Those of [`Snapshot::write`].
-pub fn save_model_checkpoint(disk: &dyn Disk, dir: &Path, policy: &Policy, plan: &SavePlan) -> Result<()> {
-    let snapshot = Snapshot { step: 0, params: policy.params.clone(), resume: None };
+pub fn save_model_checkpoint(
+    disk: &dyn Disk,
+    dir: &Path,
+    weights: Arc<Params>,
+    plan: &SavePlan,
+) -> Result<()> {
+    let snapshot = Snapshot { step: 0, params: weights, resume: None };
     crate::checkpoint::write_folder(disk, dir, crate::checkpoint::OnExisting::Replace, |folder| {
         snapshot.write(folder, plan)
     })

@@ -33,7 +33,8 @@ pub fn bundle(name: &str) -> PathBuf {
 
 /// A bundle's checkpoint.
 pub fn policy(name: &str, dtype: DType) -> Policy {
-    Policy::load(bundle(name).to_str().unwrap(), &ProcessorOptions::default(), dtype).unwrap()
+    let placement = Placement { dtype, ..Placement::HOST };
+    Policy::load(bundle(name).to_str().unwrap(), &ProcessorOptions::default(), &placement).unwrap()
 }
 
 /// The bundle's conversations, each ending with its completion as the assistant's message.
@@ -193,7 +194,7 @@ impl Default for Recipe {
             estimator: KlEstimator::K3,
             learning_rate: 1e-3,
             recompute: false,
-            placement: Placement::cpu(),
+            placement: Placement::HOST,
             sampling: SamplingParams { max_new_tokens: 8, ..SamplingParams::default() },
             seed: 7,
         }
@@ -244,7 +245,7 @@ pub fn sft_trainer(
     learning_rate: f64,
     recompute: bool,
 ) -> SftTrainer {
-    sft_trainer_at(Placement::cpu(), policy, rows, micro_batch, learning_rate, recompute)
+    sft_trainer_at(Placement::HOST, policy, rows, micro_batch, learning_rate, recompute)
 }
 
 /// The same, anywhere.

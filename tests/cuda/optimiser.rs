@@ -103,7 +103,7 @@ fn assert_same_state(what: &str, a: &AdamW, b: &AdamW) {
 fn steps_move_the_models_tensors_as_on_the_cpu() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
     for dtype in [DType::F32, DType::Bf16] {
-        let mut host = Run::new(&Placement::cpu())?;
+        let mut host = Run::new(&Placement::HOST)?;
         let mut device = Run::new(&placement(gpu, dtype))?;
         let of_model: Vec<Tensor> = device.params.iter().map(|(_, p)| p.value.clone()).collect();
         let reference = device.params.detached()?;
@@ -130,7 +130,7 @@ fn steps_move_the_models_tensors_as_on_the_cpu() -> Result<()> {
 #[test]
 fn a_step_that_does_not_happen_leaves_nothing() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
-    for placement in [Placement::cpu(), placement(gpu, DType::Bf16)] {
+    for placement in [Placement::HOST, placement(gpu, DType::Bf16)] {
         let (mut run, mut plain) = (Run::new(&placement)?, Run::new(&placement)?);
         run.step(0, 0.5)?;
         plain.step(0, 0.5)?;
@@ -156,8 +156,8 @@ fn a_step_that_does_not_happen_leaves_nothing() -> Result<()> {
 #[test]
 fn a_run_moves_between_places() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
-    let places = [Placement::cpu(), placement(gpu, DType::F32), placement(gpu, DType::Bf16)];
-    let mut whole = Run::new(&Placement::cpu())?;
+    let places = [Placement::HOST, placement(gpu, DType::F32), placement(gpu, DType::Bf16)];
+    let mut whole = Run::new(&Placement::HOST)?;
     whole.step(0, 0.5)?;
     whole.step(1, 0.5)?;
     for from in &places {

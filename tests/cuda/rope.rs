@@ -3,9 +3,10 @@
 use crate::compare::{assert_same, check_op, normal, on_gpu, row};
 use crate::harness::gpu;
 use othink::autograd::Op;
+use othink::cuda::Purpose;
 use othink::error::Result;
 use othink::ops::rope::{Rope, Table};
-use othink::tensor::DType;
+use othink::tensor::{DType, Device, Tensor};
 
 fn positions(first: i32, rows: usize) -> [Vec<i32>; 3] {
     [3, 5, 7].map(|step| (0..rows as i32).map(|t| first + t * step % 11).collect())
@@ -34,6 +35,24 @@ fn turns_and_their_gradients() -> Result<()> {
         let none = Table::mrope(1e4, [1, 1, 2], &positions(0, 0));
         let empty = on_gpu(&normal(&[0, 8], dtype, 1), dtype, gpu);
         assert_eq!(Rope { table: none }.forward([&empty])?.0.shape(), [0, 8]);
+    }
+    Ok(())
+}
+
+/// Pairs (1, 0) turn into (cos, sin) of the angle, whose f64 values are rounded once.
+#[test]
+fn angles_far_out() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let (rows, sections) = (65, [5, 6, 7]);
+    let half: usize = sections.iter().sum();
+    let far = positions(120_000, rows);
+    let pairs = (0..rows * 2 * half).map(|i| if i % (2 * half) < half { 1.0_f32 } else { 0.0 }).collect();
+    let x = Tensor::new(&[rows, 2 * half], pairs)?;
+    let turn = || Rope { table: Table::mrope(1e6, sections, &far) };
+    let (y, ()) = turn().forward([&x.to_device(&Device::Cuda(gpu.clone()), Purpose::Inputs)?])?;
+    let want = turn().forward([&x])?.0;
+    for (i, (y, want)) in y.download_f32()?.iter().zip(want.real::<f32>().iter()).enumerate() {
+        assert!((y - want).abs() <= f32::EPSILON / 2.0, "{i}: {y} instead of {want}");
     }
     Ok(())
 }

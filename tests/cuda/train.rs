@@ -77,7 +77,7 @@ fn is_near(a: f64, b: f64, relative: f64) -> bool {
 fn steps_in_f32_follow_the_cpus() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
     for (bundle, freeze) in [("qwen2_vl_a", false), ("qwen2_vl_a", true), ("tied_kv1_odd", false)] {
-        let host = Run { bundle, placement: Placement::cpu(), micro_batch: 2, recompute: false, freeze };
+        let host = Run { bundle, placement: Placement::HOST, micro_batch: 2, recompute: false, freeze };
         let device = Run { placement: on(gpu, DType::F32), ..host.clone() };
         let want = host.steps(&mut host.trainer(), 0..3)?;
         let mut trainer = device.trainer();
@@ -100,7 +100,7 @@ fn a_run_in_bf16_learns_in_f32() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
     let host = Run {
         bundle: "qwen2_vl_a",
-        placement: Placement::cpu(),
+        placement: Placement::HOST,
         micro_batch: 8,
         recompute: false,
         freeze: false,
@@ -180,7 +180,7 @@ fn save(trainer: &SftTrainer, step: u64, dir: &Path) -> Result<()> {
 fn a_checkpoint_goes_there_and_back() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let places = [Placement::cpu(), on(gpu, DType::F32), on(gpu, DType::Bf16)];
+    let places = [Placement::HOST, on(gpu, DType::F32), on(gpu, DType::Bf16)];
     // Stored in f32, and in bf16, which keeps the master weights beside the model.
     for bundle in ["tied_kv1_odd", "bf16_sharded"] {
         for from in &places {

@@ -13,8 +13,8 @@ use othink::model::folder::ModelFolder;
 use othink::nn::Params;
 use othink::optim::{AdamW, AdamWConfig, TensorState, param_groups};
 use othink::report::{JsonLines, Row};
-use othink::rollout::Completion;
 use othink::rollout::sequence::FinishReason;
+use othink::rollout::{Completion, LogProbs};
 use othink::tensor::DType;
 use othink::train::lock::RunLock;
 use std::collections::BTreeMap;
@@ -53,7 +53,7 @@ fn snapshot(step: u64, variant: u64) -> Snapshot {
     }
     let completion = Completion {
         tokens: vec![step as u32, 7, 8],
-        logps: vec![-shift; 3],
+        logps: LogProbs::of_host(&[vec![-shift; 3]]).unwrap().remove(0),
         finish: FinishReason::Length,
         text: format!("completion {step} \u{1b}[31m"),
     };

@@ -13,7 +13,7 @@ use crate::processor::Prompt;
 use crate::report::{CompletionLengths, CompletionRecord, RewardStatistics};
 use crate::reward::extract;
 use crate::rollout::sequence::FinishReason;
-use crate::rollout::{Completion, Watch};
+use crate::rollout::{Completion, LogProbs, Watch};
 use crate::tensor::{Device, Tensor};
 use crate::train::update::scores;
 use rayon::prelude::*;
@@ -46,20 +46,30 @@ pub(super) struct Scored {
 /// The log-probabilities that sampling kept, beside the weights.
 pub(super) struct Kept {
     /// Those of all completions, one behind the other.
-    pub(super) values: Tensor,
+    values: Tensor,
+    /// How many they are; `values` may hold others too.
+    pub(super) tokens: usize,
     /// Where each completion's begin, `[P * G]`.
     begins: Vec<usize>,
 }
 
 impl Kept {
+    /// The tensor that the completions share, as they come from a rollout; a copy on `device`, as they come from a checkpoint.
     fn of(completions: &[Vec<Completion>], device: &Device) -> Result<Kept> {
-        let (mut values, mut begins) = (Vec::new(), Vec::new());
-        for completion in completions.iter().flatten() {
-            begins.push(values.len());
-            values.extend_from_slice(&completion.logps);
+        let all: Vec<&LogProbs> = completions.iter().flatten().map(|c| &c.logps).collect();
+        let tokens = all.iter().map(|logps| logps.len()).sum();
+        let shared = all.first().map(|first| first.values()).filter(|values| {
+            values.device() == *device && all.iter().all(|logps| logps.values().shares_storage(values))
+        });
+        if let Some(values) = shared {
+            let begins = all.iter().map(|logps| logps.begin()).collect();
+            return Ok(Kept { values: values.clone(), begins, tokens });
         }
-        let values = Tensor::new(&[values.len()], values)?.to_device(device, Purpose::Inputs)?;
-        Ok(Kept { values, begins })
+        let each = all.iter().map(|logps| logps.to_vec()).collect::<Result<Vec<_>>>()?;
+        let copies = LogProbs::of_host(&each)?;
+        let begins = copies.iter().map(|logps| logps.begin()).collect();
+        let values = Tensor::new(&[tokens], each.concat())?.to_device(device, Purpose::Inputs)?;
+        Ok(Kept { values, begins, tokens })
     }
 
     /// Those of a micro-batch.
@@ -74,6 +84,24 @@ impl Scored {
         let groups = self.prompts.iter().zip(&self.completions);
         let tokens = groups.flat_map(|(p, cs)| cs.iter().map(|c| p.tokens.len() + c.tokens.len()));
         tokens.sum::<usize>() as u64
+    }
+
+    /// What a checkpoint keeps of it, in host memory.
+    ///
+    /// # Errors
+    /// Those of copying device memory.
+    pub(super) fn saved(&self) -> Result<SavedRollout> {
+        let each = self.flat().iter().map(|c| c.logps.to_vec()).collect::<Result<Vec<_>>>()?;
+        let mut logps = LogProbs::of_host(&each)?.into_iter();
+        let mut completions = self.completions.clone();
+        completions.iter_mut().flatten().zip(&mut logps).for_each(|(c, logps)| c.logps = logps);
+        Ok(SavedRollout {
+            beta: self.beta,
+            prompts: self.prompts.iter().map(prompt_hash).collect(),
+            completions,
+            scores: self.scores.clone(),
+            difference: self.difference,
+        })
     }
 
     /// All completions in order.
