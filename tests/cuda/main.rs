@@ -27,4 +27,3 @@ mod optimiser;
 mod patch_embed;
 mod rope;
 mod supervised_loss;
-mod train;
