@@ -18,7 +18,9 @@
 #[allow(unsafe_code)]
 pub mod cuda;
 
+use crate::cuda::Purpose;
 use crate::error::{Error, Result};
+use crate::tensor::Device;
 
 /// Added to the standard deviation before the division, as in TRL.
 const STD_EPSILON: f64 = 1e-4;
@@ -101,6 +103,24 @@ pub fn group_advantages(rewards_pg: &[f64], group_size: usize, scale: ScaleRewar
         frac_reward_zero_std: constant as f64 / groups_p.len().max(1) as f64,
         groups_p,
     })
+}
+
+/// [`group_advantages`] with the advantages themselves computed on `device`; the statistics are the host's.
+///
+/// # Errors
+/// Those of [`group_advantages`], of allocating and launching.
+pub fn group_advantages_on(
+    device: &Device,
+    rewards_pg: &[f64],
+    group_size: usize,
+    scale: ScaleRewards,
+) -> Result<Advantages> {
+    let mut all = group_advantages(rewards_pg, group_size, scale)?;
+    if let Device::Cuda(gpu) = device {
+        let rewards_pg = gpu.upload(rewards_pg, Purpose::Inputs)?;
+        all.advantages_pg = cuda::group_advantages(&rewards_pg, group_size, scale)?.download()?;
+    }
+    Ok(all)
 }
 
 /// Mean and deviation of the rewards that are not NaN.

@@ -28,6 +28,7 @@ use crate::train::policy::Policy;
 use crate::train::run::{self, RunOptions, save_model_checkpoint};
 use crate::train::sft::{SftOptions, SftTrainer};
 use crate::train::stream::Stream;
+use crate::train::trainer::Trainer;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -277,6 +278,7 @@ impl Run<'_> {
             },
             max_grad_norm: 1.0,
             recompute: false,
+            placement: placement.clone(),
         };
         let plan = SavePlan::like(&policy.folder)?;
         let stream = Stream::new(samples.len(), seed, true)?;
@@ -300,7 +302,7 @@ impl Run<'_> {
         }
         progress.finish();
         let sft_dir = dir.join("checkpoint-sft");
-        save_model_checkpoint(&SystemDisk, &sft_dir, &trainer.policy, &plan)?;
+        save_model_checkpoint(&SystemDisk, &sft_dir, trainer.weights()?, &plan)?;
         Ok((sft_dir, steps))
     }
 
@@ -337,6 +339,7 @@ impl Run<'_> {
             },
             max_grad_norm: 1.0,
             recompute: false,
+            placement: placement.clone(),
             seed,
         };
         let stream = Stream::new(samples.len(), seed, true)?;

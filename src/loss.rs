@@ -29,11 +29,13 @@
 //! the on-policy policy gradient. Arithmetic is f64 whatever the input type.
 
 pub mod scores;
+pub mod supervised;
 mod surrogate;
 #[cfg(test)]
 mod tests;
 
 pub use scores::{Sampled, ScoreInputs, ScoreOutput, k1_penalty_of_scores, loss_of_scores};
+pub use supervised::supervised_loss;
 
 use crate::error::{Error, Result};
 use crate::kl::{KlEstimator, value_and_slope};

@@ -57,12 +57,27 @@ impl Params {
         self.list.iter().enumerate().map(|(i, p)| (ParamId(i), p))
     }
 
+    /// One parameter for the optimiser to write. Panics on an id of another model, which is a bug.
+    pub fn of_mut(&mut self, id: ParamId) -> &mut Parameter {
+        &mut self.list[id.0]
+    }
+
     /// All parameters for the optimiser to write.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (ParamId, &mut Parameter)> {
         self.list.iter_mut().enumerate().map(|(i, p)| (ParamId(i), p))
     }
 
-    /// The same weights in another storage type.
+    /// These weights as they are now, whatever training makes of them: what the optimiser writes in place is copied on its GPU, the rest
+    /// is shared.
+    ///
+    /// # Errors
+    /// Those of allocating and copying device memory.
+    pub fn detached(&self) -> Result<Params> {
+        let detach = |p: &Parameter| Ok(Parameter { value: p.value.detached()?, ..p.clone() });
+        Ok(Params { list: self.list.iter().map(detach).collect::<Result<_>>()? })
+    }
+
+    /// The same weights in another storage type, in host memory.
     pub fn to_dtype(&self, dtype: DType) -> Params {
         let convert = |p: &Parameter| Parameter { value: p.value.to_dtype(dtype), ..p.clone() };
         Params { list: self.list.iter().map(convert).collect() }

@@ -2,7 +2,10 @@
 //!
 //! A tensor is immutable and cheap to clone (shared storage). There are no strides, no implicit broadcast
 //! and no hidden conversion; content changes only through [`Tensor::make_mut`], which proves (or makes) sole
-//! ownership.
+//! ownership. There is one exception: on a GPU the parameters that are trained are views into the optimiser's arena
+//! ([`Optimiser`](crate::optim::Optimiser)), and its step changes them in place. What was asked for before the step,
+//! in the order of the one stream, sees the old weights, what is asked for after it the new ones; so nothing that was
+//! kept of a forward pass may outlive the step.
 
 #[allow(unsafe_code)]
 mod cuda;
@@ -109,6 +112,11 @@ impl Tensor {
         self.storage.dtype()
     }
 
+    /// Whether both are made of the same memory, such as clones are.
+    pub fn shares_storage(&self, other: &Tensor) -> bool {
+        Arc::ptr_eq(&self.storage, &other.storage)
+    }
+
     /// Bytes of the elements.
     pub fn bytes(&self) -> usize {
         self.len() * self.dtype().size()
@@ -178,9 +186,9 @@ impl Tensor {
         Ok(Tensor { shape: shape.to_vec(), storage: self.storage.clone() })
     }
 
-    /// The storage for writing; copied first when somebody else holds it too.
+    /// The storage for writing; copied first when somebody else holds it too, or views its memory.
     fn storage_mut(&mut self) -> Result<&mut Storage> {
-        if Arc::get_mut(&mut self.storage).is_none() {
+        if self.storage.is_view() || Arc::get_mut(&mut self.storage).is_none() {
             self.storage = Arc::new(self.storage.try_clone()?);
         }
         Arc::get_mut(&mut self.storage).ok_or_else(|| Error::Internal("a new copy has another owner".into()))

@@ -9,6 +9,7 @@ use othink::config::KlEstimator;
 use othink::data::Sample;
 use othink::disk::SystemDisk;
 use othink::error::{Error, Result};
+use othink::nn::Params;
 use othink::rollout::Watch;
 use othink::tensor::DType;
 use othink::train::grpo::GrpoTrainer;
@@ -181,7 +182,11 @@ impl Trainer for Stopped<'_> {
         self.trainer.skipped(step, samples)
     }
 
-    fn state(&self) -> TrainerParts {
+    fn weights(&self) -> Result<Arc<Params>> {
+        self.trainer.weights()
+    }
+
+    fn state(&self) -> Result<TrainerParts> {
         self.trainer.state()
     }
 
@@ -303,7 +308,11 @@ impl Trainer for Broken {
         self.trainer.skipped(step, samples)
     }
 
-    fn state(&self) -> TrainerParts {
+    fn weights(&self) -> Result<Arc<Params>> {
+        self.trainer.weights()
+    }
+
+    fn state(&self) -> Result<TrainerParts> {
         Trainer::state(&self.trainer)
     }
 

@@ -19,6 +19,7 @@ use crate::report::read_rows;
 use crate::reward::RewardSet;
 use crate::rollout::MAX_SEQUENCES;
 use crate::rollout::sampler::SamplingParams;
+use crate::tensor::Placement;
 use crate::train::evaluate::EvaluationOptions;
 use crate::train::folder::{RunFolder, refuse_occupied};
 use crate::train::grpo::{GrpoOptions, GrpoTrainer};
@@ -79,7 +80,7 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         dataset_hash: dataset_hash(&samples),
         max_steps: steps,
     };
-    let mut trainer = trainer(options, policy, rewards, limit, samples.len(), steps)?;
+    let mut trainer = trainer(options, &placement, policy, rewards, limit, samples.len(), steps)?;
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
     let run_options = RunOptions {
@@ -130,6 +131,7 @@ fn steps(options: &GrpoConfig, rows: usize) -> u64 {
 
 fn trainer(
     options: &GrpoConfig,
+    placement: &Placement,
     policy: Policy,
     rewards: RewardSet,
     prompt_limit: usize,
@@ -159,6 +161,7 @@ fn trainer(
         schedule: training::learning_rate(optimiser, steps)?,
         max_grad_norm: optimiser.max_grad_norm,
         recompute: optimiser.gradient_checkpointing,
+        placement: placement.clone(),
         seed: options.seed.seed,
     };
     trainer_options.loss.validate()?;

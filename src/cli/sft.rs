@@ -51,6 +51,7 @@ pub fn train(options: &SftConfig) -> Result<()> {
         schedule: training::learning_rate(optimiser, steps)?,
         max_grad_norm: optimiser.max_grad_norm,
         recompute: optimiser.gradient_checkpointing,
+        placement,
     };
     let stream = Stream::new(samples.len(), options.seed.seed, options.order.shuffle_dataset)?;
     let identity = Identity {

@@ -3,7 +3,7 @@
 use super::driver::{device_error, out_of_memory};
 use super::{Gpu, Purpose};
 use crate::error::{Error, Result};
-use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, DevicePtrMut, DeviceRepr, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, DeviceRepr, DriverError, result, sys};
 use half::bf16;
 use std::marker::PhantomData;
 use std::sync::{Arc, PoisonError};
@@ -71,11 +71,20 @@ impl<T> From<Mut<T>> for Const<T> {
 #[repr(C, align(64))]
 pub struct TensorMap(pub [u64; 16]);
 
-/// Device memory of `len` elements; freed in the order of the stream when dropped.
+/// Device memory of `len` elements: an allocation, or a piece of one ([`Buffer::view`]). The allocation is freed, in the order of the
+/// stream, when the last buffer in it is dropped.
 #[derive(Debug)]
 pub struct Buffer<T: Element> {
-    slice: CudaSlice<T>,
+    allocation: Arc<Allocation<T>>,
+    start: usize,
     len: usize,
+}
+
+/// Memory as the driver gave it, which the ledger counts.
+#[derive(Debug)]
+struct Allocation<T: Element> {
+    slice: CudaSlice<T>,
+    bytes: usize,
     purpose: Purpose,
     gpu: Gpu,
 }
@@ -111,7 +120,8 @@ impl Gpu {
         })?;
         self.0.ledger.add(purpose, bytes);
         self.0.trace.allocation(purpose, bytes);
-        Ok(Buffer { slice, len, purpose, gpu: self.clone() })
+        let allocation = Allocation { slice, bytes, purpose, gpu: self.clone() };
+        Ok(Buffer { allocation: Arc::new(allocation), start: 0, len })
     }
 
     /// Hands back to the driver what its pool keeps of freed memory.
@@ -165,22 +175,37 @@ impl<T: Element> Buffer<T> {
 
     /// What it holds.
     pub fn purpose(&self) -> Purpose {
-        self.purpose
+        self.allocation.purpose
     }
 
     /// The GPU it belongs to.
     pub fn gpu(&self) -> &Gpu {
-        &self.gpu
+        &self.allocation.gpu
+    }
+
+    /// The `len` elements from `start` on, in the same memory: what is written through one shows in the other, in the order of the
+    /// stream.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for more elements than there are.
+    pub fn view(&self, start: usize, len: usize) -> Result<Buffer<T>> {
+        self.within(start, len)?;
+        Ok(Buffer { allocation: self.allocation.clone(), start: self.start + start, len })
+    }
+
+    /// Whether another buffer lies in the same allocation.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.allocation) > 1
     }
 
     /// The first element's address, for reading.
     pub fn ptr(&self) -> Const<T> {
-        Const(self.slice.device_ptr(&self.gpu.0.stream).0, PhantomData)
+        Const(self.allocation.slice.device_ptr(&self.gpu().0.stream).0, PhantomData).offset(self.start)
     }
 
-    /// The first element's address, for writing.
+    /// The first element's address, for writing. Views of the same memory see what is written.
     pub fn ptr_mut(&mut self) -> Mut<T> {
-        Mut(self.slice.device_ptr_mut(&self.gpu.0.stream).0, PhantomData)
+        Mut(self.ptr().address(), PhantomData)
     }
 
     /// Sets every byte to 0.
@@ -193,10 +218,10 @@ impl<T: Element> Buffer<T> {
             return Ok(());
         }
         self.bind()?;
-        self.gpu.0.trace.zero(bytes);
+        self.gpu().0.trace.zero(bytes);
         // SAFETY: the range is this buffer's.
         #[allow(unsafe_code)]
-        let set = unsafe { result::memset_d8_async(at, 0, bytes, self.gpu.0.stream.cu_stream()) };
+        let set = unsafe { result::memset_d8_async(at, 0, bytes, self.gpu().0.stream.cu_stream()) };
         set.map_err(|e| device_error("set memory to zero", e))
     }
 
@@ -217,7 +242,7 @@ impl<T: Element> Buffer<T> {
         self.within(start, data.len())?;
         self.bind()?;
         let at = self.ptr_mut().offset(start).address();
-        let inner = &self.gpu.0;
+        let inner = &self.gpu().0;
         inner.trace.copy("host to device", size_of_val(data));
         let mut staging = inner.staging.lock().unwrap_or_else(PoisonError::into_inner);
         staging.upload(&inner.stream, bytemuck::cast_slice(data), at)
@@ -239,7 +264,7 @@ impl<T: Element> Buffer<T> {
         self.within(start, len)?;
         let mut data = vec![T::zeroed(); len];
         self.bind()?;
-        let inner = &self.gpu.0;
+        let inner = &self.gpu().0;
         inner.trace.copy("device to host", size_of_val(&data[..]));
         let mut staging = inner.staging.lock().unwrap_or_else(PoisonError::into_inner);
         staging.download(
@@ -256,7 +281,7 @@ impl<T: Element> Buffer<T> {
     /// [`Error::Internal`] for another length or GPU, [`Error::Device`].
     pub fn copy_from(&mut self, other: &Buffer<T>) -> Result<()> {
         self.same_length(other.len)?;
-        if self.gpu != other.gpu {
+        if self.gpu() != other.gpu() {
             return Err(Error::Internal("a copy between the memory of two GPUs".into()));
         }
         let bytes = self.len * size_of::<T>();
@@ -264,20 +289,20 @@ impl<T: Element> Buffer<T> {
             return Ok(());
         }
         self.bind()?;
-        self.gpu.0.trace.copy("device to device", bytes);
+        self.gpu().0.trace.copy("device to device", bytes);
         let (to, from) = (self.ptr_mut().address(), other.ptr().address());
         // SAFETY: both ranges are as long as the buffers, which have the same number of elements.
         #[allow(unsafe_code)]
-        let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, self.gpu.0.stream.cu_stream()) };
+        let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, self.gpu().0.stream.cu_stream()) };
         copied.map_err(|e| device_error("copy memory", e))
     }
 
-    /// A copy with the same purpose.
+    /// A copy in memory of its own, with the same purpose.
     ///
     /// # Errors
     /// As [`Gpu::alloc`].
     pub fn try_clone(&self) -> Result<Buffer<T>> {
-        let mut copy = self.gpu.alloc(self.len, self.purpose)?;
+        let mut copy = self.gpu().alloc(self.len, self.purpose())?;
         copy.copy_from(self)?;
         Ok(copy)
     }
@@ -297,13 +322,13 @@ impl<T: Element> Buffer<T> {
     }
 
     fn bind(&self) -> Result<()> {
-        self.gpu.bind()
+        self.gpu().bind()
     }
 }
 
-impl<T: Element> Drop for Buffer<T> {
+impl<T: Element> Drop for Allocation<T> {
     fn drop(&mut self) {
-        self.gpu.0.ledger.remove(self.purpose, self.len * size_of::<T>());
+        self.gpu.0.ledger.remove(self.purpose, self.bytes);
     }
 }
 

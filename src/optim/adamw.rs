@@ -17,6 +17,7 @@
 
 use rayon::prelude::*;
 
+use super::cuda::HostState;
 use crate::error::{Error, Result};
 
 /// Elements per unit of parallel work: 16 KB of each of the four arrays stay in the L2 cache.
@@ -139,6 +140,17 @@ impl AdamW {
             })
             .collect();
         Ok(AdamW { config, slots })
+    }
+
+    /// State that a GPU held.
+    pub(super) fn of_states(config: AdamWConfig, states: Vec<(ParamGroup, HostState)>) -> Self {
+        let slot = |(param, state): (ParamGroup, HostState)| Slot {
+            param,
+            step: state.step,
+            exp_avg: state.exp_avg,
+            exp_avg_sq: state.exp_avg_sq,
+        };
+        AdamW { config, slots: states.into_iter().map(slot).collect() }
     }
 
     /// One update in place. `params` pairs each parameter with its gradient, in the order given

@@ -8,7 +8,7 @@
 //! The update has the bits of [`super::AdamW`] for the same coefficient (the norm is summed in another order than
 //! [`super::global_grad_norm`]'s, both in f64), and the same state: a checkpoint of one is one of the other.
 
-use super::{AdamWConfig, ParamGroup, TensorState};
+use super::{AdamW, AdamWConfig, ParamGroup, TensorState};
 use crate::cuda::kernels::{adamw as kernels, elementwise};
 use crate::cuda::{Buffer, Const, Gpu, Grid, Mut, Purpose};
 use crate::error::{Error, Result};
@@ -169,22 +169,18 @@ impl DeviceAdamW {
         self.master.download_at(slot.begin, slot.param.len)
     }
 
-    /// The arena that the model reads in bf16, if it does; parameter `index` has the elements from [`DeviceAdamW::begin`] on.
-    pub fn copy(&self) -> Option<&Buffer<bf16>> {
-        self.copy.as_ref()
-    }
-
-    /// The arena of the master weights.
-    pub fn master(&self) -> &Buffer<f32> {
-        &self.master
-    }
-
-    /// The place of parameter `index` in the arenas.
+    /// Parameter `index` for the model to compute with: a view into the arena of the bf16 copy, or of the master weights, which
+    /// [`DeviceAdamW::step`] and [`DeviceAdamW::set_weights`] change in place.
     ///
     /// # Errors
-    /// [`Error::Internal`] without such a parameter.
-    pub fn begin(&self, index: usize) -> Result<usize> {
-        Ok(self.at(index)?.begin)
+    /// [`Error::Internal`] without such a parameter, or for a shape of another size.
+    pub fn tensor(&self, index: usize, shape: &[usize]) -> Result<Tensor> {
+        let slot = self.at(index)?;
+        let (begin, len) = (slot.begin, slot.param.len);
+        match &self.copy {
+            Some(copy) => Tensor::from_buffer(shape, copy.view(begin, len)?),
+            None => Tensor::from_buffer(shape, self.master.view(begin, len)?),
+        }
     }
 
     fn at(&self, index: usize) -> Result<&Slot> {
@@ -324,6 +320,16 @@ impl DeviceAdamW {
             exp_avg: self.exp_avg.download_at(begin, len)?,
             exp_avg_sq: self.exp_avg_sq.download_at(begin, len)?,
         })
+    }
+
+    /// The whole state as the CPU's optimiser has it.
+    ///
+    /// # Errors
+    /// Those of copying.
+    pub fn to_host(&self) -> Result<AdamW> {
+        let slots = self.slots.iter().enumerate();
+        let slots = slots.map(|(index, slot)| Ok((slot.param.clone(), self.state(index)?)));
+        Ok(AdamW::of_states(self.config, slots.collect::<Result<_>>()?))
     }
 
     /// Puts back the saved state of one parameter.

@@ -9,9 +9,9 @@ use crate::autograd::ParamGrads;
 use crate::batch::{Group, micro_batches};
 use crate::error::{Error, Result};
 use crate::nn::Params;
-use crate::optim::{AdamW, AdamWConfig, global_grad_norm};
-use crate::tensor::DType;
-use crate::train::update::{ForwardOptions, check_finite, forward, param_groups, score, update};
+use crate::optim::{AdamWConfig, Optimiser, global_grad_norm};
+use crate::tensor::{DType, Device, Placement};
+use crate::train::update::{ForwardOptions, check_finite, forward, score};
 use std::sync::Arc;
 
 /// Learning rate of the training case.
@@ -148,23 +148,28 @@ impl Context<'_> {
         if !sink.wants_any("train.") {
             return Ok(());
         }
-        let mut master = self.policy.params.clone();
-        let mut optimiser = AdamW::new(ADAMW, param_groups(&master, true))?;
+        let mut weights = self.policy.params.clone();
+        // The CPU's optimiser has f32 weights; in bf16, what is computed with is a copy of them.
+        let rounds = self.placement.device == Device::Cpu && self.dtype != DType::F32;
+        let placement = if rounds { &Placement::HOST } else { self.placement };
+        let mut optimiser = Optimiser::new(ADAMW, &mut weights, true, placement)?;
         let steps = self.bundle.steps();
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
         for step in 0..=steps {
-            let params = match self.dtype {
-                DType::F32 => master.clone(),
-                other => Arc::new(master.to_dtype(other)),
+            let params = match rounds {
+                true => Arc::new(weights.to_dtype(self.dtype)),
+                false => weights.clone(),
             };
             let likelihood = self.likelihood(&params, examples, step < steps)?;
             drop(params);
             check_finite("loss", likelihood.loss, step as u64)?;
             losses.push(likelihood.loss as f32);
-            if let Some(grads) = &likelihood.grads {
-                let done = update(&mut master, &mut optimiser, grads, LEARNING_RATE, MAX_GRAD_NORM)?;
-                check_finite("gradient norm", done.grad_norm, step as u64)?;
-                norms.push(done.grad_norm as f32);
+            if let Some(grads) = likelihood.grads {
+                optimiser.begin()?;
+                optimiser.add(grads)?;
+                let norm = optimiser.step(&mut weights, LEARNING_RATE, MAX_GRAD_NORM)?;
+                check_finite("gradient norm", norm, step as u64)?;
+                norms.push(norm as f32);
             }
         }
         sink.emit("train.losses", &[losses.len()], Values::F32(losses))?;

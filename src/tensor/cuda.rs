@@ -73,7 +73,19 @@ impl Tensor {
         T::view(&self.storage).ok_or_else(|| self.not_a_buffer(T::DTYPE))
     }
 
-    /// The device memory for writing; copied first when somebody else holds it too.
+    /// The same elements in memory of their own: a view's owner may write what it shows. In host memory, where that can't be, the
+    /// tensor itself.
+    ///
+    /// # Errors
+    /// Those of allocating and copying device memory.
+    pub fn detached(&self) -> Result<Tensor> {
+        if !self.storage.is_view() {
+            return Ok(self.clone());
+        }
+        Ok(Tensor { shape: self.shape.clone(), storage: Arc::new(self.storage.try_clone()?) })
+    }
+
+    /// The device memory for writing; copied first when somebody else holds it too, or views it.
     pub fn buffer_mut<T: DeviceReal>(&mut self) -> Result<&mut Buffer<T>> {
         let error = self.not_a_buffer(T::DTYPE);
         T::view_mut(self.storage_mut()?).ok_or(error)

@@ -46,7 +46,16 @@ impl Storage {
         }
     }
 
-    /// A copy in the same place.
+    /// Whether its device memory is part of an allocation that others see too.
+    pub fn is_view(&self) -> bool {
+        match self {
+            Storage::CudaF32(x) => x.is_shared(),
+            Storage::CudaBf16(x) => x.is_shared(),
+            _ => false,
+        }
+    }
+
+    /// A copy in the same place, in memory of its own.
     ///
     /// # Errors
     /// Those of allocating device memory.

@@ -1,32 +1,30 @@
 //! GRPO with the dynamic KL weight of OThink-MR1 (GRPO-D).
 
+mod scored;
+
 use super::guard::Watched;
 use super::policy::Policy;
 use super::stream::Stream;
 use super::trainer::{Skipped, Step, Trainer, TrainerParts, restore_weights, sample_row};
-use super::update::{
-    ForwardOptions, TokenScores, check_finite, each_micro_batch, forward, param_groups, score, update,
-};
-use crate::advantage::{Advantages, group_advantages};
-use crate::autograd::ParamGrads;
-use crate::batch::{Group, MicroBatch, micro_batches};
+use super::update::{ForwardOptions, Pass, check_finite, each_micro_batch};
+use crate::batch::MicroBatch;
 use crate::checkpoint::{SavedRollout, SavedRun};
 use crate::config::{KlEstimator, ScaleRewards};
 use crate::data::Sample;
 use crate::error::{Error, Result};
-use crate::kl::{BetaController, k1_penalty};
-use crate::loss::{LossConfig, LossInputs, LossMetrics, Window, grpo_loss};
+use crate::kl::BetaController;
+use crate::loss::{LossConfig, LossMetrics, ScoreInputs, Window, loss_of_scores};
 use crate::nn::Params;
-use crate::optim::{AdamW, AdamWConfig, LrSchedule};
+use crate::optim::{AdamWConfig, LrSchedule, Optimiser};
 use crate::processor::Prompt;
-use crate::report::{ClipRatio, CompletionLengths, CompletionRecord, RewardStatistics, Row, StepReport};
-use crate::reward::{RewardSet, extract};
+use crate::report::{ClipRatio, CompletionRecord, Row, StepReport};
+use crate::reward::RewardSet;
 use crate::rollout::sequence::FinishReason;
 use crate::rollout::{Completion, Decoding, Request, Watch};
-use rayon::prelude::*;
+use crate::tensor::Placement;
+use scored::{Scored, prompt_hash};
 use std::sync::Arc;
 use std::time::Instant;
-use xxhash_rust::xxh3::Xxh3Default;
 
 /// What the trainer needs beside the policy and the data.
 #[derive(Clone, Debug)]
@@ -53,6 +51,8 @@ pub struct GrpoOptions {
     pub max_grad_norm: f64,
     /// Keep only layer inputs for the backward pass.
     pub recompute: bool,
+    /// Where the model is put and computes.
+    pub placement: Placement,
     /// Seed of the rollouts.
     pub seed: u64,
 }
@@ -66,7 +66,7 @@ pub struct GrpoTrainer {
     decoding: Decoding,
     rewards: RewardSet,
     beta: BetaController,
-    optimiser: AdamW,
+    optimiser: Optimiser,
     stream: Stream,
     tokens: u64,
     /// The rollout that the next steps of its `num_iterations` go on with.
@@ -83,44 +83,10 @@ pub struct StepOutcome {
     pub completions: Vec<CompletionRecord>,
 }
 
-/// A rollout with its rewards and advantages: what all iterations over it share.
-struct Scored {
-    /// The KL weight at the step that sampled it, which `k1` penalises with.
-    beta: f64,
-    prompts: Vec<Prompt>,
-    /// `[P][G]`.
-    completions: Vec<Vec<Completion>>,
-    /// Each reward of each completion, unweighted, `[P * G]`.
-    scores: Vec<Vec<Option<f64>>>,
-    /// What the loss uses; with `k1`, of the penalised rewards.
-    advantages: Advantages,
-    /// What is logged: statistics of the rewards themselves.
-    judged: Advantages,
-    statistics: Vec<RewardStatistics>,
-    lengths: CompletionLengths,
-    batches: Vec<MicroBatch>,
-    /// The reference's log-probabilities of each micro-batch.
-    reference: Option<Vec<TokenScores>>,
-    /// Mean and largest difference between the log-probabilities of sampling and of the first training pass.
-    difference: Option<(f64, f64)>,
-}
-
-impl Scored {
-    fn tokens(&self) -> u64 {
-        let groups = self.prompts.iter().zip(&self.completions);
-        let tokens = groups.flat_map(|(p, cs)| cs.iter().map(|c| p.tokens.len() + c.tokens.len()));
-        tokens.sum::<usize>() as u64
-    }
-
-    fn flat(&self) -> Vec<&Completion> {
-        self.completions.iter().flatten().collect()
-    }
-}
-
 impl GrpoTrainer {
     /// A run in the order of `stream`. The reference is the policy as it is now, unless the KL weight is 0 throughout.
     pub fn new(
-        policy: Policy,
+        mut policy: Policy,
         options: GrpoOptions,
         decoding: Decoding,
         rewards: RewardSet,
@@ -128,8 +94,11 @@ impl GrpoTrainer {
         adamw: AdamWConfig,
         stream: Stream,
     ) -> Result<GrpoTrainer> {
-        let optimiser = AdamW::new(adamw, param_groups(&policy.params, false))?;
-        let reference = beta.needs_reference().then(|| policy.params.clone());
+        let optimiser = Optimiser::new(adamw, &mut policy.params, false, &options.placement)?;
+        let reference = match beta.needs_reference() {
+            true => Some(Arc::new(policy.params.detached()?)),
+            false => None,
+        };
         Ok(GrpoTrainer {
             policy,
             reference,
@@ -242,77 +211,6 @@ impl GrpoTrainer {
         self.scored(prompts, rollout, watch)
     }
 
-    /// What all iterations over a rollout share: micro-batches, the reference's log-probabilities, advantages.
-    fn scored(&self, prompts: Vec<Prompt>, rollout: SavedRollout, watch: Watch<'_>) -> Result<Scored> {
-        let SavedRollout { beta, completions, scores, difference, .. } = rollout;
-        let group = self.options.num_generations;
-        let groups: Vec<Group<'_>> = prompts
-            .iter()
-            .zip(&completions)
-            .map(|(prompt, cs)| Group {
-                prompt,
-                completions: cs.iter().map(|c| c.tokens.as_slice()).collect(),
-            })
-            .collect();
-        let batches = micro_batches(&groups, self.options.micro_batch, self.policy.layout())?;
-        // The exact KL takes the reference's whole distributions in the training pass instead.
-        let exact = self.options.loss.kl_estimator == KlEstimator::Full;
-        let reference = match self.reference.as_ref().filter(|_| !exact) {
-            Some(params) => {
-                let temperature = f64::from(self.decoding.sampling.score_temperature());
-                let model = &self.policy.model;
-                let score = |batch: &MicroBatch| {
-                    watch(0)?;
-                    score(model, params, batch, temperature)
-                };
-                Some(batches.par_iter().map(score).collect::<Result<Vec<_>>>()?)
-            }
-            None => None,
-        };
-        let rewards: Vec<f64> = scores.iter().map(|s| self.rewards.total(s).unwrap_or(f64::NAN)).collect();
-        let statistics = self
-            .rewards
-            .names()
-            .iter()
-            .enumerate()
-            .map(|(i, name)| {
-                let values: Vec<f64> = scores.iter().filter_map(|s| s[i]).collect();
-                RewardStatistics::of(*name, &values)
-            })
-            .collect();
-        let judged = group_advantages(&rewards, group, self.options.scale_rewards)?;
-        let mut penalised = rewards;
-        if let (KlEstimator::K1, Some(reference)) = (self.options.loss.kl_estimator, &reference) {
-            let flat: Vec<&Completion> = completions.iter().flatten().collect();
-            for (batch, scores) in batches.iter().zip(reference) {
-                let members = flat[batch.members.clone()].iter();
-                let sampled = members.map(|c| c.logps.to_vec()).collect::<Result<Vec<_>>>()?.concat();
-                let penalty = k1_penalty(&batch.offsets, &sampled, &scores.logp_t, None)?;
-                for (reward, penalty) in penalised[batch.members.clone()].iter_mut().zip(penalty) {
-                    *reward -= beta * penalty;
-                }
-            }
-        }
-        let advantages = group_advantages(&penalised, group, self.options.scale_rewards)?;
-        let lengths = CompletionLengths::of(
-            completions.iter().flatten().map(|c| (c.tokens.len(), c.finish == FinishReason::Length)),
-        );
-        drop(groups);
-        Ok(Scored {
-            beta,
-            prompts,
-            completions,
-            scores,
-            advantages,
-            judged,
-            statistics,
-            lengths,
-            batches,
-            reference,
-            difference,
-        })
-    }
-
     /// Loss and gradient over the micro-batches, then the optimiser's step.
     fn learn(
         &mut self,
@@ -324,9 +222,9 @@ impl GrpoTrainer {
     ) -> Result<StepReport> {
         let completions = rollout.flat();
         let loss_config = LossConfig { beta, ..self.options.loss };
-        let active = |c: &Completion| !(self.options.mask_truncated && c.finish == FinishReason::Length);
+        let counts = |c: &Completion| !(self.options.mask_truncated && c.finish == FinishReason::Length);
         let counted =
-            |range: &[&Completion]| range.iter().filter(|c| active(c)).map(|c| c.tokens.len()).sum::<usize>();
+            |range: &[&Completion]| range.iter().filter(|c| counts(c)).map(|c| c.tokens.len()).sum::<usize>();
         let window_tokens = counted(&completions) as f64;
         let on_policy = self.options.num_iterations == 1;
         let first_iteration = self.iteration(step) == 0;
@@ -334,29 +232,27 @@ impl GrpoTrainer {
             temperature: f64::from(self.decoding.sampling.score_temperature()),
             recompute: self.options.recompute,
         };
-        let mut grads = ParamGrads::default();
         let mut metrics = LossMetrics::default();
         let (mut loss, mut entropy, mut tokens) = (0.0, 0.0, 0_usize);
-        let (mut difference_sum, mut difference_max, mut sampled_tokens) = (0.0_f64, 0.0_f64, 0_usize);
+        let (mut difference_sum, mut difference_max) = (0.0, 0.0_f64);
         let exact = self.options.loss.kl_estimator == KlEstimator::Full;
         let (model, params) = (&self.policy.model, &self.policy.params);
         let reference = self.reference.as_ref().filter(|_| exact);
         let work = |i: usize, batch: &MicroBatch| {
             watch(0)?;
             let members = &completions[batch.members.clone()];
-            let sampled = members.iter().map(|c| c.logps.to_vec()).collect::<Result<Vec<_>>>()?.concat();
-            let mask: Vec<bool> =
-                members.iter().flat_map(|c| std::iter::repeat_n(active(c), c.tokens.len())).collect();
-            let (scores, pass) = forward(model, params, batch, options, reference)?;
-            let output = grpo_loss(
+            let counts_b: Vec<bool> = members.iter().map(|c| counts(c)).collect();
+            let pass = Pass::run(model, params, batch, options, reference)?;
+            let output = loss_of_scores(
                 &loss_config,
-                &LossInputs {
+                &ScoreInputs {
                     offsets: &batch.offsets,
-                    logp_t: &scores.logp_t,
-                    old_logp_t: (!on_policy).then_some(sampled.as_slice()),
-                    ref_logp_t: rollout.reference.as_ref().map(|r| r[i].logp_t.as_slice()),
-                    kl_full_t: reference.map(|_| scores.kl_t.as_slice()),
-                    mask_t: Some(&mask),
+                    scores: pass.scores(),
+                    sampled: rollout.sampled.of_batch(batch),
+                    off_policy: !on_policy,
+                    reference: rollout.reference.as_ref().map(|r| &r[i]),
+                    exact_kl: reference.is_some(),
+                    counts_b: &counts_b,
                     advantages_b: &rollout.advantages.advantages_pg[batch.members.clone()],
                     window: Window {
                         sequences: completions.len(),
@@ -367,41 +263,32 @@ impl GrpoTrainer {
                 },
             )?;
             check_finite("loss", output.loss, step)?;
-            let grads = pass.backward(&output.dlogp_t, output.dkl_full_t.as_deref())?;
-            Ok((scores, sampled, mask, output, grads))
+            let grads = pass.backward_by(output.dscores.clone())?;
+            Ok((counted(members), output, grads))
         };
-        each_micro_batch(params, &rollout.batches, work, |(scores, sampled, mask, output, part)| {
-            if first_iteration {
-                for (a, b) in scores.logp_t.iter().zip(&sampled) {
-                    let difference = f64::from((a - b).abs());
-                    difference_sum += difference;
-                    difference_max =
-                        if difference.is_nan() { f64::NAN } else { difference_max.max(difference) };
-                }
-            }
-            sampled_tokens += sampled.len();
-            let counted = scores.entropy_t.iter().zip(&mask).filter(|(_, on)| **on);
-            entropy += counted.map(|(&e, _)| f64::from(e)).sum::<f64>();
-            tokens += mask.iter().filter(|on| **on).count();
+        self.optimiser.begin()?;
+        each_micro_batch(params, &rollout.batches, work, |(counted, output, part)| {
+            difference_sum += output.difference_sum;
+            difference_max = match output.difference_max <= difference_max || difference_max.is_nan() {
+                true => difference_max,
+                false => output.difference_max,
+            };
+            entropy += output.entropy_sum;
+            tokens += counted;
             loss += output.loss;
             metrics.merge(&output.metrics);
-            grads.merge(part)
+            self.optimiser.add(part)
         })?;
         // Later passes over the same rollout compare with weights that have moved: they repeat the first one's figure.
-        let measured = (difference_sum / sampled_tokens.max(1) as f64, difference_max);
+        let measured = (difference_sum / rollout.sampled.tokens.max(1) as f64, difference_max);
         let difference = if first_iteration { measured } else { rollout.difference.unwrap_or(measured) };
         if let Some(kl) = metrics.kl() {
             check_finite("KL", kl, step)?;
         }
         let learning_rate = self.options.schedule.learning_rate(step);
-        let done = update(
-            &mut self.policy.params,
-            &mut self.optimiser,
-            &grads,
-            learning_rate,
-            self.options.max_grad_norm,
-        )?;
-        check_finite("gradient norm", done.grad_norm, step)?;
+        let grad_norm =
+            self.optimiser.step(&mut self.policy.params, learning_rate, self.options.max_grad_norm)?;
+        check_finite("gradient norm", grad_norm, step)?;
         if let Some(kl) = metrics.kl() {
             self.beta.observe(kl, completions.len())?;
         }
@@ -409,7 +296,7 @@ impl GrpoTrainer {
         Ok(StepReport {
             step: step as usize,
             loss,
-            grad_norm: done.grad_norm,
+            grad_norm,
             learning_rate,
             beta,
             kl: metrics.kl(),
@@ -432,44 +319,6 @@ impl GrpoTrainer {
             ..StepReport::default()
         })
     }
-
-    fn records(&self, step: u64, chosen: &[(u64, &Sample)], rollout: &Scored) -> Vec<CompletionRecord> {
-        let names = self.rewards.names();
-        let mut records = Vec::new();
-        for (p, ((place, sample), completions)) in chosen.iter().zip(&rollout.completions).enumerate() {
-            for (g, completion) in completions.iter().enumerate() {
-                let scores = &rollout.scores[p * completions.len() + g];
-                records.push(CompletionRecord {
-                    step: step as usize,
-                    prompt_index: *place as usize,
-                    row: sample.row,
-                    prompt: rollout.prompts[p].text.clone(),
-                    images: sample.image_files().map(|f| f.display().to_string()).collect(),
-                    completion: completion.text.clone(),
-                    length: completion.tokens.len(),
-                    truncated: completion.finish == FinishReason::Length,
-                    solution: sample.solution.clone(),
-                    answer: Some(extract(&completion.text).to_string()),
-                    reward: self.rewards.total(scores).unwrap_or(f64::NAN),
-                    rewards: names
-                        .iter()
-                        .zip(scores)
-                        .map(|(n, s)| ((*n).to_string(), s.unwrap_or(f64::NAN)))
-                        .collect(),
-                    advantage: f64::from(rollout.advantages.advantages_pg[p * completions.len() + g]),
-                });
-            }
-        }
-        records
-    }
-}
-
-/// What tells one prompt from another: a hash of its tokens and its images' pixels.
-fn prompt_hash(prompt: &Prompt) -> String {
-    let mut hasher = Xxh3Default::new();
-    hasher.update(bytemuck::cast_slice(&prompt.tokens));
-    prompt.images.iter().for_each(|image| hasher.update(&image.bytes));
-    format!("{:032x}", hasher.digest128())
 }
 
 impl Trainer for GrpoTrainer {
@@ -521,19 +370,18 @@ impl Trainer for GrpoTrainer {
         Skipped { row: report.row(), batch }
     }
 
-    fn state(&self) -> TrainerParts {
-        TrainerParts {
-            optimiser: self.optimiser.clone(),
+    fn weights(&self) -> Result<Arc<Params>> {
+        self.optimiser.weights(&self.policy.params)
+    }
+
+    fn state(&self) -> Result<TrainerParts> {
+        let rollout = self.rollout.as_ref().map(Scored::saved).transpose()?;
+        Ok(TrainerParts {
+            optimiser: self.optimiser.state()?,
             tokens: self.tokens,
             beta: Some(self.beta.state()),
-            rollout: self.rollout.as_ref().map(|rollout| SavedRollout {
-                beta: rollout.beta,
-                prompts: rollout.prompts.iter().map(prompt_hash).collect(),
-                completions: rollout.completions.clone(),
-                scores: rollout.scores.clone(),
-                difference: rollout.difference,
-            }),
-        }
+            rollout,
+        })
     }
 
     fn restore(&mut self, saved: SavedRun, samples: &[Sample]) -> Result<()> {

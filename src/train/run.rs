@@ -19,6 +19,7 @@ use crate::checkpoint::{
 use crate::data::Sample;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::nn::Params;
 use crate::report::console::escape_control;
 use crate::report::{Backlog, CompletionLengths, JsonLines, Progress, Row};
 use crate::reward::RewardSet;
@@ -400,20 +401,20 @@ impl<'a> Run<'a> {
         Ok(true)
     }
 
-    fn snapshot(&self) -> Snapshot {
-        let parts = self.trainer.state();
-        let state =
-            TrainerState { num_input_tokens_seen: parts.tokens, beta: parts.beta, ..self.state.clone() };
-        Snapshot {
+    fn snapshot(&self) -> Result<Snapshot> {
+        // A run that is stopped is to go on, whatever the options say.
+        let resumes = self.stopping || !self.options.save_only_model;
+        let resume = resumes.then(|| -> Result<ResumeState> {
+            let parts = self.trainer.state()?;
+            let state =
+                TrainerState { num_input_tokens_seen: parts.tokens, beta: parts.beta, ..self.state.clone() };
+            Ok(ResumeState { state, optimiser: parts.optimiser, rollout: parts.rollout })
+        });
+        Ok(Snapshot {
             step: self.state.global_step,
-            params: self.trainer.policy().params.clone(),
-            // A run that is stopped is to go on, whatever the options say.
-            resume: (self.stopping || !self.options.save_only_model).then_some(ResumeState {
-                state,
-                optimiser: parts.optimiser,
-                rollout: parts.rollout,
-            }),
-        }
+            params: self.trainer.weights()?,
+            resume: resume.transpose()?,
+        })
     }
 
     /// Saves; puts it off while the logs can't be written, but not where there is no next step (`last`).
@@ -449,7 +450,7 @@ impl<'a> Run<'a> {
     fn save_now(&mut self) -> Result<()> {
         (self.put_off, self.put_off_saves) = (false, 0);
         let best = self.state.best.as_ref().map(|best| best.step);
-        let told = self.saver.save(self.snapshot(), best)?;
+        let told = self.saver.save(self.snapshot()?, best)?;
         self.tell(told);
         Ok(())
     }
@@ -532,12 +533,17 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Saves weights alone, as the policy's folder was loaded: same names, same config dialect, same types.
+/// Saves weights alone ([`Trainer::weights`]), as the folder that `plan` is of: same names, same config dialect, same types.
 ///
 /// # Errors
 /// Those of [`Snapshot::write`].
-pub fn save_model_checkpoint(disk: &dyn Disk, dir: &Path, policy: &Policy, plan: &SavePlan) -> Result<()> {
-    let snapshot = Snapshot { step: 0, params: policy.params.clone(), resume: None };
+pub fn save_model_checkpoint(
+    disk: &dyn Disk,
+    dir: &Path,
+    weights: Arc<Params>,
+    plan: &SavePlan,
+) -> Result<()> {
+    let snapshot = Snapshot { step: 0, params: weights, resume: None };
     crate::checkpoint::write_folder(disk, dir, crate::checkpoint::OnExisting::Replace, |folder| {
         snapshot.write(folder, plan)
     })

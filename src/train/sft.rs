@@ -4,16 +4,19 @@ use super::guard::Watched;
 use super::policy::{Policy, check_length};
 use super::stream::Stream;
 use super::trainer::{Skipped, Step, Trainer, TrainerParts, restore_weights, sample_row};
-use super::update::{ForwardOptions, check_finite, each_micro_batch, forward, param_groups, update};
-use crate::autograd::ParamGrads;
+use super::update::{ForwardOptions, Pass, check_finite, each_micro_batch};
 use crate::batch::{Group, MicroBatch, micro_batches};
 use crate::checkpoint::SavedRun;
 use crate::data::Sample;
 use crate::error::Result;
-use crate::optim::{AdamW, AdamWConfig, LrSchedule};
+use crate::loss::supervised_loss;
+use crate::nn::Params;
+use crate::optim::{AdamWConfig, LrSchedule, Optimiser};
 use crate::report::SftReport;
 use crate::rollout::Watch;
+use crate::tensor::Placement;
 use rayon::prelude::*;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What the trainer needs beside the policy and the data.
@@ -31,6 +34,8 @@ pub struct SftOptions {
     pub max_grad_norm: f64,
     /// Keep only layer inputs for the backward pass.
     pub recompute: bool,
+    /// Where the model is put and computes.
+    pub placement: Placement,
 }
 
 /// State of a run.
@@ -38,7 +43,7 @@ pub struct SftTrainer {
     /// The policy being trained.
     pub policy: Policy,
     options: SftOptions,
-    optimiser: AdamW,
+    optimiser: Optimiser,
     stream: Stream,
     tokens: u64,
 }
@@ -46,12 +51,12 @@ pub struct SftTrainer {
 impl SftTrainer {
     /// A run over `rows` rows in the order of `stream`.
     pub fn new(
-        policy: Policy,
+        mut policy: Policy,
         options: SftOptions,
         adamw: AdamWConfig,
         stream: Stream,
     ) -> Result<SftTrainer> {
-        let optimiser = AdamW::new(adamw, param_groups(&policy.params, false))?;
+        let optimiser = Optimiser::new(adamw, &mut policy.params, false, &options.placement)?;
         Ok(SftTrainer { policy, options, optimiser, stream, tokens: 0 })
     }
 
@@ -77,7 +82,6 @@ impl SftTrainer {
             .collect();
         let total: usize = encoded.iter().map(|(_, completion)| completion.len()).sum();
         let weight = 1.0 / total.max(1) as f64;
-        let mut grads = ParamGrads::default();
         let mut loss = 0.0;
         let batches = micro_batches(&groups, self.options.micro_batch, self.policy.layout())?;
         let tokens = batches.iter().map(|b| b.packed.len() as u64).sum::<u64>();
@@ -85,30 +89,26 @@ impl SftTrainer {
         let (model, params) = (&self.policy.model, &self.policy.params);
         let work = |_: usize, batch: &MicroBatch| {
             watch(0)?;
-            let (scores, pass) = forward(model, params, batch, options, None)?;
-            let nll = -scores.logp_t.iter().map(|&l| f64::from(l)).sum::<f64>() * weight;
-            Ok((nll, pass.backward(&vec![-weight as f32; scores.logp_t.len()], None)?))
+            let pass = Pass::run(model, params, batch, options, None)?;
+            let (nll, dscores) = supervised_loss(pass.scores(), weight)?;
+            Ok((nll, pass.backward_by(dscores)?))
         };
+        self.optimiser.begin()?;
         each_micro_batch(params, &batches, work, |(nll, part)| {
             loss += nll;
-            grads.merge(part)
+            self.optimiser.add(part)
         })?;
         check_finite("loss", loss, step)?;
         let learning_rate = self.options.schedule.learning_rate(step);
-        let done = update(
-            &mut self.policy.params,
-            &mut self.optimiser,
-            &grads,
-            learning_rate,
-            self.options.max_grad_norm,
-        )?;
-        check_finite("gradient norm", done.grad_norm, step)?;
+        let grad_norm =
+            self.optimiser.step(&mut self.policy.params, learning_rate, self.options.max_grad_norm)?;
+        check_finite("gradient norm", grad_norm, step)?;
         self.tokens += tokens;
         Ok(SftReport {
             step: step as usize,
             epoch: self.epoch(step),
             loss,
-            grad_norm: done.grad_norm,
+            grad_norm,
             learning_rate,
             mean_token_accuracy: None,
             num_tokens: self.tokens,
@@ -165,8 +165,13 @@ impl Trainer for SftTrainer {
         Skipped { row: report.row(), batch }
     }
 
-    fn state(&self) -> TrainerParts {
-        TrainerParts { optimiser: self.optimiser.clone(), tokens: self.tokens, beta: None, rollout: None }
+    fn weights(&self) -> Result<Arc<Params>> {
+        self.optimiser.weights(&self.policy.params)
+    }
+
+    fn state(&self) -> Result<TrainerParts> {
+        let optimiser = self.optimiser.state()?;
+        Ok(TrainerParts { optimiser, tokens: self.tokens, beta: None, rollout: None })
     }
 
     fn restore(&mut self, saved: SavedRun, _: &[Sample]) -> Result<()> {

@@ -10,7 +10,8 @@ use crate::checkpoint::{SavedRollout, SavedRun};
 use crate::data::{Part, Sample};
 use crate::error::{Error, Result};
 use crate::kl::BetaState;
-use crate::optim::AdamW;
+use crate::nn::Params;
+use crate::optim::{AdamW, Optimiser};
 use crate::report::{CompletionRecord, Row};
 use crate::rollout::Watch;
 
@@ -28,8 +29,17 @@ pub trait Trainer {
     /// What is left of the step that has just failed with [`Error::Protect`].
     fn skipped(&mut self, step: u64, samples: &[Sample]) -> Skipped;
 
+    /// The weights to be saved: f32, in host memory.
+    ///
+    /// # Errors
+    /// Those of copying device memory.
+    fn weights(&self) -> Result<Arc<Params>>;
+
     /// What has to be saved beside the weights.
-    fn state(&self) -> TrainerParts;
+    ///
+    /// # Errors
+    /// Those of copying device memory.
+    fn state(&self) -> Result<TrainerParts>;
 
     /// Continues from what was saved.
     ///
@@ -65,7 +75,7 @@ pub struct Skipped {
 /// A trainer's own state.
 #[derive(Debug)]
 pub struct TrainerParts {
-    /// Moments.
+    /// Moments, in host memory.
     pub optimiser: AdamW,
     /// Tokens processed.
     pub tokens: u64,
@@ -79,19 +89,22 @@ pub struct TrainerParts {
 ///
 /// # Errors
 /// [`Error::Input`] if they are not of this model, or not of what this run trains.
-pub(super) fn restore_weights(policy: &mut Policy, optimiser: &mut AdamW, saved: &SavedRun) -> Result<()> {
-    let params = Arc::make_mut(&mut policy.params);
+pub(super) fn restore_weights(
+    policy: &mut Policy,
+    optimiser: &mut Optimiser,
+    saved: &SavedRun,
+) -> Result<()> {
     for (name, values) in &saved.weights {
-        let parameter = params.iter_mut().map(|(_, p)| p).find(|p| p.name == *name);
-        let Some(parameter) = parameter.filter(|p| p.value.len() == values.len()) else {
+        let parameter = policy.params.iter().find(|(_, p)| p.name == *name);
+        let Some((id, _)) = parameter.filter(|(_, p)| p.value.len() == values.len()) else {
             return Err(Error::Input(format!(
                 "the checkpoint holds {} values of {name:?}, which do not fit the model of this run",
                 values.len()
             )));
         };
-        parameter.value.make_mut::<f32>()?.copy_from_slice(values);
+        optimiser.set_weights(&mut policy.params, id, values)?;
     }
-    let trained = optimiser.state().count();
+    let trained = optimiser.len();
     if saved.moments.len() != trained {
         return Err(Error::Input(format!(
             "the checkpoint holds the optimiser's state of {} parameters, and this run trains {trained}",

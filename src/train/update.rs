@@ -1,17 +1,17 @@
-//! Forward and backward passes over micro-batches, and the optimiser's step.
+//! Forward and backward passes over micro-batches.
 
 use crate::autograd::{ParamGrads, Tape, Var};
 use crate::batch::MicroBatch;
+use crate::cuda::Purpose;
 use crate::error::{Error, Result};
 use crate::model::qwen2_vl::Qwen2Vl;
 use crate::nn::{Params, Scope};
 use crate::ops::log_softmax_kl::{LogSoftmaxKl, Reference};
-use crate::optim::{AdamW, clip_coefficient, global_grad_norm};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Log-probability, entropy and exact KL of each target, completion after completion.
+/// Log-probability, entropy and exact KL of each target, completion after completion, in host memory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenScores {
     /// Log-probability of the target.
@@ -23,10 +23,15 @@ pub struct TokenScores {
 }
 
 impl TokenScores {
-    fn of(scores: &Tensor) -> TokenScores {
+    /// The columns of a score tensor `[T, 3]`.
+    ///
+    /// # Errors
+    /// Those of copying device memory.
+    pub fn of(scores: &Tensor) -> Result<TokenScores> {
+        let scores = scores.to_cpu()?;
         let rows = scores.to_f32();
         let column = |c: usize| rows.chunks_exact(3).map(|row| row[c]).collect();
-        TokenScores { logp_t: column(0), entropy_t: column(1), kl_t: column(2) }
+        Ok(TokenScores { logp_t: column(0), entropy_t: column(1), kl_t: column(2) })
     }
 }
 
@@ -45,7 +50,7 @@ pub struct ForwardOptions {
     pub recompute: bool,
 }
 
-/// Runs the policy on a micro-batch; `reference` is given when the exact KL is wanted.
+/// [`Pass::run`] with its scores in host memory.
 pub fn forward(
     model: &Qwen2Vl,
     params: &Arc<Params>,
@@ -53,29 +58,25 @@ pub fn forward(
     options: ForwardOptions,
     reference: Option<&Arc<Params>>,
 ) -> Result<(TokenScores, Pass)> {
-    let reference = match reference {
-        Some(params) => Some(Reference {
-            hidden: model.infer(params, &batch.packed)?,
-            head: params.of(model.head()).value.clone(),
-        }),
-        None => None,
-    };
-    let tape = Tape::recording();
-    let scores = run(model, &Scope { tape: &tape, params }, batch, options, reference)?;
-    Ok((TokenScores::of(scores.value()), Pass { tape, scores }))
+    let pass = Pass::run(model, params, batch, options, reference)?;
+    Ok((TokenScores::of(pass.scores())?, pass))
 }
 
-/// The same numbers without a tape.
+/// [`scores`] in host memory.
 pub fn score(
     model: &Qwen2Vl,
     params: &Arc<Params>,
     batch: &MicroBatch,
     temperature: f64,
 ) -> Result<TokenScores> {
+    TokenScores::of(&scores(model, params, batch, temperature)?)
+}
+
+/// The numbers of [`Pass::scores`] without a tape: `[T, 3]`, beside the weights.
+pub fn scores(model: &Qwen2Vl, params: &Arc<Params>, batch: &MicroBatch, temperature: f64) -> Result<Tensor> {
     let tape = Tape::off();
     let options = ForwardOptions { temperature, recompute: false };
-    let scores = run(model, &Scope { tape: &tape, params }, batch, options, None)?;
-    Ok(TokenScores::of(scores.value()))
+    Ok(run(model, &Scope { tape: &tape, params }, batch, options, None)?.value().clone())
 }
 
 fn run(
@@ -91,21 +92,53 @@ fn run(
 }
 
 impl Pass {
-    /// Gradients of the parameters for `dlogp_t` (and `dkl_t`, by the exact KL).
+    /// Runs the policy on a micro-batch; `reference` is given when the exact KL is wanted.
+    pub fn run(
+        model: &Qwen2Vl,
+        params: &Arc<Params>,
+        batch: &MicroBatch,
+        options: ForwardOptions,
+        reference: Option<&Arc<Params>>,
+    ) -> Result<Pass> {
+        let reference = match reference {
+            Some(params) => Some(Reference {
+                hidden: model.infer(params, &batch.packed)?,
+                head: params.of(model.head()).value.clone(),
+            }),
+            None => None,
+        };
+        let tape = Tape::recording();
+        let scores = run(model, &Scope { tape: &tape, params }, batch, options, reference)?;
+        Ok(Pass { tape, scores })
+    }
+
+    /// Log-probability, entropy and exact KL (0 without a reference) of each target: `[T, 3]`, beside the weights.
+    pub fn scores(&self) -> &Tensor {
+        self.scores.value()
+    }
+
+    /// Gradients of the parameters for the gradient by the scores, `[T, 3]`, beside the weights.
+    pub fn backward_by(self, dscores: Tensor) -> Result<ParamGrads> {
+        Ok(self.tape.backward_from(&self.scores, dscores)?.params)
+    }
+
+    /// Gradients of the parameters for `dlogp_t` (and `dkl_t`, by the exact KL) in host memory.
     pub fn backward(self, dlogp_t: &[f32], dkl_t: Option<&[f32]>) -> Result<ParamGrads> {
         let mut dy = Vec::with_capacity(3 * dlogp_t.len());
         for (t, &d) in dlogp_t.iter().enumerate() {
             dy.extend([d, 0.0, dkl_t.map_or(0.0, |kl| kl[t])]);
         }
-        let dy = Tensor::new(self.scores.value().shape(), dy)?;
-        Ok(self.tape.backward_from(&self.scores, dy)?.params)
+        let dy = Tensor::new(self.scores().shape(), dy)?;
+        let dy = dy.to_device(&self.scores().device(), Purpose::Inputs)?;
+        self.backward_by(dy)
     }
 }
 
 /// Runs `work` over the micro-batches, several at a time where that costs little memory, and gives the results in order.
 ///
 /// Each micro-batch in flight holds gradients of its own, so large models take one at a time and share the threads inside
-/// the ops. Nothing of this changes a bit: the results are independent and are added in order.
+/// the ops; so does a GPU, whose one stream runs them one after the other. Nothing of this changes a bit: the results are
+/// independent and are added in order.
 pub fn each_micro_batch<T: Send>(
     params: &Params,
     batches: &[MicroBatch],
@@ -115,63 +148,16 @@ pub fn each_micro_batch<T: Send>(
     /// Gradients of all micro-batches in flight stay below this.
     const IN_FLIGHT_BYTES: usize = 256 << 20;
     let (_, trainable) = params.count();
-    let at_once = rayon::current_num_threads().min(IN_FLIGHT_BYTES / (4 * trainable.max(1))).max(1);
+    let at_once = match params.iter().any(|(_, p)| p.value.gpu().is_some()) {
+        true => 1,
+        false => rayon::current_num_threads().min(IN_FLIGHT_BYTES / (4 * trainable.max(1))).max(1),
+    };
     for (part, chunk) in batches.chunks(at_once).enumerate() {
         let done: Vec<Result<T>> =
             chunk.par_iter().enumerate().map(|(i, b)| work(part * at_once + i, b)).collect();
         done.into_iter().try_for_each(|result| take(result?))?;
     }
     Ok(())
-}
-
-/// What an optimiser step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Update {
-    /// Norm of all gradients before clipping.
-    pub grad_norm: f64,
-    /// Whether the weights were changed; they are not when the norm is not finite.
-    pub applied: bool,
-}
-
-/// Clips the gradients and moves the trainable parameters.
-///
-/// `optimiser` holds the state of the trainable parameters in their order. With a gradient that is NaN or
-/// infinite nothing is changed.
-pub fn update(
-    params: &mut Arc<Params>,
-    optimiser: &mut AdamW,
-    grads: &ParamGrads,
-    learning_rate: f64,
-    max_grad_norm: f64,
-) -> Result<Update> {
-    let trainable: Vec<_> = params.iter().filter(|(_, p)| p.trainable).map(|(id, _)| id).collect();
-    let tensors: Vec<_> = trainable.iter().map(|&id| grads.of(id).map(Tensor::to_f32)).collect();
-    let present: Vec<&[f32]> = tensors.iter().flatten().map(AsRef::as_ref).collect();
-    let grad_norm = global_grad_norm(&present);
-    if !grad_norm.is_finite() {
-        return Ok(Update { grad_norm, applied: false });
-    }
-    let list = Arc::make_mut(params);
-    let mut pairs = Vec::with_capacity(trainable.len());
-    for ((_, parameter), grad) in list.iter_mut().filter(|(_, p)| p.trainable).zip(&tensors) {
-        pairs.push((parameter.value.make_mut::<f32>()?, grad.as_deref()));
-    }
-    optimiser.step(&mut pairs, learning_rate, clip_coefficient(grad_norm, max_grad_norm))?;
-    Ok(Update { grad_norm, applied: true })
-}
-
-/// The optimiser's list of the trainable parameters: weight decay on everything but vectors, as Hugging Face's
-/// trainer (`decay_all` puts it on vectors too, as plain `torch.optim.AdamW` does).
-pub fn param_groups(params: &Params, decay_all: bool) -> Vec<crate::optim::ParamGroup> {
-    params
-        .iter()
-        .filter(|(_, p)| p.trainable)
-        .map(|(_, p)| crate::optim::ParamGroup {
-            name: p.name.clone(),
-            len: p.value.len(),
-            decay: decay_all || p.value.shape().len() > 1,
-        })
-        .collect()
 }
 
 /// Fails unless a number of a step is one: such a step is skipped.

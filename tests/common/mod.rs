@@ -211,6 +211,7 @@ pub struct Recipe {
     pub estimator: KlEstimator,
     pub learning_rate: f64,
     pub recompute: bool,
+    pub placement: Placement,
     pub sampling: SamplingParams,
     pub seed: u64,
 }
@@ -226,6 +227,7 @@ impl Default for Recipe {
             estimator: KlEstimator::K3,
             learning_rate: 1e-3,
             recompute: false,
+            placement: Placement::HOST,
             sampling: SamplingParams { max_new_tokens: 8, ..SamplingParams::default() },
             seed: 7,
         }
@@ -257,6 +259,7 @@ pub fn grpo_trainer(policy: Policy, recipe: &Recipe, reward: Box<dyn Reward>, ro
         schedule: constant(recipe.learning_rate),
         max_grad_norm: 1.0,
         recompute: recipe.recompute,
+        placement: recipe.placement.clone(),
         seed: recipe.seed,
     };
     let decoding = policy.decoding(recipe.sampling.clone(), &[], true).unwrap();
@@ -275,6 +278,18 @@ pub fn sft_trainer(
     learning_rate: f64,
     recompute: bool,
 ) -> SftTrainer {
+    sft_trainer_at(Placement::HOST, policy, rows, micro_batch, learning_rate, recompute)
+}
+
+/// The same, anywhere.
+pub fn sft_trainer_at(
+    placement: Placement,
+    policy: Policy,
+    rows: usize,
+    micro_batch: usize,
+    learning_rate: f64,
+    recompute: bool,
+) -> SftTrainer {
     let options = SftOptions {
         micro_batch,
         accumulation: rows.div_ceil(micro_batch),
@@ -282,6 +297,7 @@ pub fn sft_trainer(
         schedule: constant(learning_rate),
         max_grad_norm: 1.0,
         recompute,
+        placement,
     };
     let stream = stream::Stream::new(rows, 0, false).unwrap();
     SftTrainer::new(policy, options, AdamWConfig::default(), stream).unwrap()

@@ -1,9 +1,10 @@
 //! Advantages against `othink::advantage`.
 
 use crate::harness::gpu;
-use othink::advantage::{ScaleRewards, cuda, group_advantages};
+use othink::advantage::{Advantages, ScaleRewards, cuda, group_advantages, group_advantages_on};
 use othink::cuda::Purpose;
 use othink::error::Result;
+use othink::tensor::Device;
 
 const SCALES: [ScaleRewards; 3] = [ScaleRewards::Group, ScaleRewards::Batch, ScaleRewards::None];
 const NAN: f64 = f64::NAN;
@@ -13,11 +14,14 @@ fn check(rewards: &[f64], group_size: usize) -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
     let on_device = gpu.upload(rewards, Purpose::Inputs)?;
     for scale in SCALES {
-        let want = group_advantages(rewards, group_size, scale)?.advantages_pg;
-        let got = cuda::group_advantages(&on_device, group_size, scale)?.download()?;
+        let host = group_advantages(rewards, group_size, scale)?;
+        let (want, got) =
+            (&host.advantages_pg, cuda::group_advantages(&on_device, group_size, scale)?.download()?);
+        let both = group_advantages_on(&Device::Cuda(gpu.clone()), rewards, group_size, scale)?;
+        assert_eq!(both, Advantages { advantages_pg: got.clone(), ..host.clone() });
         let units = i32::from(scale == ScaleRewards::Batch);
         assert_eq!(got.len(), want.len());
-        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
             let apart = (got.to_bits() as i32).abs_diff(want.to_bits() as i32) as i32;
             assert!(apart <= units, "{scale:?}, completion {i} of {rewards:?}: {got:?}, CPU {want:?}");
         }

@@ -25,7 +25,9 @@ mod log_softmax_kl;
 mod memory;
 mod model;
 mod norm;
+mod optimiser;
 mod patch_embed;
 mod rope;
 #[allow(unsafe_code)]
 mod sample;
+mod supervised_loss;

@@ -79,6 +79,62 @@ fn the_ledger_says_what_memory_is_for() -> Result<()> {
     Ok(())
 }
 
+/// A view is the same memory; it is freed, and no longer counted, with the last that lies in it.
+#[test]
+fn a_view_shares_its_allocation() -> Result<()> {
+    if gpu().is_none() {
+        return Ok(());
+    }
+    let gpu = Gpu::open(0)?;
+    let weights = || gpu.ledger().bytes(Purpose::Weights);
+    let numbers: Vec<f32> = (0..100).map(|i| i as f32).collect();
+    let mut arena = gpu.upload(&numbers, Purpose::Weights)?;
+    assert!(!arena.is_shared());
+    let view = arena.view(10, 80)?;
+    let mut inner = view.view(7, 5)?;
+    let (end, nothing) = (arena.view(99, 1)?, arena.view(100, 0)?);
+    assert_eq!((inner.len(), inner.purpose(), inner.is_shared()), (5, Purpose::Weights, true));
+    assert_eq!(inner.download()?, numbers[17..22]);
+    assert_eq!(inner.download_at(2, 2)?, numbers[19..21]);
+    assert_eq!((end.download()?, nothing.download()?), (vec![99.0], vec![]));
+    assert_eq!(weights(), 400);
+    // Writing goes both ways, and nowhere else.
+    arena.write_at(17, &[-1.0, -2.0])?;
+    assert_eq!(inner.download()?, [-1.0, -2.0, 19.0, 20.0, 21.0]);
+    inner.fill_zero()?;
+    inner.write_at(4, &[5.0])?;
+    assert_eq!(arena.download()?[15..24], [15.0, 16.0, 0.0, 0.0, 0.0, 0.0, 5.0, 22.0, 23.0]);
+    let mut copy = inner.try_clone()?;
+    copy.copy_from(&view.view(20, 5)?)?;
+    assert_eq!((copy.download()?, weights()), (numbers[30..35].to_vec(), 420));
+    assert_eq!(inner.download()?, [0.0, 0.0, 0.0, 0.0, 5.0]);
+    for (start, len) in [(0, 6), (6, 0), (5, 1), (usize::MAX, 2)] {
+        assert!(inner.view(start, len).is_err(), "{start}, {len}");
+    }
+    drop((arena, view, end, nothing, copy));
+    assert_eq!((weights(), inner.is_shared()), (400, false));
+    drop(inner);
+    assert_eq!(weights(), 0);
+    Ok(())
+}
+
+/// Who writes a tensor writes a copy: what it views belongs to somebody else.
+#[test]
+fn a_tensor_over_a_view_is_copied_before_it_is_written() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let mut arena = gpu.upload(&[1.0_f32, 2.0, 3.0, 4.0, 5.0], Purpose::Weights)?;
+    let mut x = Tensor::from_buffer(&[2], arena.view(1, 2)?)?;
+    let (seen, kept) = (x.clone(), x.detached()?);
+    x.accumulate(&seen)?;
+    assert_eq!(x.to_cpu()?.to_f32()[..], [4.0, 6.0]);
+    assert_eq!(arena.download()?, [1.0, 2.0, 3.0, 4.0, 5.0]);
+    arena.write_at(2, &[-3.0])?;
+    assert_eq!(seen.to_cpu()?.to_f32()[..], [2.0, -3.0], "a view");
+    assert_eq!(kept.to_cpu()?.to_f32()[..], [2.0, 3.0], "a copy");
+    assert_eq!(x.to_cpu()?.to_f32()[..], [4.0, 6.0]);
+    Ok(())
+}
+
 #[test]
 fn running_out_of_memory_says_what_to_lower() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };

@@ -6,6 +6,7 @@ use othink::checkpoint::{Identity, SavedRun, checkpoint_dir, list_checkpoints, n
 use othink::config::CheckpointOptions;
 use othink::data::Sample;
 use othink::error::Result;
+use othink::nn::Params;
 use othink::report::{Row, read_rows};
 use othink::reward::{Reward, RewardSet};
 use othink::rng::{Purpose, Stream};
@@ -57,7 +58,11 @@ impl Trainer for Stopped {
         self.inner.skipped(step, samples)
     }
 
-    fn state(&self) -> TrainerParts {
+    fn weights(&self) -> Result<Arc<Params>> {
+        self.inner.weights()
+    }
+
+    fn state(&self) -> Result<TrainerParts> {
         self.inner.state()
     }
 
