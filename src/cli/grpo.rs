@@ -25,7 +25,6 @@ use crate::train::folder::{RunFolder, refuse_occupied};
 use crate::train::grpo::{GrpoOptions, GrpoTrainer};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
-use crate::tensor::Placement;
 use crate::train::policy::{Policy, prompt_limit};
 use crate::train::resume::{dataset_hash, fields, model_hash};
 use crate::train::run::{COMPLETIONS, Evaluation, METRICS, RunOptions, run};

@@ -38,7 +38,14 @@ pub fn train(options: &SftConfig) -> Result<()> {
         return dry_run(options, &samples, &placement);
     }
     let interrupt = Interrupt::by_signals()?;
-    let policy = training::load(&options.model, inputs::given(options.data.pixels), optimiser, false, &placement, quiet)?;
+    let policy = training::load(
+        &options.model,
+        inputs::given(options.data.pixels),
+        optimiser,
+        false,
+        &placement,
+        quiet,
+    )?;
     let limit = max_length(options, policy.model.config());
     let fit =
         training::Fit { limit, supervised: true, overlong: options.order.overlong, interrupt: &interrupt };

@@ -56,10 +56,7 @@ pub(super) fn load(
         None => available_memory(),
         Some(gpu) => Some(gpu.free_bytes()? as u64),
     };
-    check_memory(
-        &weights_plan(&config, optimiser.freeze_vision_modules, reference, placement),
-        available,
-    )?;
+    check_memory(&weights_plan(&config, optimiser.freeze_vision_modules, reference, placement), available)?;
     let mut policy = inputs::load_policy(model, pixels, &Placement::HOST, quiet)?;
     if optimiser.freeze_vision_modules {
         std::sync::Arc::make_mut(&mut policy.params).freeze(VISION_PREFIX);

@@ -31,7 +31,7 @@ use rayon::prelude::*;
 const CHUNK: usize = 128;
 
 /// What the logits of the rows at a time may take on a GPU, by default.
-const LOGITS_BYTES: usize = 256 << 20;
+pub const LOGITS_BYTES: usize = 256 << 20;
 
 /// Rows of logits that are worth a task of their own.
 fn rows_per_task(vocab: usize) -> usize {

@@ -7,7 +7,7 @@ use crate::batch::{Group, micro_batches};
 use crate::error::{Error, Result};
 use crate::nn::{Params, Scope};
 use crate::ops::embedding::gather_rows;
-use crate::ops::log_softmax_kl::logits;
+use crate::ops::log_softmax_kl::{cuda, logits};
 use crate::packed::Packed;
 use crate::processor::Prompt;
 use crate::tensor::{DType, Placement, Tensor};
@@ -131,7 +131,12 @@ impl Context<'_> {
     pub(super) fn logits(&self, hidden: &Tensor, from: usize) -> Result<(Vec<f32>, usize)> {
         let head = &self.params.of(self.policy.model.head()).value;
         let rows = (from..hidden.matrix().0).collect::<Vec<_>>();
-        Ok((logits(&gather_rows(hidden, &rows)?.download_f32()?, head), head.matrix().0))
+        let hidden = gather_rows(hidden, &rows)?;
+        let logits = match hidden.gpu() {
+            Some(_) => cuda::logits(&hidden, head)?.download_f32()?,
+            None => logits(&hidden.to_f32(), head),
+        };
+        Ok((logits, head.matrix().0))
     }
 
     /// Log-probabilities of an example's completion from the training forward.

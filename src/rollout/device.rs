@@ -5,7 +5,8 @@
 //! log-probabilities stay on the GPU.
 
 use super::pages::{PagePool, pages_of};
-use super::sampler::{DeviceSampler, DrawKey};
+use super::sampler::DrawKey;
+use super::sampler::cuda::DeviceSampler;
 use super::sequence::Sequence;
 use super::{Completion, Engine, LogProbs, Request, Watch, newest};
 use crate::autograd::{Op, Tape};

@@ -307,8 +307,13 @@ mod tests {
             reference: true,
             recompute: true,
         };
-        let bytes =
-            |shape| memory_plan(&folder.config, shape, &Placement::HOST).rows.iter().map(|(_, b)| *b).collect::<Vec<_>>();
+        let bytes = |shape| {
+            memory_plan(&folder.config, shape, &Placement::HOST)
+                .rows
+                .iter()
+                .map(|(_, b)| *b)
+                .collect::<Vec<_>>()
+        };
         let all = 4 * 412_800;
         let plan = bytes(shape);
         assert_eq!(plan[..5], [all, all, 2 * all, all, 3 * all]);

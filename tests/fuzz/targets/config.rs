@@ -13,6 +13,7 @@ use othink::model::qwen2_vl::weights::parameters;
 use othink::processor::decode::RgbImage;
 use othink::processor::patches::patches_of;
 use othink::processor::{ChatTemplate, ImageConfig};
+use othink::tensor::Placement;
 use othink::train::plan::{TrainingShape, image_tokens_at_most, memory_plan};
 use serde_json::Value;
 
@@ -139,7 +140,7 @@ fn sizes_hold(config: &Qwen2VlConfig) {
         reference: true,
         recompute: true,
     };
-    let plan = memory_plan(config, shape);
+    let plan = memory_plan(config, shape, &Placement::HOST);
     assert_eq!(plan.rows[0].1, total * 4);
     assert!(plan.rows.iter().all(|(_, bytes)| *bytes < 1 << 62), "{:?}", plan.rows);
 }
