@@ -18,6 +18,7 @@ mod elementwise;
 mod embedding;
 mod gemm;
 mod group_advantage;
+mod grpo_loss;
 mod linear;
 mod log_softmax_kl;
 mod memory;
