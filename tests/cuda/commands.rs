@@ -33,7 +33,9 @@ impl Place {
     fn run(&self, words: &[&str], paths: &[(&str, &Path)]) -> Option<Output> {
         let mut command = program_with_emulator("cc=90")?;
         command.args(words).current_dir(self.0.path());
-        paths.iter().for_each(|(option, path)| drop(command.arg(option).arg(path)));
+        for (option, path) in paths {
+            command.arg(option).arg(path);
+        }
         Some(command.output().unwrap())
     }
 

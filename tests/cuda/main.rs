@@ -22,6 +22,7 @@ mod embedding;
 mod gemm;
 mod group_advantage;
 mod grpo;
+mod grpo_loss;
 mod linear;
 mod log_softmax_kl;
 mod memory;
