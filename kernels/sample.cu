@@ -92,7 +92,7 @@ static __device__ __forceinline__ int32_t reason(const float* logits, Ranked bes
 
 // Where a running sum crosses.
 struct Crossing {
-    int32_t at;            // the amount that makes it cross
+    int64_t at;            // the amount that makes it cross; as wide as the rest, so that there is no gap between
     double below, amount;  // the sum before it, and how much it is
 };
 
@@ -179,7 +179,7 @@ __device__ __forceinline__ Limit find_limit(const float* row, int32_t vocab, dou
             worths[threadIdx.x] = worth((limit.key * DIGITS + threadIdx.x) << shift, sum);
         }
         const Crossing digit = first_crossing<DIGITS / 32>(limit.below, [&](int i) { return worths[i]; }, crosses);
-        limit = {limit.key * DIGITS + digit.at, digit.below, digit.amount};
+        limit = {limit.key * DIGITS + (uint32_t)digit.at, digit.below, digit.amount};
     }
     return limit;
 }
@@ -217,12 +217,12 @@ __device__ __forceinline__ int32_t locate(const float* row, int32_t vocab, Amoun
         }
         const Crossing there =
             first_crossing<1>(below, [&](int i) { return i < WARPS ? of_warp[i] : 0.0; }, crosses);
-        first += there.at * span;
+        first += (int32_t)there.at * span;
         end = min(first + span, end);
         below = there.below;
     }
     const auto of_tile = [&](int i) { return first + i < end ? amount(first + i, row[first + i]) : 0.0; };
-    return first + first_crossing<N>(below, of_tile, crosses).at;
+    return first + (int32_t)first_crossing<N>(below, of_tile, crosses).at;
 }
 
 // The mantissa of a normal number as an integer.
