@@ -11,6 +11,7 @@ mod attention;
 mod meter;
 mod ops;
 mod optimiser;
+mod sample;
 
 use criterion::Criterion;
 use meter::Meter;
@@ -28,6 +29,7 @@ fn main() {
     ops::activations(&meter, &mut criterion);
     ops::embedding(&meter, &mut criterion);
     ops::elementwise(&meter, &mut criterion);
+    sample::tokens(&meter, &mut criterion);
     optimiser::adamw(&meter, &mut criterion);
     optimiser::group_advantage(&meter, &mut criterion);
     criterion.final_summary();
