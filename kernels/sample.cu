@@ -92,7 +92,7 @@ static __device__ __forceinline__ int32_t reason(const float* logits, Ranked bes
 
 // Where a running sum crosses.
 struct Crossing {
-    int64_t at;            // the amount that makes it cross; as wide as the rest, so that there is no gap between
+    int32_t at;            // the amount that makes it cross
     double below, amount;  // the sum before it, and how much it is
 };
 
@@ -101,7 +101,9 @@ struct Crossing {
 // sums are scanned. All threads call, and may have written what `amount` reads just before.
 template <int N, class Amount, class Crosses>
 __device__ __forceinline__ Crossing first_crossing(double below, Amount amount, Crosses crosses) {
-    __shared__ Crossing found;
+    // Not a structure, whose gaps nobody writes.
+    __shared__ int32_t found_at;
+    __shared__ double found_below, found_amount;
     __syncthreads();
     if (threadIdx.x < 32) {
         const int32_t lane = threadIdx.x;
@@ -130,10 +132,14 @@ __device__ __forceinline__ Crossing first_crossing(double below, Amount amount, 
         }
         const uint32_t crossing = __ballot_sync(ALL, has_crossed), holding = __ballot_sync(ALL, own.at >= 0);
         const int32_t winner = crossing ? __ffs(crossing) - 1 : 31 - __clz(holding);
-        if (lane == winner) found = own;
+        if (lane == winner) {
+            found_at = own.at;
+            found_below = own.below;
+            found_amount = own.amount;
+        }
     }
     __syncthreads();
-    return found;
+    return {found_at, found_below, found_amount};
 }
 
 // The least key for which the amounts of all tokens with this key or a lesser one, and `below`, cross.
@@ -179,7 +185,7 @@ __device__ __forceinline__ Limit find_limit(const float* row, int32_t vocab, dou
             worths[threadIdx.x] = worth((limit.key * DIGITS + threadIdx.x) << shift, sum);
         }
         const Crossing digit = first_crossing<DIGITS / 32>(limit.below, [&](int i) { return worths[i]; }, crosses);
-        limit = {limit.key * DIGITS + (uint32_t)digit.at, digit.below, digit.amount};
+        limit = {limit.key * DIGITS + digit.at, digit.below, digit.amount};
     }
     return limit;
 }
@@ -217,12 +223,12 @@ __device__ __forceinline__ int32_t locate(const float* row, int32_t vocab, Amoun
         }
         const Crossing there =
             first_crossing<1>(below, [&](int i) { return i < WARPS ? of_warp[i] : 0.0; }, crosses);
-        first += (int32_t)there.at * span;
+        first += there.at * span;
         end = min(first + span, end);
         below = there.below;
     }
     const auto of_tile = [&](int i) { return first + i < end ? amount(first + i, row[first + i]) : 0.0; };
-    return first + (int32_t)first_crossing<N>(below, of_tile, crosses).at;
+    return first + first_crossing<N>(below, of_tile, crosses).at;
 }
 
 // The mantissa of a normal number as an integer.
