@@ -12,6 +12,7 @@ mod head;
 mod meter;
 mod ops;
 mod optimiser;
+mod sample;
 
 use criterion::Criterion;
 use meter::Meter;
@@ -32,6 +33,7 @@ fn main() {
     head::log_softmax_kl(&meter, &mut criterion);
     head::sampled(&meter, &mut criterion);
     head::grpo_loss(&meter, &mut criterion);
+    sample::tokens(&meter, &mut criterion);
     optimiser::adamw(&meter, &mut criterion);
     optimiser::group_advantage(&meter, &mut criterion);
     criterion.final_summary();
