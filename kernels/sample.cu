@@ -3,7 +3,7 @@
 // Nothing is sorted. The limits of top-k and top-p are found by their keys, eight bits at a time, with sums of integers over
 // the tokens of each digit: exact, so that the order of the additions doesn't matter. The draw, and the last token that stays
 // of equals, are found by running sums in id order, in f64 over a partition of the ids that the vocabulary alone decides.
-// So a row's token depends on nothing but the row.
+// So a row's token depends on nothing but the row. Without top-k and top-p the logits are read twice, and nothing is stored.
 #include "common.cuh"
 #include "philox.cuh"
 
@@ -19,7 +19,29 @@ constexpr uint32_t PURPOSE = 1;
 // is +inf or, where code is odd, NaN.
 constexpr int32_t NOTHING_LEFT = -1;
 
-// The tokens of bits in a set, from token i on in the lowest bit. A pack's tokens share a word.
+// This thread's packs of a row: body(i, pack) for each, with the pack's first element i; beyond the row a pack holds 0. Several
+// packs are asked for before the first is needed: one at a time, a block would wait for memory most of its time.
+template <int STRIDE, class Body>
+__device__ __forceinline__ void for_row(const float* row, int32_t first, int32_t end, Body body) {
+    constexpr int AT_ONCE = 4;
+    for (int32_t i = first; i < end; i += AT_ONCE * STRIDE) {
+        Pack<float> packs[AT_ONCE];
+#pragma unroll
+        for (int p = 0; p < AT_ONCE; p++) packs[p] = load_pack(row + i + p * STRIDE, end - i - p * STRIDE);
+#pragma unroll
+        for (int p = 0; p < AT_ONCE; p++) {
+            if (i + p * STRIDE < end) body(i + p * STRIDE, packs[p]);
+        }
+    }
+}
+
+// The same of a row that the whole block shares.
+template <class Body>
+__device__ __forceinline__ void for_row(const float* row, int32_t vocab, Body body) {
+    for_row<THREADS * PACK<float>>(row, threadIdx.x * PACK<float>, vocab, body);
+}
+
+// The tokens of a set from token i on, in the lowest bits. A pack's tokens share a word.
 static __device__ __forceinline__ uint32_t bits_from(const uint32_t* set, int32_t i) { return set ? set[i / 32] >> (i % 32) : 0; }
 
 // Greater for the greater score, and the same for 0 and -0.
@@ -55,33 +77,48 @@ static __device__ __forceinline__ uint64_t block_max(uint64_t x) {
     return x;
 }
 
-// What is done to a row's logits before any is left out.
+// What is done to a row's logits before any is left out: steps 1 to 4.
 struct Rules {
     const uint32_t* blocked;  // set of the tokens that may not come
     const uint32_t* seen;     // set of those that have their penalty, or null
     float penalty, temperature;
-};
 
-// Steps 1 to 4: the scores, stored unless `scores` is null, and the first of the best of them.
-static __device__ __forceinline__ Ranked score_row(const float* logits, float* scores, int32_t vocab, const Rules& rules) {
-    uint64_t best = 0;
-    for_packs<float, THREADS>(vocab, [&](int32_t i, int32_t count) {
-        Pack<float> pack = load_pack(logits + i, count);
-        const uint32_t blocked = bits_from(rules.blocked, i), seen = bits_from(rules.seen, i);
+    // The scores of the tokens from i on.
+    __device__ __forceinline__ Pack<float> scores(Pack<float> logits, int32_t i) const {
+        const uint32_t is_blocked = bits_from(blocked, i), is_seen = bits_from(seen, i);
 #pragma unroll
         for (int j = 0; j < PACK<float>; j++) {
-            float x = pack.at[j];
-            const bool is_logit = x < INFINITY;
-            if (seen >> j & 1) x = x < 0.0f ? x * rules.penalty : x / rules.penalty;
-            if (blocked >> j & 1) x = -INFINITY;
-            if (rules.temperature != 1.0f) x = x / rules.temperature;
-            pack.at[j] = x;
-            if (j < count) best = max(best, Ranked::of(is_logit ? ordered(x) : Ranked::NO_LOGIT, i + j));
+            float& x = logits.at[j];
+            if (is_seen >> j & 1) x = x < 0.0f ? x * penalty : x / penalty;
+            if (is_blocked >> j & 1) x = -INFINITY;
+            if (temperature != 1.0f) x = x / temperature;
         }
-        if (scores) store_pack(scores + i, count, pack);
+        return logits;
+    }
+};
+
+// The first of the best scores, which are stored unless `scores` is null.
+static __device__ __forceinline__ Ranked score_row(const float* logits, float* scores, int32_t vocab, const Rules& rules) {
+    uint32_t best = 0;
+    int32_t first = 0;
+    for_row(logits, vocab, [&](int32_t i, const Pack<float>& pack) {
+        const Pack<float> scored = rules.scores(pack, i);
+#pragma unroll
+        for (int j = 0; j < PACK<float>; j++) {
+            const uint32_t key = pack.at[j] < INFINITY ? ordered(scored.at[j]) : Ranked::NO_LOGIT;
+            if (i + j < vocab && key > best) {
+                best = key;
+                first = i + j;
+            }
+        }
+        if (scores) store_pack(scores + i, vocab - i, scored);
     });
-    return {block_max(best)};
+    return {block_max(Ranked::of(best, first))};
 }
+
+// Unnormalised probability of a score, the best having 1. A tiny temperature may make scores infinite, whose difference is no
+// number.
+static __device__ __forceinline__ float weight(float score, float best) { return score == best ? 1.0f : expf(score - best); }
 
 // Why there is no token.
 static __device__ __forceinline__ int32_t reason(const float* logits, Ranked best) {
@@ -97,20 +134,20 @@ struct Crossing {
 };
 
 // Of the amounts 0 to 32 * N - 1, the first with which `below` and their running sum cross; if none does, which only rounding
-// brings about or the caller wants, the last that isn't 0. The first warp adds: each lane has N neighbours, and the lanes'
-// sums are scanned. All threads call, and may have written what `amount` reads just before.
-template <int N, class Amount, class Crosses>
-__device__ __forceinline__ Crossing first_crossing(double below, Amount amount, Crosses crosses) {
-    __shared__ Crossing found;
+// brings about or the caller wants, the last that isn't 0. The first warp adds: each lane has N neighbours, from `first` on by
+// amounts_of(first, amounts), and the lanes' sums are scanned. All threads call, and may have written what it reads just before.
+template <int N, class Amounts, class Crosses>
+__device__ __forceinline__ Crossing first_crossing(double below, Amounts amounts_of, Crosses crosses) {
+    // Not a structure, whose gaps nobody writes.
+    __shared__ int32_t found_at;
+    __shared__ double found_below, found_amount;
     __syncthreads();
     if (threadIdx.x < 32) {
         const int32_t lane = threadIdx.x;
         double amounts[N], sum = 0.0;
+        amounts_of(lane * N, amounts);
 #pragma unroll
-        for (int j = 0; j < N; j++) {
-            amounts[j] = amount(lane * N + j);
-            sum += amounts[j];
-        }
+        for (int j = 0; j < N; j++) sum += amounts[j];
 #pragma unroll
         for (int distance = 1; distance < 32; distance *= 2) {
             const double earlier = __shfl_up_sync(ALL, sum, distance);
@@ -130,10 +167,14 @@ __device__ __forceinline__ Crossing first_crossing(double below, Amount amount, 
         }
         const uint32_t crossing = __ballot_sync(ALL, has_crossed), holding = __ballot_sync(ALL, own.at >= 0);
         const int32_t winner = crossing ? __ffs(crossing) - 1 : 31 - __clz(holding);
-        if (lane == winner) found = own;
+        if (lane == winner) {
+            found_at = own.at;
+            found_below = own.below;
+            found_amount = own.amount;
+        }
     }
     __syncthreads();
-    return found;
+    return {found_at, found_below, found_amount};
 }
 
 // The least key for which the amounts of all tokens with this key or a lesser one, and `below`, cross.
@@ -156,11 +197,10 @@ __device__ __forceinline__ Limit find_limit(const float* row, int32_t vocab, dou
     for (int shift = 24; shift >= 0; shift -= 8) {
         for (int i = threadIdx.x; i < DIGITS * COPIES; i += THREADS) low[i] = high[i] = 0;
         __syncthreads();
-        for_packs<float, THREADS>(vocab, [&](int32_t i, int32_t count) {
-            const Pack<float> pack = load_pack(row + i, count);
+        for_row(row, vocab, [&](int32_t i, const Pack<float>& pack) {
 #pragma unroll
             for (int j = 0; j < PACK<float>; j++) {
-                const uint32_t key = key_of(pack.at[j]), amount = j < count ? amount_of(pack.at[j]) : 0;
+                const uint32_t key = key_of(pack.at[j]), amount = i + j < vocab ? amount_of(pack.at[j]) : 0;
                 if (amount > 0 && (uint64_t)key >> (shift + 8) == limit.key) {
                     const uint32_t counter = (key >> shift) % DIGITS * COPIES + threadIdx.x % COPIES;
                     atomicAdd(&low[counter], amount % 4096);
@@ -178,17 +218,22 @@ __device__ __forceinline__ Limit find_limit(const float* row, int32_t vocab, dou
             }
             worths[threadIdx.x] = worth((limit.key * DIGITS + threadIdx.x) << shift, sum);
         }
-        const Crossing digit = first_crossing<DIGITS / 32>(limit.below, [&](int i) { return worths[i]; }, crosses);
+        constexpr int N = DIGITS / 32;
+        const auto worths_of = [&](int32_t digit, double (&amounts)[N]) {
+#pragma unroll
+            for (int j = 0; j < N; j++) amounts[j] = worths[digit + j];
+        };
+        const Crossing digit = first_crossing<N>(limit.below, worths_of, crosses);
         limit = {limit.key * DIGITS + digit.at, digit.below, digit.amount};
     }
     return limit;
 }
 
-// The first token with which the running sum of amount(id, row[id]) in id order exceeds limit_of(their total); if none does, the
-// last that has an amount. Halfway down a warp has a span of neighbouring ids, then the spans of the one that matters are made of
-// that, until a warp can look at all of it.
-template <class Amount, class LimitOf>
-__device__ __forceinline__ int32_t locate(const float* row, int32_t vocab, Amount amount, LimitOf limit_of) {
+// The first token with which the running sum of amounts in id order exceeds limit_of(their total); if none does, the last that
+// has an amount. amounts_of(id, pack) turns the pack of `row` from token id on into amounts. A warp has a span of neighbouring
+// ids; then the span that matters is divided among the warps, and so on until a warp can look at all that is left.
+template <class Amounts, class LimitOf>
+__device__ __forceinline__ int32_t locate(const float* row, int32_t vocab, Amounts amounts_of, LimitOf limit_of) {
     constexpr int N = PACK<float>, TILE = 32 * N;
     __shared__ double of_warp[WARPS];
     const int32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -199,13 +244,13 @@ __device__ __forceinline__ int32_t locate(const float* row, int32_t vocab, Amoun
         const int32_t span = (end - first + WARPS * TILE - 1) / (WARPS * TILE) * TILE;
         const int32_t from = first + warp * span, to = min(from + span, end);
         double sum = 0.0;
-        for (int32_t i = from + lane * N; i < to; i += TILE) {
-            const Pack<float> pack = load_pack(row + i, to - i);
+        for_row<TILE>(row, from + lane * N, to, [&](int32_t i, const Pack<float>& pack) {
+            const Pack<float> amounts = amounts_of(i, pack);
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                if (j < to - i) sum += amount(i + j, pack.at[j]);
+                if (i + j < to) sum += amounts.at[j];
             }
-        }
+        });
         sum = warp_sum(sum);
         if (lane == 0) of_warp[warp] = sum;
         if (is_whole) {
@@ -215,13 +260,18 @@ __device__ __forceinline__ int32_t locate(const float* row, int32_t vocab, Amoun
             for (int w = 0; w < WARPS; w++) total += of_warp[w];
             limit = limit_of(total);
         }
-        const Crossing there =
-            first_crossing<1>(below, [&](int i) { return i < WARPS ? of_warp[i] : 0.0; }, crosses);
+        const auto of_spans = [&](int32_t w, double (&amounts)[1]) { amounts[0] = w < WARPS ? of_warp[w] : 0.0; };
+        const Crossing there = first_crossing<1>(below, of_spans, crosses);
         first += there.at * span;
         end = min(first + span, end);
         below = there.below;
     }
-    const auto of_tile = [&](int i) { return first + i < end ? amount(first + i, row[first + i]) : 0.0; };
+    const auto of_tile = [&](int32_t i, double (&amounts)[N]) {
+        Pack<float> pack = {};
+        if (first + i < end) pack = amounts_of(first + i, load_pack(row + first + i, end - first - i));
+#pragma unroll
+        for (int j = 0; j < N; j++) amounts[j] = first + i + j < end ? pack.at[j] : 0.0;
+    };
     return first + first_crossing<N>(below, of_tile, crosses).at;
 }
 
@@ -253,97 +303,137 @@ static __device__ __forceinline__ Kept keep_top_p(const float* weights, int32_t 
         (crosses(limit.below + (double)middle * least) ? too_many : gone) = middle;
     }
     if (gone == 0) return {least, vocab};
-    const int32_t last = locate(
-        weights, vocab, [&](int32_t, float w) { return w == least ? 1.0 : 0.0; },
-        [&](double) { return (double)(equals - gone - 1); });
-    return {least, last};
+    const auto equal = [&](int32_t, Pack<float> pack) {
+#pragma unroll
+        for (int j = 0; j < PACK<float>; j++) pack.at[j] = pack.at[j] == least ? 1.0f : 0.0f;
+        return pack;
+    };
+    return {least, locate(weights, vocab, equal, [&](double) { return (double)(equals - gone - 1); })};
 }
 
 // Steps 5 to 7 and the draw by `unit`, a number in [0, 1): `row` holds the scores, of which the best can be chosen, and is written.
-static __device__ __forceinline__ int32_t draw(float* row, int32_t vocab, float best, double unit, int32_t top_k, float tail,
-                                               float rare, float min_p) {
+static __device__ __forceinline__ int32_t draw_truncated(float* row, int32_t vocab, float best, double unit, int32_t top_k,
+                                                         float tail, float rare, float min_p) {
     float least_score = -INFINITY;
     if (top_k > 0) {
         // The k-th from above has vocab - k below it.
         const Limit limit = find_limit(
-            row, vocab, 0.0, [](float x) { return ordered(x); }, [](float) { return 1u; }, [](uint32_t, uint64_t sum) { return (double)sum; },
-            [&](double sum) { return sum > (double)(vocab - top_k); });
+            row, vocab, 0.0, [](float x) { return ordered(x); }, [](float) { return 1u; },
+            [](uint32_t, uint64_t sum) { return (double)sum; }, [&](double sum) { return sum > (double)(vocab - top_k); });
         least_score = unordered(limit.key);
     }
     double sums[2] = {};
-    for_packs<float, THREADS>(vocab, [&](int32_t i, int32_t count) {
-        Pack<float> pack = load_pack(row + i, count);
+    for_row(row, vocab, [&](int32_t i, Pack<float> pack) {
 #pragma unroll
         for (int j = 0; j < PACK<float>; j++) {
-            const float x = pack.at[j];
-            // A tiny temperature may make scores infinite, whose difference is no number.
-            const float weight = x == best ? 1.0f : x >= least_score ? expf(x - best) : 0.0f;
-            pack.at[j] = weight;
-            if (j < count) sums[0] += weight;
-            if (j < count && weight < rare) sums[1] += weight;
+            const float w = pack.at[j] >= least_score ? weight(pack.at[j], best) : 0.0f;
+            pack.at[j] = w;
+            if (i + j < vocab) sums[0] += w;
+            if (i + j < vocab && w < rare) sums[1] += w;
         }
-        store_pack(row + i, count, pack);
+        store_pack(row + i, vocab - i, pack);
     });
     // Also lets every thread read what all have written.
     block_sums<THREADS>(sums);
     Kept kept = {0.0f, vocab};
     if (tail > 0.0f) kept = keep_top_p(row, vocab, sums[0], sums[1], rare, tail);
-    const auto amount = [&](int32_t id, float w) {
-        const bool stays = w > kept.least || (w == kept.least && id <= kept.last);
-        return stays && w >= min_p ? (double)w : 0.0;
+    const auto weights = [&](int32_t i, Pack<float> pack) {
+#pragma unroll
+        for (int j = 0; j < PACK<float>; j++) {
+            const float w = pack.at[j];
+            const bool stays = w > kept.least || (w == kept.least && i + j <= kept.last);
+            pack.at[j] = stays && w >= min_p ? w : 0.0f;
+        }
+        return pack;
     };
-    return locate(row, vocab, amount, [&](double total) { return unit * total; });
+    return locate(row, vocab, weights, [&](double total) { return unit * total; });
 }
 
-// A row's rules. sets [2, words]: what may not come at all, and what may not come early; seen [sequences, words] or null.
-static __device__ __forceinline__ Rules rules_of(const uint32_t* of_draw, const uint32_t* blocked, const uint32_t* seen,
-                                                 int32_t words, uint32_t min_new_tokens, float penalty, float temperature) {
-    const bool is_early = of_draw[POSITION] < min_new_tokens;
-    return {row_of(blocked, is_early, words), seen ? row_of(seen, of_draw[SEQUENCE], words) : nullptr, penalty, temperature};
+// Step 7 and the draw, from the logits.
+static __device__ __forceinline__ int32_t draw(const float* logits, int32_t vocab, const Rules& rules, float best, double unit,
+                                               float min_p) {
+    const auto weights = [&](int32_t i, const Pack<float>& raw) {
+        Pack<float> pack = rules.scores(raw, i);
+#pragma unroll
+        for (int j = 0; j < PACK<float>; j++) {
+            const float w = weight(pack.at[j], best);
+            pack.at[j] = w >= min_p ? w : 0.0f;
+        }
+        return pack;
+    };
+    return locate(logits, vocab, weights, [&](double total) { return unit * total; });
 }
 
-// The first thread hands the token out, and marks it as seen by its sequence.
-static __device__ __forceinline__ void finish(int32_t token, int32_t* tokens, const uint32_t* of_draw, uint32_t* seen,
-                                              int32_t words) {
-    if (!is_first_thread()) return;
-    tokens[blockIdx.x] = token;
-    if (seen && token >= 0) row_of(seen, of_draw[SEQUENCE], words)[token / 32] |= 1u << (token % 32);
-}
+// What a block works on. draws [B, WORDS_OF_DRAW]; blocked [2, words], a bit for each token, first what may not come, then with
+// what may not come among the first min_new_tokens; seen [sequences, words], null without a penalty.
+struct Task {
+    const float* logits;
+    const uint32_t* of_draw;
+    uint32_t* seen;
+    Rules rules;
 
-// tokens [B] for logits [B, vocab] by sampling. draws [B, WORDS_OF_DRAW]; blocked [2, words], a bit for each token, first what may not come,
-// then with what may not come among the first min_new_tokens; seen [sequences, words], null without a penalty; scratch [B, vocab].
-// top_k, tail (the share of the total that top-p lets go) and min_p are 0 where they are off.
-extern "C" __global__ void __launch_bounds__(512)
-sample_forward_f32(const float* logits, const uint32_t* draws, const uint32_t* blocked, uint32_t* seen, float* scratch,
-                   int32_t* tokens, int32_t vocab, uint32_t min_new_tokens, float penalty, float temperature, int32_t top_k,
-                   float tail, float rare, float min_p) {
-    const int32_t words = (vocab + 31) / 32;
-    const uint32_t* of_draw = draws + (int64_t)blockIdx.x * WORDS_OF_DRAW;
-    const float* of_logits = row_of(logits, blockIdx.x, vocab);
-    float* row = row_of(scratch, blockIdx.x, vocab);
-    const Rules rules = rules_of(of_draw, blocked, seen, words, min_new_tokens, penalty, temperature);
-    const Ranked best = score_row(of_logits, row, vocab, rules);
-    int32_t token;
-    if (best.can_be_chosen()) {
+    __device__ __forceinline__ Task(const float* logits_bv, const uint32_t* draws, const uint32_t* blocked, uint32_t* seen_sw,
+                                    int32_t vocab, uint32_t min_new_tokens, float penalty, float temperature)
+        : logits(row_of(logits_bv, blockIdx.x, vocab)), of_draw(row_of(draws, blockIdx.x, WORDS_OF_DRAW)) {
+        const int32_t words = (vocab + 31) / 32;
+        const bool is_early = of_draw[POSITION] < min_new_tokens;
+        seen = seen_sw ? row_of(seen_sw, of_draw[SEQUENCE], words) : nullptr;
+        rules = {row_of(blocked, is_early, words), seen, penalty, temperature};
+    }
+
+    // DrawKey::unit.
+    __device__ __forceinline__ double unit() const {
         const uint4 counter = make_uint4(of_draw[POSITION], PURPOSE, of_draw[PROMPT], of_draw[COMPLETION]);
         const uint4 random = philox(of_draw[SEED_LOW], of_draw[SEED_HIGH], counter);
-        const uint64_t bits = (uint64_t)(random.x >> 5) << 26 | random.y >> 6;
-        const double unit = (double)bits * (1.0 / 9007199254740992.0);
-        token = draw(row, vocab, unordered(best.key()), unit, top_k, tail, rare, min_p);
-    } else {
-        token = reason(of_logits, best);
+        return (double)((uint64_t)(random.x >> 5) << 26 | random.y >> 6) * (1.0 / 9007199254740992.0);
     }
-    finish(token, tokens, of_draw, seen, words);
+
+    // The first thread hands the token out, and marks it as seen by its sequence.
+    __device__ __forceinline__ void finish(int32_t token, int32_t* tokens) const {
+        if (!is_first_thread()) return;
+        tokens[blockIdx.x] = token;
+        if (seen && token >= 0) seen[token / 32] |= 1u << (token % 32);
+    }
+};
+
+// tokens [B] for logits [B, vocab], by sampling without top-k and top-p. min_p is 0 where it is off. See Task.
+extern "C" __global__ void __launch_bounds__(512)
+sample_forward_f32(const float* logits, const uint32_t* draws, const uint32_t* blocked, uint32_t* seen, int32_t* tokens,
+                   int32_t vocab, uint32_t min_new_tokens, float penalty, float temperature, float min_p) {
+    const Task task(logits, draws, blocked, seen, vocab, min_new_tokens, penalty, temperature);
+    const Ranked best = score_row(task.logits, nullptr, vocab, task.rules);
+    int32_t token;
+    if (best.can_be_chosen()) {
+        token = draw(task.logits, vocab, task.rules, unordered(best.key()), task.unit(), min_p);
+    } else {
+        token = reason(task.logits, best);
+    }
+    task.finish(token, tokens);
+}
+
+// The same with top-k and top-p. scratch [B, vocab]; top_k, tail (the share of the total that top-p lets go) and min_p are 0
+// where they are off.
+extern "C" __global__ void __launch_bounds__(512)
+sample_truncated_forward_f32(const float* logits, const uint32_t* draws, const uint32_t* blocked, uint32_t* seen,
+                             float* scratch, int32_t* tokens, int32_t vocab, uint32_t min_new_tokens, float penalty,
+                             float temperature, int32_t top_k, float tail, float rare, float min_p) {
+    const Task task(logits, draws, blocked, seen, vocab, min_new_tokens, penalty, temperature);
+    float* row = row_of(scratch, blockIdx.x, vocab);
+    const Ranked best = score_row(task.logits, row, vocab, task.rules);
+    int32_t token;
+    if (best.can_be_chosen()) {
+        token = draw_truncated(row, vocab, unordered(best.key()), task.unit(), top_k, tail, rare, min_p);
+    } else {
+        token = reason(task.logits, best);
+    }
+    task.finish(token, tokens);
 }
 
 // The same, greedy: the first of the best after step 3.
 extern "C" __global__ void __launch_bounds__(512)
 sample_greedy_forward_f32(const float* logits, const uint32_t* draws, const uint32_t* blocked, uint32_t* seen, int32_t* tokens,
                           int32_t vocab, uint32_t min_new_tokens, float penalty) {
-    const int32_t words = (vocab + 31) / 32;
-    const uint32_t* of_draw = draws + (int64_t)blockIdx.x * WORDS_OF_DRAW;
-    const float* of_logits = row_of(logits, blockIdx.x, vocab);
-    const Rules rules = rules_of(of_draw, blocked, seen, words, min_new_tokens, penalty, 1.0f);
-    const Ranked best = score_row(of_logits, nullptr, vocab, rules);
-    finish(best.can_be_chosen() ? best.id() : reason(of_logits, best), tokens, of_draw, seen, words);
+    const Task task(logits, draws, blocked, seen, vocab, min_new_tokens, penalty, 1.0f);
+    const Ranked best = score_row(task.logits, nullptr, vocab, task.rules);
+    task.finish(best.can_be_chosen() ? best.id() : reason(task.logits, best), tokens);
 }

@@ -28,6 +28,8 @@
 //! frameworks have it. Without old log-probabilities rho is 1 but still differentiated:
 //! the on-policy policy gradient. Arithmetic is f64 whatever the input type.
 
+#[allow(unsafe_code)]
+pub mod cuda;
 pub mod scores;
 pub mod supervised;
 mod surrogate;
@@ -392,20 +394,29 @@ fn check_lengths<F: Real>(config: &LossConfig, inputs: &LossInputs<F>) -> Result
             return wrong(what, len, tokens);
         }
     }
-    let sequences = inputs.advantages_b.len();
-    if inputs.offsets.len() != sequences + 1 {
-        return wrong("offsets", inputs.offsets.len(), sequences + 1);
+    check_offsets(inputs.offsets, tokens, inputs.advantages_b.len())?;
+    check_kl_inputs(config, inputs.ref_logp_t.is_some(), inputs.kl_full_t.is_some())
+}
+
+/// Refuses offsets that do not cut the tokens into so many completions.
+fn check_offsets(offsets: &[usize], tokens: usize, sequences: usize) -> Result<()> {
+    let ends = (offsets.first(), offsets.last());
+    if offsets.len() == sequences + 1 && ends == (Some(&0), Some(&tokens)) && offsets.is_sorted() {
+        return Ok(());
     }
-    let ends = (inputs.offsets.first(), inputs.offsets.last());
-    if ends != (Some(&0), Some(&tokens)) || !inputs.offsets.is_sorted() {
-        return Err(Error::Internal(format!("completion offsets {:?} of {tokens} tokens", inputs.offsets)));
-    }
+    Err(Error::Internal(format!(
+        "completion offsets {offsets:?} of {tokens} tokens in {sequences} completions"
+    )))
+}
+
+/// Refuses a KL that is to act but can't be formed.
+fn check_kl_inputs(config: &LossConfig, reference: bool, exact_kl: bool) -> Result<()> {
     let missing = match config.kl_estimator {
         KlEstimator::K1 => None,
         KlEstimator::K2 | KlEstimator::K3 | KlEstimator::K3Unbiased => {
-            inputs.ref_logp_t.is_none().then_some("reference log-probs")
+            (!reference).then_some("reference log-probs")
         }
-        KlEstimator::Full => inputs.kl_full_t.is_none().then_some("the exact KL"),
+        KlEstimator::Full => (!exact_kl).then_some("the exact KL"),
     };
     match missing {
         Some(what) if config.beta != 0.0 => {

@@ -4,7 +4,7 @@
 //! completion after completion, each with its log-probability, its entropy and its exact KL to the reference, in nats. The
 //! gradient has the same shape and stays where they are; only sums reach the host.
 
-use super::{LossConfig, LossInputs, LossMetrics, Window, grpo_loss};
+use super::{LossConfig, LossInputs, LossMetrics, Window, check_kl_inputs, check_offsets, cuda, grpo_loss};
 use crate::error::{Error, Result};
 use crate::kl::k1_penalty;
 use crate::tensor::{DType, Tensor};
@@ -60,7 +60,7 @@ pub struct ScoreOutput {
 }
 
 /// The larger of two numbers; NaN is passed on.
-fn larger(a: f64, b: f64) -> f64 {
+pub(super) fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || a > b { a } else { b }
 }
 
@@ -106,10 +106,6 @@ fn check_scores(what: &str, scores: &Tensor, tokens: usize, sampled: &Sampled<'_
     )))
 }
 
-fn on_gpu(what: &str) -> Error {
-    Error::Internal(format!("{what} of scores in device memory"))
-}
-
 /// Sampled log-probabilities, completion after completion.
 fn gathered(values: &[f32], ranges: &[Range<usize>]) -> Vec<f32> {
     ranges.iter().flat_map(|range| values[range.clone()].iter().copied()).collect()
@@ -120,6 +116,8 @@ fn column(scores: &Tensor, c: usize) -> Vec<f32> {
 }
 
 /// [`grpo_loss`] of scores, and what else is logged of them.
+///
+/// On a GPU too everything is f64 until a gradient is stored; only the order of the sums is another.
 ///
 /// # Errors
 /// Those of [`grpo_loss`]; [`Error::Internal`] if shapes, types or devices disagree.
@@ -134,8 +132,11 @@ pub fn loss_of_scores(config: &LossConfig, inputs: &ScoreInputs<'_>) -> Result<S
     if counts_b.len() + 1 != offsets.len() {
         return Err(Error::Internal(format!("{} mask entries for offsets {offsets:?}", counts_b.len())));
     }
-    if scores.gpu().is_some() {
-        return Err(on_gpu("the loss"));
+    if let Some(gpu) = scores.gpu() {
+        config.validate()?;
+        check_offsets(offsets, tokens, inputs.advantages_b.len())?;
+        check_kl_inputs(config, inputs.reference.is_some(), inputs.exact_kl)?;
+        return cuda::loss(gpu, config, inputs, &ranges);
     }
     let sampled_t = gathered(&sampled.values.real::<f32>(), &ranges);
     let [logp_t, entropy_t, kl_t] = [0, 1, 2].map(|c| column(scores, c));
@@ -190,8 +191,9 @@ pub fn k1_penalty_of_scores(
 ) -> Result<Vec<f64>> {
     let ranges = ranges(offsets, sampled)?;
     check_scores("reference scores", reference, offsets.last().copied().unwrap_or(0), sampled)?;
-    if reference.gpu().is_some() {
-        return Err(on_gpu("the k1 penalty"));
+    if let Some(gpu) = reference.gpu() {
+        check_offsets(offsets, reference.len() / 3, ranges.len())?;
+        return cuda::k1_penalty(gpu, offsets, sampled.values, &ranges, reference);
     }
     let sampled_t = gathered(&sampled.values.real::<f32>(), &ranges);
     k1_penalty(offsets, &sampled_t, &column(reference, 0), None)

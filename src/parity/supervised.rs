@@ -10,7 +10,7 @@ use crate::batch::{Group, micro_batches};
 use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::optim::{AdamWConfig, Optimiser, global_grad_norm};
-use crate::tensor::{DType, Device, Placement};
+use crate::tensor::{DType, Device, Placement, Tensor};
 use crate::train::update::{ForwardOptions, check_finite, forward, score};
 use std::sync::Arc;
 
@@ -64,7 +64,7 @@ impl Context<'_> {
     pub(super) fn gradients(&self, prefix: &str, grads: &ParamGrads, sink: &mut Sink<'_>) -> Result<()> {
         let mut present = Vec::new();
         for (id, parameter) in self.params.iter() {
-            let grad = grads.of(id).map(|grad| grad.to_f32());
+            let grad = grads.of(id).map(Tensor::download_f32).transpose()?;
             let key = format!("{prefix}grad.{}", parameter.name);
             if sink.wants(&key) {
                 let values =

@@ -21,7 +21,7 @@
 //! the full vocabulary at [`SamplingParams::score_temperature`], before any of these steps.
 //!
 //! Scores are f32, cumulative sums f64 in a fixed order, so that a token depends on its own row,
-//! history, options and key alone.
+//! history, options and key alone. [`cuda`] does the same in device memory.
 
 #[allow(unsafe_code)]
 pub mod cuda;

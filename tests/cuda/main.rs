@@ -13,6 +13,7 @@ mod reruns;
 mod activation;
 mod adamw;
 mod attention;
+mod commands;
 #[allow(unsafe_code)]
 mod conformance;
 mod doctor;
@@ -20,6 +21,8 @@ mod elementwise;
 mod embedding;
 mod gemm;
 mod group_advantage;
+mod grpo;
+mod grpo_loss;
 mod linear;
 mod log_softmax_kl;
 mod memory;

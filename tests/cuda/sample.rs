@@ -251,6 +251,35 @@ fn rows_alone() -> Result<()> {
     Ok(())
 }
 
+/// Tokens that are too rare to be ranked still count in what top-p lets go: three tokens in ten of those that stay depend on it.
+#[test]
+fn rare_tokens_have_their_share() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let params = SamplingParams { top_p: 0.5, ..SamplingParams::default() };
+    let options = Options { params, ..Options::default() };
+    // Weights of 1, 50 times 0.03 and, below 0.25 / 1051, 1000 times 0.0001: half of all is 1.3, of which the rare make 0.1.
+    let weight = |id: usize| {
+        if id == 525 {
+            1.0f32
+        } else if id % 21 == 5 {
+            0.03
+        } else {
+            0.0001
+        }
+    };
+    let logits: Vec<f32> = (0..1051).map(|id| weight(id).ln()).collect();
+    assert_eq!((0..1051).filter(|&id| weight(id) == 0.03).count(), 50);
+    let rows: Vec<Row> = (0..if is_checked() { 4 } else { 60 })
+        .map(|prompt| Row {
+            logits: logits.clone(),
+            prompt: Vec::new(),
+            output: Vec::new(),
+            key: DrawKey { seed: 2, prompt, completion: 0, position: 0 },
+        })
+        .collect();
+    options.check(gpu, &rows)
+}
+
 /// Over a generation: tokens that were drawn have their penalty from then on, each in its own sequence, while sequences end and
 /// their rows move up; the first tokens don't end one.
 #[test]

@@ -1,4 +1,5 @@
-//! Sampling in device memory (`kernels/sample.cu`): a block chooses the token of a row of logits.
+//! Sampling in device memory (`kernels/sample.cu`): a block chooses the token of a row of logits, which it reads twice. Under top-k or
+//! top-p it works on a copy, of which it makes a few passes more; nothing is sorted.
 //!
 //! The token is that of [`Sampler`](super::Sampler) for the same bits of logits, history, options and key, and as little as there
 //! does it depend on the other rows. What may differ: the cumulative sums run in another order, in f64 too, so that a limit closer
@@ -102,48 +103,62 @@ impl DeviceSampler {
         let draws = self.gpu.upload(&draws, Purpose::Inputs)?;
         let grid = Grid::new(rows, THREADS)?;
         let p = &self.params;
-        let (vocab, penalty) = (self.vocab as i32, p.repetition_penalty as f32);
+        let (vocab, penalty, temperature) =
+            (self.vocab as i32, p.repetition_penalty as f32, p.temperature as f32);
+        let min_p = p.min_p as f32;
+        // At least k tokens stay; all of them where there are no more.
+        let top_k = if p.top_k < self.vocab { p.top_k as i32 } else { 0 };
+        let tail = 1.0 - p.top_p;
         let early = u32::try_from(p.min_new_tokens).unwrap_or(u32::MAX);
         let (gpu, blocked) = (&self.gpu, self.blocked.ptr());
         let seen = self.seen.as_mut().map_or(Mut::null(), Buffer::ptr_mut);
         let (logits, draws, to) = (logits.ptr(), draws.ptr(), tokens.ptr_mut());
-        if p.greedy {
-            // SAFETY: `logits` holds a row of `vocab` elements for each block, `draws` its six words, `to` its token; `blocked` two
-            // sets of that many tokens, `seen`, unless it is null, one for each sequence, of which `draws` names only such.
-            unsafe {
+        // SAFETY: `logits`, and `scratch` where there is one, hold a row of `vocab` elements for each block, `draws` its six words,
+        // `to` its token; `blocked` two sets of that many tokens, `seen`, unless it is null, one for each sequence, of which
+        // `draws` names only such, and none twice.
+        unsafe {
+            if p.greedy {
                 kernels::sample_greedy_forward_f32(
                     gpu, grid, logits, draws, blocked, seen, to, vocab, early, penalty,
                 )?;
+            } else if top_k == 0 && tail == 0.0 {
+                kernels::sample_forward_f32(
+                    gpu,
+                    grid,
+                    logits,
+                    draws,
+                    blocked,
+                    seen,
+                    to,
+                    vocab,
+                    early,
+                    penalty,
+                    temperature,
+                    min_p,
+                )?;
+            } else {
+                let mut scratch = gpu.alloc::<f32>(rows * self.vocab, Purpose::Workspace)?;
+                // Half of what may go, shared by all tokens: with the likeliest weighing 1, lesser weights never reach `tail` together.
+                let rare = (0.5 * tail / self.vocab as f64) as f32;
+                kernels::sample_truncated_forward_f32(
+                    gpu,
+                    grid,
+                    logits,
+                    draws,
+                    blocked,
+                    seen,
+                    scratch.ptr_mut(),
+                    to,
+                    vocab,
+                    early,
+                    penalty,
+                    temperature,
+                    top_k,
+                    tail as f32,
+                    rare,
+                    min_p,
+                )?;
             }
-            return Ok(tokens);
-        }
-        let mut scratch = gpu.alloc::<f32>(rows * self.vocab, Purpose::Workspace)?;
-        let temperature = p.temperature as f32;
-        // At least k tokens stay; all of them where there are no more.
-        let top_k = if p.top_k < self.vocab { p.top_k as i32 } else { 0 };
-        let tail = 1.0 - p.top_p;
-        // Half of what may go, shared by all tokens: with the likeliest weighing 1, lesser weights never reach `tail` together.
-        let rare = (0.5 * tail / self.vocab as f64) as f32;
-        // SAFETY: as above; `scratch` has the shape of the logits.
-        unsafe {
-            kernels::sample_forward_f32(
-                gpu,
-                grid,
-                logits,
-                draws,
-                blocked,
-                seen,
-                scratch.ptr_mut(),
-                to,
-                vocab,
-                early,
-                penalty,
-                temperature,
-                top_k,
-                tail as f32,
-                rare,
-                p.min_p as f32,
-            )?;
         }
         Ok(tokens)
     }

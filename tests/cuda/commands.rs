@@ -1,0 +1,176 @@
+//! The commands with `--device cuda`, from the outside: the program under the emulated driver.
+
+use crate::harness::{VARIABLE, program_with_emulator};
+use serde_json::{Map, Value};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use tempfile::TempDir;
+
+type Row = Map<String, Value>;
+
+const BUNDLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bundles/tied_kv1_odd");
+
+/// A folder with a small dataset.
+struct Place(TempDir);
+
+impl Place {
+    /// None where there is no emulator, and where this program runs again in another mode, which changes nothing here.
+    fn new() -> Option<Place> {
+        if std::env::var_os(VARIABLE).is_some() {
+            return None;
+        }
+        let place = Place(tempfile::tempdir().unwrap());
+        let words = ["tasks", "make", "counting", "--image_size", "56", "--num_train", "4", "--num_test", "3", "-q"];
+        place.success(&words, &[("--output_dir", &place.path("data"))])?;
+        Some(place)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, words: &[&str], paths: &[(&str, &Path)]) -> Option<Output> {
+        let mut command = program_with_emulator("cc=90")?;
+        command.args(words).current_dir(self.0.path());
+        for (option, path) in paths {
+            command.arg(option).arg(path);
+        }
+        Some(command.output().unwrap())
+    }
+
+    /// Standard output of a command that has to succeed.
+    fn success(&self, words: &[&str], paths: &[(&str, &Path)]) -> Option<String> {
+        let output = self.run(words, paths)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{words:?}: {said}");
+        Some(String::from_utf8(output.stdout).unwrap())
+    }
+
+    fn rows(&self, name: &str) -> Vec<Row> {
+        let text = fs::read_to_string(self.path(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// Words after the command's name that choose the device.
+fn on(command: &str, device: &str, dtype: &str, rest: &[&str]) -> Vec<String> {
+    let words = [command, "--model", BUNDLE, "--device", device, "--dtype", dtype, "-q"];
+    words.iter().chain(rest).map(|word| (*word).to_owned()).collect()
+}
+
+fn words(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn generate_score_and_eval() {
+    let Some(place) = Place::new() else { return };
+    let data = place.path("data");
+    let sampling = ["--do_sample", "true", "--num_generations", "2", "--max_completion_length", "10", "--seed", "4"];
+    for dtype in ["f32", "bf16"] {
+        for device in ["cuda", "cpu"] {
+            let output = place.path(&format!("{device}.jsonl"));
+            let paths: [(&str, &Path); 2] = [("--dataset", &data), ("--output", &output)];
+            place.success(&words(&on("generate", device, dtype, &sampling)), &paths);
+        }
+        let (ours, theirs) = (place.rows("cuda.jsonl"), place.rows("cpu.jsonl"));
+        assert_eq!(ours.len(), theirs.len());
+        if dtype == "f32" {
+            for (a, b) in ours.iter().zip(&theirs) {
+                assert_eq!(a["completion_ids"], b["completion_ids"]);
+            }
+        }
+        // What sampling kept is what scoring computes, in any batch.
+        let scored = place.path("scored.jsonl");
+        let from = place.path("cuda.jsonl");
+        let paths: [(&str, &Path); 2] = [("--input", &from), ("--output", &scored)];
+        place.success(&words(&on("score", "cuda", dtype, &[])), &paths);
+        for (row, scored) in ours.iter().zip(place.rows("scored.jsonl")) {
+            assert_eq!(row["logps_hex"], scored["logps_hex"], "{dtype}");
+        }
+    }
+    let greedy = ["--max_completion_length", "6", "--temperature", "0"];
+    let line = |device| {
+        let paths: [(&str, &Path); 1] = [("--dataset", &data)];
+        let text = place.success(&words(&on("eval", device, "f32", &greedy)), &paths).unwrap();
+        let mut row: Row = serde_json::from_str(text.trim()).unwrap();
+        row.remove("seconds");
+        row
+    };
+    assert_eq!(line("cuda"), line("cpu"));
+}
+
+/// A run that changes its device in the middle goes on as the one that stays: checkpoints are the same.
+#[test]
+fn grpo_and_sft_and_their_checkpoints() {
+    let Some(place) = Place::new() else { return };
+    let data = place.path("data");
+    let train = |command: &str, device: &str, out: &str, steps: &str, more: &[&str]| {
+        let own: &[&str] = match command {
+            "grpo" => &["--num_generations", "2", "--per_device_train_batch_size", "2", "--max_completion_length", "6"],
+            _ => &["--per_device_train_batch_size", "2"],
+        };
+        let rest = [&["--learning_rate", "1e-3", "--max_steps", steps, "--save_steps", "1", "--seed", "3"], own, more].concat();
+        let out = place.path(out);
+        let paths: [(&str, &Path); 2] = [("--dataset", &data), ("--output_dir", &out)];
+        place.success(&words(&on(command, device, "f32", &rest)), &paths);
+    };
+    for command in ["grpo", "sft"] {
+        let (gpu, cpu, mixed) = (format!("{command}-gpu"), format!("{command}-cpu"), format!("{command}-mixed"));
+        train(command, "cuda", &gpu, "3", &[]);
+        train(command, "cpu", &cpu, "3", &[]);
+        let losses = |name: &str| -> Vec<f64> {
+            place.rows(&format!("{name}/metrics.jsonl")).iter().filter_map(|row| row["loss"].as_f64()).collect()
+        };
+        let (ours, theirs) = (losses(&gpu), losses(&cpu));
+        assert_eq!(ours.len(), 3, "{command}");
+        for (a, b) in ours.iter().zip(&theirs) {
+            assert!((a - b).abs() <= 1e-5 * b.abs().max(0.01), "{command}: {ours:?} and {theirs:?}");
+        }
+        // k steps, then a resume, are n steps, to the bit.
+        copy(&place.path(&gpu), &place.path(&mixed), &["checkpoint-2", "checkpoint-3"]);
+        train(command, "cuda", &mixed, "3", &["--resume_from_checkpoint"]);
+        for file in ["model.safetensors", "optimizer.safetensors"] {
+            let of = |name: &str| fs::read(place.path(name).join("checkpoint-3").join(file)).unwrap();
+            assert!(of(&gpu) == of(&mixed), "{command}: {file} after a resume");
+        }
+        // A checkpoint of the GPU goes on on the CPU.
+        copy(&place.path(&gpu), &place.path("moved"), &["checkpoint-2", "checkpoint-3"]);
+        train(command, "cpu", "moved", "3", &["--resume_from_checkpoint"]);
+        for (a, b) in losses("moved").iter().zip(&theirs) {
+            assert!((a - b).abs() <= 1e-5 * b.abs().max(0.01), "{command}, moved: {a} and {b}");
+        }
+        fs::remove_dir_all(place.path("moved")).unwrap();
+    }
+}
+
+fn copy(from: &Path, to: &Path, but: &[&str]) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let name = entry.file_name();
+        if but.iter().any(|left_out| name == *left_out) {
+            continue;
+        }
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &to.join(name), &[]),
+            false => drop(fs::copy(entry.path(), to.join(name)).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn parity_passes_from_the_command_line() {
+    let Some(place) = Place::new() else { return };
+    let text = place.success(&["parity", "--model", BUNDLE, "--device", "cuda"], &[]).unwrap();
+    assert!(text.contains(" 0 FAIL"), "{text}");
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_named() {
+    let Some(place) = Place::new() else { return };
+    let output = place.run(&words(&on("generate", "cuda:7", "auto", &["--prompt", "x"])), &[]).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{said}");
+    assert!(said.starts_with("error: ") && said.contains("there is no GPU 7") && said.lines().count() == 1, "{said}");
+}
