@@ -236,13 +236,20 @@ impl GrpoTrainer {
         let (mut loss, mut entropy, mut tokens) = (0.0, 0.0, 0_usize);
         let (mut difference_sum, mut difference_max) = (0.0, 0.0_f64);
         let exact = self.options.loss.kl_estimator == KlEstimator::Full;
+        // Whether the KL moves the policy at this step, and not the rewards (k1).
+        let kl_pulls = beta != 0.0 && self.options.loss.kl_estimator != KlEstimator::K1;
         let (model, params) = (&self.policy.model, &self.policy.params);
         let reference = self.reference.as_ref().filter(|_| exact);
         let work = |i: usize, batch: &MicroBatch| {
             watch(0)?;
             let members = &completions[batch.members.clone()];
             let counts_b: Vec<bool> = members.iter().map(|c| counts(c)).collect();
-            let pass = Pass::run(model, params, batch, options, reference)?;
+            let advantages_b = &rollout.advantages.advantages_pg[batch.members.clone()];
+            let teaches = |(&counts, &advantage): (&bool, &f32)| counts && (advantage != 0.0 || kl_pulls);
+            let teaches = counts_b.iter().zip(advantages_b).map(teaches);
+            let frozen = members.iter().zip(teaches);
+            let frozen = frozen.flat_map(|(c, teaches)| std::iter::repeat_n(!teaches, c.tokens.len()));
+            let pass = Pass::run(model, params, batch, options, reference, frozen.collect())?;
             let output = loss_of_scores(
                 &loss_config,
                 &ScoreInputs {
@@ -253,7 +260,7 @@ impl GrpoTrainer {
                     reference: rollout.reference.as_ref().map(|r| &r[i]),
                     exact_kl: reference.is_some(),
                     counts_b: &counts_b,
-                    advantages_b: &rollout.advantages.advantages_pg[batch.members.clone()],
+                    advantages_b,
                     window: Window {
                         sequences: completions.len(),
                         tokens: window_tokens,

@@ -34,3 +34,4 @@ mod rope;
 #[allow(unsafe_code)]
 mod sample;
 mod supervised_loss;
+mod train;
