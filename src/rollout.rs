@@ -20,6 +20,7 @@ use crate::nn::Params;
 use crate::ops::log_softmax_kl::{logits, row_log_normaliser};
 use crate::packed::{ImageLayout, Packed};
 use crate::processor::Prompt;
+use crate::tensor::Device;
 
 use kv_cache::{GroupStep, KvCache};
 use rayon::prelude::*;
@@ -27,8 +28,29 @@ use sampler::{Sampler, SamplingContext, SamplingParams};
 use sequence::{FinishReason, Sequence, StopRules};
 use std::sync::Arc;
 
-/// Sequences of one part, which grow in step. Parts run on different threads; it changes no result.
-pub const MAX_SEQUENCES: usize = 128;
+/// How much is computed at once. None of it changes a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sequences that grow in step: on the CPU those of one part (parts run on different threads), on a GPU all.
+    pub sequences: usize,
+    /// Rows, image tokens included, of the prompts that a GPU runs together; a longer prompt runs alone.
+    pub prefill_rows: usize,
+    /// Pages of the key/value cache on a GPU, at least those of one group; else as many as are needed or fit.
+    pub pages: Option<usize>,
+}
+
+impl Limits {
+    /// What suits a device.
+    pub fn of(device: &Device) -> Limits {
+        let sequences = if device.gpu().is_some() { 256 } else { 128 };
+        Limits { sequences, prefill_rows: 16_384, pages: None }
+    }
+
+    /// Prompts whose completions grow together, when there is memory for all of them.
+    pub fn prompts(&self, group: usize) -> usize {
+        (self.sequences / group.max(1)).max(1)
+    }
+}
 
 /// A prompt to complete.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +101,8 @@ pub struct Engine<'a> {
     pub decoding: &'a Decoding,
     /// For stop strings and the completions' text.
     pub detokenize: Detokenize<'a>,
+    /// How much is computed at once.
+    pub limits: Limits,
 }
 
 struct Group<'a> {
@@ -110,7 +134,7 @@ impl Engine<'_> {
         }
         // As many prompts as fit, but no fewer parts than threads: parts run side by side.
         let threads = rayon::current_num_threads();
-        let at_once = (MAX_SEQUENCES / group.max(1)).min(requests.len().div_ceil(threads)).max(1);
+        let at_once = self.limits.prompts(group).min(requests.len().div_ceil(threads)).max(1);
         let parts: Vec<Result<Vec<Vec<Growing>>>> = requests
             .par_chunks(at_once)
             .map(|part| self.generate_together(part, group, seed, watch))

@@ -19,8 +19,8 @@ use othink::processor::{Normalisation, Patches, Prompt};
 use othink::rollout::sampler::SamplingParams;
 use othink::rollout::sequence::StopRules;
 use othink::rollout::stop::StopStrings;
-use othink::rollout::{Completion, Decoding, Engine, Request};
-use othink::tensor::{DType, Tensor};
+use othink::rollout::{Completion, Decoding, Engine, Limits, Request};
+use othink::tensor::{DType, Device, Tensor};
 use othink::train::update::{ForwardOptions, forward};
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -52,7 +52,9 @@ impl Tiny {
 
     fn generate(&self, decoding: &Decoding, requests: &[Request<'_>], group: usize) -> Vec<Vec<Completion>> {
         let detokenize = |ids: &[u32]| format!("{ids:?}");
-        let engine = Engine { model: &self.model, params: &self.params, decoding, detokenize: &detokenize };
+        let limits = Limits::of(&Device::Cpu);
+        let engine =
+            Engine { model: &self.model, params: &self.params, decoding, detokenize: &detokenize, limits };
         engine.generate(requests, group, 4, &|_| Ok(())).unwrap()
     }
 }

@@ -17,7 +17,7 @@ use crate::processor::check_images;
 use crate::report::html::{RunSummary, sample_completions};
 use crate::report::read_rows;
 use crate::reward::RewardSet;
-use crate::rollout::MAX_SEQUENCES;
+use crate::rollout::Limits;
 use crate::rollout::sampler::SamplingParams;
 use crate::tensor::Placement;
 use crate::train::evaluate::EvaluationOptions;
@@ -243,7 +243,7 @@ fn dry_run(options: &GrpoConfig, samples: &[Sample], placement: &Placement) -> R
         group,
         prompt_tok: longest.prompt_tok().min(limit),
         completion_tok,
-        rollout_prompts: prompts.min((MAX_SEQUENCES / group).max(1)),
+        rollout_prompts: prompts.min(Limits::of(&placement.device).prompts(group)),
         image_tok: longest.image_tok.min(limit),
         freeze_vision: options.optimiser.freeze_vision_modules,
         reference: options.kl.needs_reference(),

@@ -130,15 +130,25 @@ impl Gpu {
         trim_pool(&self.0.context)
     }
 
-    /// Bytes that nobody uses, of all programs on the GPU. Hands back what the pool keeps of freed memory, to count it.
+    /// Bytes that can be allocated: what no program on the GPU uses, and what the pool keeps of freed memory. Waits for the work
+    /// asked for, whose memory is freed with it.
     ///
     /// # Errors
     /// [`Error::Device`].
     pub fn free_bytes(&self) -> Result<usize> {
         self.bind()?;
-        self.free_unused()?;
+        self.synchronize()?;
         let (free, _) = result::mem_get_info().map_err(|e| device_error("say how much memory is free", e))?;
-        Ok(free)
+        let mut kept = 0;
+        with_pool(&self.0.context, |pool| {
+            let reserved = pool_bytes(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+            kept = reserved.saturating_sub(pool_bytes(
+                pool,
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
+            )?);
+            Ok(())
+        })?;
+        Ok(free + kept as usize)
     }
 
     /// Memory of zeros.
@@ -359,6 +369,20 @@ fn with_pool(context: &Arc<CudaContext>, f: impl FnOnce(sys::CUmemoryPool) -> Re
     #[allow(unsafe_code)]
     let pool = unsafe { result::device::get_default_mem_pool(context.cu_device()) };
     pool.and_then(f).map_err(|e| device_error("set up its memory pool", e))
+}
+
+/// A count of the pool's.
+fn pool_bytes(
+    pool: sys::CUmemoryPool,
+    attribute: sys::CUmemPool_attribute,
+) -> std::result::Result<u64, DriverError> {
+    let mut bytes = 0_u64;
+    // SAFETY: the counts are 64-bit numbers.
+    #[allow(unsafe_code)]
+    unsafe {
+        result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast())?;
+    }
+    Ok(bytes)
 }
 
 type Result2 = std::result::Result<(), DriverError>;

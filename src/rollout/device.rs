@@ -23,9 +23,6 @@ use crate::processor::Prompt;
 use crate::tensor::Tensor;
 use std::collections::VecDeque;
 
-/// Sequences that grow in step.
-const MAX_SEQUENCES: usize = 256;
-
 /// The share of the free memory that the cache may take; the rest is for the activations beside it.
 const CACHE_SHARE: f64 = 0.7;
 
@@ -110,9 +107,12 @@ impl<'e, 'p> Rollout<'e, 'p> {
         let mut needs: Vec<usize> =
             requests.iter().map(|request| pages_of_group(request.prompt, group, longest)).collect();
         needs.sort_unstable_by(|a, b| b.cmp(a));
-        let most: usize = needs.iter().take(at_once(group)).sum();
+        let most: usize = needs.iter().take(engine.limits.prompts(group)).sum();
         let page_bytes = depth * PagedKv::page_bytes(text.heads(), dtype);
-        let fitting = (gpu.free_bytes()? as f64 * CACHE_SHARE) as usize / page_bytes.max(1);
+        let fitting = match engine.limits.pages {
+            Some(pages) => pages,
+            None => (gpu.free_bytes()? as f64 * CACHE_SHARE) as usize / page_bytes.max(1),
+        };
         // A group that does not fit alone fails where its pages are allocated, with a message that says what to lower.
         let pages = most.min(fitting).max(needs.first().copied().unwrap_or(0));
         let layers =
@@ -138,17 +138,22 @@ impl<'e, 'p> Rollout<'e, 'p> {
     ) -> Result<Vec<&'r Request<'p>>> {
         let longest = self.engine.decoding.stop.max_new_tokens;
         let mut admitted = Vec::new();
+        let limits = self.engine.limits;
         let mut sequences: usize = self.running.iter().map(|running| running.growing.len()).sum();
+        let mut rows = 0;
         while let Some(&(index, request)) = waiting.front() {
-            let is_crowded = sequences > 0 && sequences + self.group > MAX_SEQUENCES;
-            if is_crowded || pages_of_group(request.prompt, self.group, longest) > self.pool.free() {
+            let length = request.prompt.tokens.len();
+            let is_crowded = sequences > 0 && sequences + self.group > limits.sequences;
+            let is_long = rows > 0 && rows + length > limits.prefill_rows;
+            if is_crowded || is_long || pages_of_group(request.prompt, self.group, longest) > self.pool.free()
+            {
                 break;
             }
             let mut take = |tokens| {
                 let pages = self.pool.take(tokens);
                 pages.ok_or_else(|| Error::Internal("the key/value cache has too few pages".into()))
             };
-            let prefix = Pages { len: request.prompt.tokens.len(), ..take(request.prompt.tokens.len())? };
+            let prefix = Pages { len: length, ..take(length)? };
             let member = |g: usize| {
                 Ok(Member {
                     number: index * self.group + g,
@@ -159,6 +164,7 @@ impl<'e, 'p> Rollout<'e, 'p> {
             let growing = (0..self.group).map(member).collect::<Result<_>>()?;
             self.running.push(Running { prompt: request.prompt, prefix, growing });
             sequences += self.group;
+            rows += length;
             admitted.push(request);
             waiting.pop_front();
         }
@@ -191,9 +197,16 @@ impl<'e, 'p> Rollout<'e, 'p> {
             layers[layer].store(k, v, &slots)?;
             Ok(attention.forward([q, k, v])?.0)
         })?;
-        let last = input.segments.iter().map(|segment| segment.rows.end - 1);
-        let rows: Vec<usize> = last.flat_map(|row| std::iter::repeat_n(row, self.group)).collect();
-        self.extend(&gather_rows(&hidden, &rows)?, first)
+        let last: Vec<usize> = input.segments.iter().map(|segment| segment.rows.end - 1).collect();
+        let scores = logits(&gather_rows(&hidden, &last)?, self.head())?;
+        // All completions of a prompt begin with its row.
+        let rows: Vec<usize> = (0..last.len()).flat_map(|row| std::iter::repeat_n(row, self.group)).collect();
+        self.extend(&gather_rows(&scores, &rows)?, first)
+    }
+
+    /// The matrix that gives the logits.
+    fn head(&self) -> &'e Tensor {
+        &self.engine.params.of(self.engine.model.head()).value
     }
 
     /// Computes one row of every growing sequence and samples its next token. Gives the number of completions that end with it.
@@ -219,12 +232,12 @@ impl<'e, 'p> Rollout<'e, 'p> {
             layers[layer].store(k, v, batch.newest())?;
             layers[layer].decode(q, &batch)
         })?;
-        self.extend(&hidden, 0)
+        self.extend(&logits(&hidden, self.head())?, 0)
     }
 
-    /// Samples the next token of each sequence of the prompts from `first` on, from its row of hidden states; puts those that
-    /// end with it aside, and their pages back.
-    fn extend(&mut self, hidden: &Tensor, first: usize) -> Result<u64> {
+    /// Samples the next token of each sequence of the prompts from `first` on, from its row of logits `[B, V]`; puts those that end
+    /// with it aside, and their pages back.
+    fn extend(&mut self, scores: &Tensor, first: usize) -> Result<u64> {
         let engine = self.engine;
         let longest = engine.decoding.stop.max_new_tokens;
         let members = || self.running[first..].iter().flat_map(|running| &running.growing);
@@ -234,10 +247,9 @@ impl<'e, 'p> Rollout<'e, 'p> {
         let places = members().map(place).collect::<std::result::Result<Vec<i32>, _>>();
         let places = places.map_err(|_| Error::Usage(TOO_MANY.into()))?;
         let places = self.gpu.upload(&places, Purpose::Inputs)?;
-        let scores = logits(hidden, &engine.params.of(engine.model.head()).value)?;
-        let drawn = self.sampler.draw(&scores, &numbers, &keys)?;
+        let drawn = self.sampler.draw(scores, &numbers, &keys)?;
         let temperature = f64::from(engine.decoding.sampling.score_temperature());
-        sampled_log_probs(&scores, &drawn, &places, temperature, &mut self.kept)?;
+        sampled_log_probs(scores, &drawn, &places, temperature, &mut self.kept)?;
         let mut tokens = self.sampler.tokens(&drawn)?.into_iter();
         let mut finished = 0;
         for running in &mut self.running[first..] {
@@ -278,11 +290,6 @@ impl<'e, 'p> Rollout<'e, 'p> {
         let groups = completions.len().checked_div(self.group).unwrap_or(0);
         Ok((0..groups).map(|_| completions.by_ref().take(self.group).collect()).collect())
     }
-}
-
-/// Prompts whose completions grow together when there is memory for all of them.
-fn at_once(group: usize) -> usize {
-    (MAX_SEQUENCES / group.max(1)).max(1)
 }
 
 /// Pages of a prompt and its completions; the last token of a completion is never in the cache.

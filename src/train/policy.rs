@@ -12,7 +12,7 @@ use crate::processor::{Processor, ProcessorOptions, Prompt};
 use crate::rollout::sampler::SamplingParams;
 use crate::rollout::sequence::StopRules;
 use crate::rollout::stop::StopStrings;
-use crate::rollout::{Decoding, Engine};
+use crate::rollout::{Decoding, Engine, Limits};
 use crate::tensor::{Placement, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -143,7 +143,7 @@ impl Policy {
         decoding: &'a Decoding,
         detokenize: &'a (dyn Fn(&[u32]) -> String + Sync),
     ) -> Engine<'a> {
-        Engine { model: &self.model, params, decoding, detokenize }
+        Engine { model: &self.model, params, decoding, detokenize, limits: Limits::of(&params.device()) }
     }
 
     /// Prompts of some rows, images decoded on all threads. A prompt longer than `limit` tokens fails.

@@ -1,7 +1,7 @@
 //! GRPO-D on the device: after the CPU step by step, to the bit with itself, and without numbers that go back and forth.
 
 use crate::common::{Recipe, Vowels, conversations, grpo_trainer, policy, prompts};
-use crate::harness::{VARIABLE, gpu, is_checked, is_rerun};
+use crate::harness::{gpu, is_checked, is_rerun};
 use othink::config::KlEstimator;
 use othink::cuda::Gpu;
 use othink::data::Sample;
@@ -82,16 +82,20 @@ fn runs_are_equal_to_the_bit() {
     }
 }
 
-/// Only in the process that [`a_step_copies_back_tokens_and_little_else`] starts: a step under the trace.
+/// Only in the processes that [`a_step_copies_back_tokens_and_little_else`] starts: a step under the trace.
 #[test]
 fn one_traced_step() {
-    if std::env::var_os("OTHINK_TRACE").is_none() || std::env::var_os("OTHINK_TRACED_STEP").is_none() {
+    let Some(new_tokens) = std::env::var("OTHINK_TRACED_TOKENS").ok().and_then(|n| n.parse().ok()) else {
         return;
-    }
+    };
     let Some(gpu) = gpu() else { return };
     let samples = samples();
-    let sampling =
-        SamplingParams { max_new_tokens: 12, repetition_penalty: 1.1, ..SamplingParams::default() };
+    let sampling = SamplingParams {
+        min_new_tokens: new_tokens,
+        max_new_tokens: new_tokens,
+        repetition_penalty: 1.1,
+        ..SamplingParams::default()
+    };
     let placement = on(gpu, DType::Bf16);
     let recipe = Recipe { steps: 2, sampling, placement, estimator: KlEstimator::Full, ..Recipe::default() };
     let mut trainer = trainer(&recipe, samples.len());
@@ -107,67 +111,86 @@ fn one_traced_step() {
     mark(&format!("tokens {tokens}"));
 }
 
-/// A step's log shows every op's kernel; what it copies to the host is sampled tokens and at most 64 KiB.
-#[test]
-fn a_step_copies_back_tokens_and_little_else() {
-    if std::env::var_os(VARIABLE).is_some() || gpu().is_none() {
-        return;
-    }
+/// A step's lines of the log, and the tokens that it sampled.
+fn traced_step(new_tokens: usize) -> (Vec<String>, usize) {
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("trace");
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "grpo::one_traced_step", "--test-threads", "1"])
         .env("OTHINK_TRACE", &trace)
-        .env("OTHINK_TRACED_STEP", "1")
+        .env("OTHINK_TRACED_TOKENS", new_tokens.to_string())
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let text = fs::read_to_string(&trace).unwrap();
-    let marks: Vec<usize> =
-        text.lines().enumerate().filter(|(_, l)| l.starts_with("mark ")).map(|(i, _)| i).collect();
     let lines: Vec<&str> = text.lines().collect();
-    let tokens: usize = lines[marks[2]].strip_prefix("mark tokens ").unwrap().parse().unwrap();
-    let step = &lines[marks[0] + 1..marks[1]];
-    let back = step.iter().filter_map(|line| {
+    let marks: Vec<usize> = (0..lines.len()).filter(|&i| lines[i].starts_with("mark ")).collect();
+    let tokens = lines[marks[2]].strip_prefix("mark tokens ").unwrap().parse().unwrap();
+    (lines[marks[0] + 1..marks[1]].iter().map(|line| (*line).to_owned()).collect(), tokens)
+}
+
+fn bytes_back(step: &[String]) -> usize {
+    let bytes = |line: &String| {
         line.strip_prefix("copy device to host ")?.strip_suffix(" bytes")?.parse::<usize>().ok()
-    });
-    let back: usize = back.sum();
-    assert!(tokens > 20 && back >= 4 * tokens, "{tokens} tokens, {back} bytes");
-    assert!(back <= 4 * tokens + (64 << 10), "{tokens} tokens, {back} bytes");
+    };
+    step.iter().filter_map(bytes).sum()
+}
+
+/// What a step copies to the host is the sampled tokens, 4 bytes each, and sums whose number the number of tokens does not change: far
+/// less than 64 KiB. Its log shows every op's kernel.
+#[test]
+fn a_step_copies_back_tokens_and_little_else() {
+    if std::env::var_os("OTHINK_TRACED_TOKENS").is_some() || is_rerun() || gpu().is_none() {
+        return;
+    }
+    let ((step, tokens), (longer, more)) = (traced_step(12), traced_step(24));
+    assert_eq!((tokens, more), (8 * 12, 8 * 24));
+    let rest = bytes_back(&step) - 4 * tokens;
+    assert_eq!(bytes_back(&longer) - 4 * more, rest, "something of each token comes back");
+    assert!(rest > 0 && rest <= 4 << 10, "{rest} bytes beside the tokens");
     let launched: BTreeSet<&str> =
         step.iter().filter_map(|line| line.strip_prefix("launch ")?.split(' ').next()).collect();
-    let ops = [
-        "patch_embed",
-        "rope",
-        "rms_norm",
-        "layer_norm",
-        "attention",
-        "decode",
-        "paged_store",
-        "swiglu",
-        "gelu",
-        "quick_gelu",
-        "embedding",
-        "log_softmax_kl_forward",
-        "log_softmax_kl_backward",
-        "sample_forward",
-        "sampled_log_probs",
-        "grpo_loss",
-        "column_sums",
-        "grad_norm",
-        "adamw_step",
-        "group_advantage",
-        "columns",
-        "backward_queries",
-        "backward_keys",
-        "accumulate",
+    let kernels = [
+        "patch_embed_forward_bf16",
+        "patch_embed_backward_bf16",
+        "rope_angles",
+        "rope_forward_bf16",
+        "rope_backward_bf16",
+        "rms_norm_forward_bf16",
+        "rms_norm_backward_bf16",
+        "layer_norm_forward_bf16",
+        "layer_norm_backward_bf16",
+        "attention_d16_forward_bf16",
+        "attention_d16_backward_queries_bf16",
+        "attention_d16_backward_keys_bf16",
+        "attention_d16_decode_bf16",
+        "paged_store_bf16",
+        "swiglu_forward_bf16",
+        "swiglu_backward_bf16",
+        "quick_gelu_forward_bf16",
+        "quick_gelu_backward_bf16",
+        "gelu_forward_bf16",
+        "gelu_backward_bf16",
+        "embedding_forward_bf16",
+        "embedding_backward_bf16",
+        "columns_forward_bf16",
+        "add_forward_bf16",
+        "column_sums_bf16",
+        "log_softmax_kl_forward_f32",
+        "log_softmax_kl_backward_bf16",
+        "sample_forward_f32",
+        "sampled_log_probs_forward_f32",
+        "group_advantage_forward_f32",
+        "accumulate_bf16",
+        "grad_norm_partial_f32",
+        "grad_norm_finish_f32",
+        "adamw_step_bf16",
     ];
-    for op in ops {
-        assert!(launched.iter().any(|name| name.contains(op)), "{op} is not among {launched:?}");
-    }
-    let products =
-        step.iter().any(|line| line.starts_with("product ")) || launched.iter().any(|n| n.contains("gemm"));
-    assert!(products, "no product: {launched:?}");
+    let missing: Vec<&str> = kernels.into_iter().filter(|kernel| !launched.contains(kernel)).collect();
+    assert!(missing.is_empty(), "{missing:?} are not among {launched:?}");
+    assert!(launched.iter().any(|kernel| kernel.starts_with("grpo_loss")), "{launched:?}");
+    let products = step.iter().any(|line| line.starts_with("product "));
+    assert!(products || launched.iter().any(|kernel| kernel.starts_with("gemm")), "no product: {launched:?}");
 }
 
 /// The steps above go through the vision tower.

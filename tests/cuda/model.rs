@@ -8,8 +8,10 @@ use othink::cuda::Gpu;
 use othink::parity::bundle::Bundle;
 use othink::parity::compare::Verdict;
 use othink::processor::ProcessorOptions;
+use othink::processor::Prompt;
 use othink::report::Progress;
-use othink::rollout::Completion;
+use othink::rollout::sampler::SamplingParams;
+use othink::rollout::{Completion, Limits, Request};
 use othink::tensor::{DType, Device, Placement};
 use othink::train::policy::Policy;
 use std::sync::Arc;
@@ -121,6 +123,49 @@ fn a_prompt_alone_equals_the_prompt_in_any_batch() {
         let mut turned = roll_out(&policy, &decoding, &backwards, 3, 3);
         turned.reverse();
         assert!(turned == together, "in another order");
+    }
+}
+
+/// When few sequences may grow at once, when the cache has pages for one group only, so that waiting prompts get the pages of those that
+/// ended, and when prompts run one by one, every completion has the same bits.
+#[test]
+fn waiting_prompts_change_nothing() {
+    let Some(gpu) = gpu() else { return };
+    for dtype in [DType::F32, DType::Bf16] {
+        let policy = policy_on(gpu, "tied_kv1_odd", dtype);
+        let prompts = prompts(&policy, "tied_kv1_odd");
+        // The same prompts at other places of the stream have completions of their own.
+        let prompts: Vec<&Prompt> = prompts.iter().chain(&prompts).collect();
+        let requests: Vec<Request<'_>> =
+            prompts.iter().zip(20..).map(|(prompt, place)| Request { place, prompt }).collect();
+        let decoding = decoding(
+            &policy,
+            SamplingParams { max_new_tokens: 70, min_new_tokens: 1, ..samplings()[0].clone() },
+        );
+        let detokenize = |ids: &[u32]| policy.detokenize(ids);
+        let all = policy.engine(&policy.params, &decoding, &detokenize).limits;
+        let generate = |limits: Limits| {
+            let mut engine = policy.engine(&policy.params, &decoding, &detokenize);
+            engine.limits = limits;
+            engine.generate(&requests, 2, 9, &|_| Ok(())).unwrap()
+        };
+        let want = generate(all);
+        let lengths: Vec<usize> = want.iter().flatten().map(|c| c.tokens.len()).collect();
+        assert!(
+            lengths.iter().any(|&n| n != lengths[0]),
+            "completions of equal length end at once: {lengths:?}"
+        );
+        for limits in [
+            Limits { sequences: 2, ..all },
+            Limits { sequences: 5, prefill_rows: 1, ..all },
+            Limits { pages: Some(0), ..all },
+            Limits { pages: Some(20), prefill_rows: 200, ..all },
+        ] {
+            assert!(generate(limits) == want, "{dtype:?}, {limits:?}");
+            if is_rerun() {
+                break;
+            }
+        }
     }
 }
 
