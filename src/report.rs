@@ -14,4 +14,6 @@ pub use html::RunSummary;
 pub use jsonl::{Backlog, JsonLines, Row, read_rows};
 pub use memory::MemoryPlan;
 pub use progress::Progress;
-pub use record::{ClipRatio, CompletionLengths, CompletionRecord, RewardStatistics, SftReport, StepReport};
+pub use record::{
+    ClipRatio, CompletionLengths, CompletionRecord, Phases, RewardStatistics, SftReport, StepReport,
+};

@@ -79,7 +79,7 @@ fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
                 let text = std::fs::read_to_string(&path).unwrap();
                 let rows = text.lines().map(|line| {
                     let mut row: Map<String, Value> = serde_json::from_str(line).unwrap();
-                    row.remove("step_time");
+                    row.retain(|key, _| !key.starts_with("step_time"));
                     format!("{}\n", Value::Object(row))
                 });
                 files.insert(name, rows.collect::<String>().into_bytes());

@@ -26,7 +26,7 @@ use crate::train::grpo::{GrpoOptions, GrpoTrainer};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
 use crate::train::policy::{Policy, prompt_limit};
-use crate::train::resume::{dataset_hash, fields, model_hash};
+use crate::train::resume::{dataset_hash, identity_options, model_hash};
 use crate::train::run::{COMPLETIONS, Evaluation, METRICS, RunOptions, run};
 use crate::train::stream::{Stream, total_steps};
 
@@ -74,7 +74,7 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     let steps = steps(options, samples.len());
     let identity = Identity {
         command: GrpoConfig::COMMAND.into(),
-        options: fields(options)?,
+        options: identity_options(options, &placement)?,
         model_hash: model_hash(&policy, options.model.chat_template.as_deref())?,
         dataset_hash: dataset_hash(&samples),
         max_steps: steps,

@@ -16,7 +16,7 @@ use crate::tensor::Placement;
 use crate::train::folder::{RunFolder, refuse_occupied};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
-use crate::train::resume::{dataset_hash, fields, model_hash};
+use crate::train::resume::{dataset_hash, identity_options, model_hash};
 use crate::train::run::{METRICS, run};
 use crate::train::sft::{SftOptions, SftTrainer};
 use crate::train::stream::{Stream, total_steps};
@@ -58,12 +58,12 @@ pub fn train(options: &SftConfig) -> Result<()> {
         schedule: training::learning_rate(optimiser, steps)?,
         max_grad_norm: optimiser.max_grad_norm,
         recompute: optimiser.gradient_checkpointing,
-        placement,
+        placement: placement.clone(),
     };
     let stream = Stream::new(samples.len(), options.seed.seed, options.order.shuffle_dataset)?;
     let identity = Identity {
         command: SftConfig::COMMAND.into(),
-        options: fields(options)?,
+        options: identity_options(options, &placement)?,
         model_hash: model_hash(&policy, options.model.chat_template.as_deref())?,
         dataset_hash: dataset_hash(&samples),
         max_steps: steps,

@@ -66,6 +66,14 @@ impl Ledger {
     }
 }
 
+impl Ledger {
+    /// The most bytes at once for each purpose, by its name with `_` for spaces in lower case.
+    pub fn peaks(&self) -> Vec<(String, usize)> {
+        let name = |name: &str| name.to_lowercase().replace(' ', "_");
+        PURPOSES.iter().map(|&(purpose, text)| (name(text), self.peak_bytes(purpose))).collect()
+    }
+}
+
 /// `weights 4.1 GiB, activations 12.5 GiB`: what is in use, in the order of [`Purpose`].
 impl fmt::Display for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -107,6 +115,7 @@ mod tests {
         ledger.add(Purpose::Workspace, 100);
         ledger.remove(Purpose::Workspace, 100);
         assert_eq!(ledger.to_string(), "weights 3.0 GiB, inputs 1.5 KiB");
+        assert_eq!(ledger.peaks()[4..6], [("kv_cache".to_owned(), 0), ("workspace".to_owned(), 100)]);
         assert_eq!((ledger.bytes(Purpose::Workspace), ledger.peak_bytes(Purpose::Workspace)), (0, 100));
     }
 }

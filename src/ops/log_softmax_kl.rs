@@ -93,7 +93,8 @@ pub struct LogSoftmaxKl {
     /// Targets that get no gradient whatever comes in for them, one entry for each, or none at all. Rows that have no other
     /// targets are left out of the backward products: their gradient is 0, and no other bit changes.
     pub frozen: Vec<bool>,
-    /// The most bytes that logits may take at a time on a GPU (64 rows at least), the reference's as many again.
+    /// The most bytes that logits may take at a time on a GPU (64 rows at least), the reference's as many again; their gradient
+    /// takes up to 8 times as many in f32, half of that in bf16.
     pub logits_bytes: usize,
 }
 

@@ -44,6 +44,23 @@ pub struct StepReport {
     pub num_tokens: u64,
     /// Wall time of this step, in seconds.
     pub step_time: f64,
+    /// Where it went.
+    pub phases: Phases,
+    /// The most bytes that the GPU's memory has held at once, by purpose; empty on the CPU.
+    pub memory: Vec<(String, usize)>,
+}
+
+/// Wall time of the parts of a step, in seconds; on the further iterations over one rollout the first two are 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Phases {
+    /// Encoding the prompts and sampling the completions.
+    pub rollout: f64,
+    /// Rewards, the reference's log-probabilities, advantages.
+    pub reference: f64,
+    /// Forward and backward passes, loss and gradient.
+    pub learn: f64,
+    /// The optimiser's update.
+    pub optimizer: f64,
 }
 
 /// One reward function over a step's completions.
@@ -179,6 +196,13 @@ impl StepReport {
         put("sampling/sampling_logp_difference/mean", self.sampling_logp_difference_mean);
         put("sampling/sampling_logp_difference/max", self.sampling_logp_difference_max);
         put("step_time", self.step_time);
+        put("step_time/rollout", self.phases.rollout);
+        put("step_time/reference", self.phases.reference);
+        put("step_time/learn", self.phases.learn);
+        put("step_time/optimizer", self.phases.optimizer);
+        for (purpose, bytes) in &self.memory {
+            row.insert(format!("memory/{purpose}"), Value::from(*bytes));
+        }
         row.insert("num_tokens".to_owned(), Value::from(self.num_tokens));
         first("step", self.step, row)
     }

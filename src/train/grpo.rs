@@ -10,6 +10,7 @@ use super::update::{ForwardOptions, Pass, check_finite, each_micro_batch};
 use crate::batch::MicroBatch;
 use crate::checkpoint::{SavedRollout, SavedRun};
 use crate::config::{KlEstimator, ScaleRewards};
+use crate::cuda::Gpu;
 use crate::data::Sample;
 use crate::error::{Error, Result};
 use crate::kl::BetaController;
@@ -17,7 +18,7 @@ use crate::loss::{LossConfig, LossMetrics, ScoreInputs, Window, loss_of_scores};
 use crate::nn::Params;
 use crate::optim::{AdamWConfig, LrSchedule, Optimiser};
 use crate::processor::Prompt;
-use crate::report::{ClipRatio, CompletionRecord, Row, StepReport};
+use crate::report::{ClipRatio, CompletionRecord, Phases, Row, StepReport};
 use crate::reward::RewardSet;
 use crate::rollout::sequence::FinishReason;
 use crate::rollout::{Completion, Decoding, Request, Watch};
@@ -132,10 +133,10 @@ impl GrpoTrainer {
         let is_new = kept.is_none();
         let chosen = self.chosen(step, samples);
         let rollout = match kept {
-            Some(rollout) => Ok(rollout),
+            Some(rollout) => Ok((rollout, [0.0; 2])),
             None => self.roll_out(&chosen, beta, watch),
         };
-        let mut rollout = rollout?;
+        let (mut rollout, sampling_seconds) = rollout?;
         // As TRL counts: every completion with its whole prompt, though the prompt is computed once.
         let tokens = self.tokens + if is_new { rollout.tokens() } else { 0 };
         let learned = self.learn(step, beta, tokens, &mut rollout, watch);
@@ -150,6 +151,10 @@ impl GrpoTrainer {
                 self.rollout = more.then_some(rollout);
                 report.epoch = self.epoch(step);
                 report.step_time = start.elapsed().as_secs_f64();
+                [report.phases.rollout, report.phases.reference] =
+                    if is_new { sampling_seconds } else { [0.0; 2] };
+                report.memory =
+                    self.options.placement.device.gpu().map_or_else(Vec::new, |gpu| gpu.ledger().peaks());
                 Ok(StepOutcome { report, completions })
             }
             Err(error) => {
@@ -186,8 +191,9 @@ impl GrpoTrainer {
         self.policy.encode(&rows, self.options.prompt_limit)
     }
 
-    /// Samples G completions for each prompt and scores them.
-    fn roll_out(&self, chosen: &[(u64, &Sample)], beta: f64, watch: Watch<'_>) -> Result<Scored> {
+    /// Samples G completions for each prompt and scores them. Gives the seconds of the two as well.
+    fn roll_out(&self, chosen: &[(u64, &Sample)], beta: f64, watch: Watch<'_>) -> Result<(Scored, [f64; 2])> {
+        let start = Instant::now();
         let prompts = self.encode(chosen)?;
         let requests: Vec<_> = chosen
             .iter()
@@ -201,6 +207,7 @@ impl GrpoTrainer {
             self.options.seed,
             watch,
         )?;
+        let sampled = start.elapsed().as_secs_f64();
         let scores = chosen
             .iter()
             .zip(&completions)
@@ -208,7 +215,14 @@ impl GrpoTrainer {
             .collect();
         let prompt_hashes = prompts.iter().map(prompt_hash).collect();
         let rollout = SavedRollout { beta, prompts: prompt_hashes, completions, scores, difference: None };
-        self.scored(prompts, rollout, watch)
+        let scored = self.scored(prompts, rollout, watch)?;
+        self.finish_work()?;
+        Ok((scored, [sampled, start.elapsed().as_secs_f64() - sampled]))
+    }
+
+    /// Waits for a GPU, so that what follows is not timed with what was asked for before.
+    fn finish_work(&self) -> Result<()> {
+        self.options.placement.device.gpu().map_or(Ok(()), Gpu::synchronize)
     }
 
     /// Loss and gradient over the micro-batches, then the optimiser's step.
@@ -220,6 +234,7 @@ impl GrpoTrainer {
         rollout: &mut Scored,
         watch: Watch<'_>,
     ) -> Result<StepReport> {
+        let start = Instant::now();
         let completions = rollout.flat();
         let loss_config = LossConfig { beta, ..self.options.loss };
         let counts = |c: &Completion| !(self.options.mask_truncated && c.finish == FinishReason::Length);
@@ -236,13 +251,20 @@ impl GrpoTrainer {
         let (mut loss, mut entropy, mut tokens) = (0.0, 0.0, 0_usize);
         let (mut difference_sum, mut difference_max) = (0.0, 0.0_f64);
         let exact = self.options.loss.kl_estimator == KlEstimator::Full;
+        // Whether the KL moves the policy at this step, and not the rewards (k1).
+        let kl_pulls = beta != 0.0 && self.options.loss.kl_estimator != KlEstimator::K1;
         let (model, params) = (&self.policy.model, &self.policy.params);
         let reference = self.reference.as_ref().filter(|_| exact);
         let work = |i: usize, batch: &MicroBatch| {
             watch(0)?;
             let members = &completions[batch.members.clone()];
             let counts_b: Vec<bool> = members.iter().map(|c| counts(c)).collect();
-            let pass = Pass::run(model, params, batch, options, reference)?;
+            let advantages_b = &rollout.advantages.advantages_pg[batch.members.clone()];
+            let teaches = |(&counts, &advantage): (&bool, &f32)| counts && (advantage != 0.0 || kl_pulls);
+            let teaches = counts_b.iter().zip(advantages_b).map(teaches);
+            let frozen = members.iter().zip(teaches);
+            let frozen = frozen.flat_map(|(c, teaches)| std::iter::repeat_n(!teaches, c.tokens.len()));
+            let pass = Pass::run(model, params, batch, options, reference, frozen.collect())?;
             let output = loss_of_scores(
                 &loss_config,
                 &ScoreInputs {
@@ -253,7 +275,7 @@ impl GrpoTrainer {
                     reference: rollout.reference.as_ref().map(|r| &r[i]),
                     exact_kl: reference.is_some(),
                     counts_b: &counts_b,
-                    advantages_b: &rollout.advantages.advantages_pg[batch.members.clone()],
+                    advantages_b,
                     window: Window {
                         sequences: completions.len(),
                         tokens: window_tokens,
@@ -285,9 +307,16 @@ impl GrpoTrainer {
         if let Some(kl) = metrics.kl() {
             check_finite("KL", kl, step)?;
         }
+        self.finish_work()?;
+        let learned = start.elapsed().as_secs_f64();
         let learning_rate = self.options.schedule.learning_rate(step);
         let grad_norm =
             self.optimiser.step(&mut self.policy.params, learning_rate, self.options.max_grad_norm)?;
+        let phases = Phases {
+            learn: learned,
+            optimizer: start.elapsed().as_secs_f64() - learned,
+            ..Phases::default()
+        };
         check_finite("gradient norm", grad_norm, step)?;
         if let Some(kl) = metrics.kl() {
             self.beta.observe(kl, completions.len())?;
@@ -316,6 +345,7 @@ impl GrpoTrainer {
             sampling_logp_difference_mean: difference.0,
             sampling_logp_difference_max: difference.1,
             num_tokens: tokens_seen,
+            phases,
             ..StepReport::default()
         })
     }

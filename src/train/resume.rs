@@ -9,6 +9,7 @@ use super::policy::Policy;
 use crate::checkpoint::{Identity, SavePlan};
 use crate::data::{ImageSource, Part, Sample, nearest};
 use crate::error::{Error, Result};
+use crate::tensor::Placement;
 
 /// Hash of all that a model folder says: the weights in f32 with their names and shapes, `config.json`, and the files of
 /// tokenizer, templates, processor and generation; and of a template that stands in for the folder's.
@@ -183,11 +184,26 @@ fn show(value: Option<&Value>) -> String {
     value.map_or("not set".to_owned(), Value::to_string)
 }
 
+/// The options of a run as its identity, with the device and the type that they came to: `auto` may mean another on another machine.
+///
+/// # Errors
+/// As [`fields`].
+pub fn identity_options(
+    options: &impl serde::Serialize,
+    placement: &Placement,
+) -> Result<Map<String, Value>> {
+    let mut row = fields(options)?;
+    let device = if placement.device.gpu().is_some() { "cuda" } else { "cpu" };
+    row.insert("device".into(), device.into());
+    row.insert("dtype".into(), placement.dtype.name().into());
+    Ok(row)
+}
+
 /// The options of a command as an object.
 ///
 /// # Errors
 /// [`Error::Internal`] for what is no object.
-pub fn fields(options: &impl serde::Serialize) -> Result<Map<String, Value>> {
+fn fields(options: &impl serde::Serialize) -> Result<Map<String, Value>> {
     match serde_json::to_value(options) {
         Ok(Value::Object(fields)) => Ok(fields),
         _ => Err(Error::Internal("the options are no object".into())),

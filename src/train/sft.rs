@@ -89,7 +89,7 @@ impl SftTrainer {
         let (model, params) = (&self.policy.model, &self.policy.params);
         let work = |_: usize, batch: &MicroBatch| {
             watch(0)?;
-            let pass = Pass::run(model, params, batch, options, None)?;
+            let pass = Pass::run(model, params, batch, options, None, Vec::new())?;
             let (nll, dscores) = supervised_loss(pass.scores(), weight)?;
             Ok((nll, pass.backward_by(dscores)?))
         };

@@ -58,7 +58,7 @@ pub fn forward(
     options: ForwardOptions,
     reference: Option<&Arc<Params>>,
 ) -> Result<(TokenScores, Pass)> {
-    let pass = Pass::run(model, params, batch, options, reference)?;
+    let pass = Pass::run(model, params, batch, options, reference, Vec::new())?;
     Ok((TokenScores::of(pass.scores())?, pass))
 }
 
@@ -76,7 +76,8 @@ pub fn score(
 pub fn scores(model: &Qwen2Vl, params: &Arc<Params>, batch: &MicroBatch, temperature: f64) -> Result<Tensor> {
     let tape = Tape::off();
     let options = ForwardOptions { temperature, recompute: false };
-    Ok(run(model, &Scope { tape: &tape, params }, batch, options, None)?.value().clone())
+    let head = LogSoftmaxKl::new(batch.targets.clone(), temperature);
+    Ok(run(model, &Scope { tape: &tape, params }, batch, options, head)?.value().clone())
 }
 
 fn run(
@@ -84,21 +85,22 @@ fn run(
     scope: &Scope<'_>,
     batch: &MicroBatch,
     options: ForwardOptions,
-    reference: Option<Reference>,
+    head: LogSoftmaxKl,
 ) -> Result<Var> {
     let hidden = model.forward(scope, &batch.packed, options.recompute)?.hidden;
-    let op = LogSoftmaxKl { reference, ..LogSoftmaxKl::new(batch.targets.clone(), options.temperature) };
-    scope.tape.apply(op, [&hidden, &scope.param(model.head())])
+    scope.tape.apply(head, [&hidden, &scope.param(model.head())])
 }
 
 impl Pass {
-    /// Runs the policy on a micro-batch; `reference` is given when the exact KL is wanted.
+    /// Runs the policy on a micro-batch; `reference` is given when the exact KL is wanted. The targets that `frozen` names, one entry
+    /// for each or none at all, get no gradient: the caller knows that theirs is 0.
     pub fn run(
         model: &Qwen2Vl,
         params: &Arc<Params>,
         batch: &MicroBatch,
         options: ForwardOptions,
         reference: Option<&Arc<Params>>,
+        frozen: Vec<bool>,
     ) -> Result<Pass> {
         let reference = match reference {
             Some(params) => Some(Reference {
@@ -108,7 +110,12 @@ impl Pass {
             None => None,
         };
         let tape = Tape::recording();
-        let scores = run(model, &Scope { tape: &tape, params }, batch, options, reference)?;
+        let head = LogSoftmaxKl {
+            reference,
+            frozen,
+            ..LogSoftmaxKl::new(batch.targets.clone(), options.temperature)
+        };
+        let scores = run(model, &Scope { tape: &tape, params }, batch, options, head)?;
         Ok(Pass { tape, scores })
     }
 

@@ -171,7 +171,8 @@ fn write(path: &Path, rows: &[Row]) {
 /// The rows of a metrics file without what the clock says.
 fn timeless(path: &Path) -> Vec<Row> {
     let mut rows = read(path);
-    rows.iter_mut().for_each(|row| row.retain(|key, _| key != "step_time" && key != "eval_runtime"));
+    rows.iter_mut()
+        .for_each(|row| row.retain(|key, _| !key.starts_with("step_time") && key != "eval_runtime"));
     rows
 }
 

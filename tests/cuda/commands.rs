@@ -21,7 +21,8 @@ impl Place {
             return None;
         }
         let place = Place(tempfile::tempdir().unwrap());
-        let words = ["tasks", "make", "counting", "--image_size", "56", "--num_train", "4", "--num_test", "3", "-q"];
+        let words =
+            ["tasks", "make", "counting", "--image_size", "56", "--num_train", "4", "--num_test", "3", "-q"];
         place.success(&words, &[("--output_dir", &place.path("data"))])?;
         Some(place)
     }
@@ -31,7 +32,12 @@ impl Place {
     }
 
     fn run(&self, words: &[&str], paths: &[(&str, &Path)]) -> Option<Output> {
-        let mut command = program_with_emulator("cc=90")?;
+        self.run_on("cc=90", words, paths)
+    }
+
+    /// On an emulated device of this configuration.
+    fn run_on(&self, device: &str, words: &[&str], paths: &[(&str, &Path)]) -> Option<Output> {
+        let mut command = program_with_emulator(device)?;
         command.args(words).current_dir(self.0.path());
         for (option, path) in paths {
             command.arg(option).arg(path);
@@ -67,7 +73,8 @@ fn words(words: &[String]) -> Vec<&str> {
 fn generate_score_and_eval() {
     let Some(place) = Place::new() else { return };
     let data = place.path("data");
-    let sampling = ["--do_sample", "true", "--num_generations", "2", "--max_completion_length", "10", "--seed", "4"];
+    let sampling =
+        ["--do_sample", "true", "--num_generations", "2", "--max_completion_length", "10", "--seed", "4"];
     for dtype in ["f32", "bf16"] {
         for device in ["cuda", "cpu"] {
             let output = place.path(&format!("{device}.jsonl"));
@@ -108,20 +115,37 @@ fn grpo_and_sft_and_their_checkpoints() {
     let data = place.path("data");
     let train = |command: &str, device: &str, out: &str, steps: &str, more: &[&str]| {
         let own: &[&str] = match command {
-            "grpo" => &["--num_generations", "2", "--per_device_train_batch_size", "2", "--max_completion_length", "6"],
+            "grpo" => &[
+                "--num_generations",
+                "2",
+                "--per_device_train_batch_size",
+                "2",
+                "--max_completion_length",
+                "6",
+            ],
             _ => &["--per_device_train_batch_size", "2"],
         };
-        let rest = [&["--learning_rate", "1e-3", "--max_steps", steps, "--save_steps", "1", "--seed", "3"], own, more].concat();
+        let rest = [
+            &["--learning_rate", "1e-3", "--max_steps", steps, "--save_steps", "1", "--seed", "3"],
+            own,
+            more,
+        ]
+        .concat();
         let out = place.path(out);
         let paths: [(&str, &Path); 2] = [("--dataset", &data), ("--output_dir", &out)];
         place.success(&words(&on(command, device, "f32", &rest)), &paths);
     };
     for command in ["grpo", "sft"] {
-        let (gpu, cpu, mixed) = (format!("{command}-gpu"), format!("{command}-cpu"), format!("{command}-mixed"));
+        let (gpu, cpu, mixed) =
+            (format!("{command}-gpu"), format!("{command}-cpu"), format!("{command}-mixed"));
         train(command, "cuda", &gpu, "3", &[]);
         train(command, "cpu", &cpu, "3", &[]);
         let losses = |name: &str| -> Vec<f64> {
-            place.rows(&format!("{name}/metrics.jsonl")).iter().filter_map(|row| row["loss"].as_f64()).collect()
+            place
+                .rows(&format!("{name}/metrics.jsonl"))
+                .iter()
+                .filter_map(|row| row["loss"].as_f64())
+                .collect()
         };
         let (ours, theirs) = (losses(&gpu), losses(&cpu));
         assert_eq!(ours.len(), 3, "{command}");
@@ -166,11 +190,51 @@ fn parity_passes_from_the_command_line() {
     assert!(text.contains(" 0 FAIL"), "{text}");
 }
 
+/// The one line on standard error of a command that fails with a code.
+#[track_caller]
+fn refusal(output: &Output, code: i32) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(said.starts_with("error: ") && said.lines().count() == 1 && output.stdout.is_empty(), "{said}");
+    said
+}
+
 #[test]
-fn a_gpu_that_is_not_there_is_named() {
+fn case_58_the_gpus_memory_runs_out() {
     let Some(place) = Place::new() else { return };
-    let output = place.run(&words(&on("generate", "cuda:7", "auto", &["--prompt", "x"])), &[]).unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(69), "{said}");
-    assert!(said.starts_with("error: ") && said.contains("there is no GPU 7") && said.lines().count() == 1, "{said}");
+    let (data, out) = (place.path("data"), place.path("out"));
+    // Room for the driver's own and for some of the weights.
+    let small = "cc=90 memory=200000";
+    let generate = on("generate", "cuda", "f32", &["--prompt", "x", "--max_completion_length", "4"]);
+    let said = refusal(&place.run_on(small, &words(&generate), &[]).unwrap(), 71);
+    assert!(said.contains("the GPU is out of memory") && said.contains("weights"), "{said}");
+    let grpo = on("grpo", "cuda", "f32", &["--max_steps", "1"]);
+    let paths: [(&str, &Path); 2] = [("--dataset", &data), ("--output_dir", &out)];
+    let said = refusal(&place.run_on(small, &words(&grpo), &paths).unwrap(), 71);
+    assert!(said.contains("training this model takes at least"), "{said}");
+    assert!(!out.join("checkpoint-1").exists());
+}
+
+#[test]
+fn case_60_no_gpu_or_none_that_works() {
+    let Some(place) = Place::new() else { return };
+    let generate =
+        |device: &str| on("generate", device, "auto", &["--prompt", "x", "--max_completion_length", "2"]);
+    for (configuration, device, part) in [
+        ("cc=90", "cuda:7", "there is no GPU 7"),
+        ("devices=0", "cuda", "sees no GPU"),
+        ("driver=11080", "cuda", "update it to R525 or newer"),
+        ("cc=75", "cuda", "is too old"),
+    ] {
+        let said = refusal(&place.run_on(configuration, &words(&generate(device)), &[]).unwrap(), 69);
+        assert!(said.contains(part), "{configuration}: {said}");
+    }
+    // Not asked for by name, a GPU that cannot be used is passed over: with the reason, where there is one.
+    for (configuration, reason) in [("devices=0", None), ("cc=75", Some("is too old"))] {
+        let output = place.run_on(configuration, &words(&generate("auto")), &[]).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert_eq!(said.contains("computing on the CPU: "), reason.is_some(), "{said}");
+        assert!(reason.is_none_or(|reason| said.contains(reason)), "{said}");
+    }
 }

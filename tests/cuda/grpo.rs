@@ -1,7 +1,7 @@
 //! GRPO-D on the device: after the CPU step by step, to the bit with itself, and without numbers that go back and forth.
 
 use crate::common::{Recipe, Vowels, conversations, grpo_trainer, policy, prompts};
-use crate::harness::{VARIABLE, gpu, is_checked};
+use crate::harness::{VARIABLE, gpu, is_checked, is_rerun};
 use othink::config::KlEstimator;
 use othink::cuda::Gpu;
 use othink::data::Sample;
@@ -31,9 +31,7 @@ fn steps(recipe: &Recipe) -> Vec<[f64; 5]> {
     let samples = samples();
     let mut trainer = trainer(recipe, samples.len());
     let reports = (0..recipe.steps).map(|step| trainer.step(step, &samples, &|_| Ok(())).unwrap().report);
-    reports
-        .map(|r| [r.loss, r.grad_norm, r.kl.unwrap(), r.entropy, r.sampling_logp_difference_max])
-        .collect()
+    reports.map(|r| [r.loss, r.grad_norm, r.kl.unwrap(), r.entropy, r.sampling_logp_difference_max]).collect()
 }
 
 fn close(a: f64, b: f64, scale: f64) -> bool {
@@ -52,7 +50,7 @@ fn steps_follow_the_cpus() {
         Recipe { estimator: KlEstimator::K1, micro_batch: 8, ..base.clone() },
         Recipe { num_iterations: 2, estimator: KlEstimator::K3Unbiased, ..base },
     ];
-    for recipe in if is_checked() { &recipes[..1] } else { &recipes[..] } {
+    for recipe in if is_rerun() { &recipes[..1] } else { &recipes[..] } {
         let cpu = steps(recipe);
         let device = steps(&Recipe { placement: on(gpu, DType::F32), ..recipe.clone() });
         for (step, (ours, theirs)) in device.iter().zip(&cpu).enumerate() {
@@ -92,7 +90,8 @@ fn one_traced_step() {
     }
     let Some(gpu) = gpu() else { return };
     let samples = samples();
-    let sampling = SamplingParams { max_new_tokens: 12, repetition_penalty: 1.1, ..SamplingParams::default() };
+    let sampling =
+        SamplingParams { max_new_tokens: 12, repetition_penalty: 1.1, ..SamplingParams::default() };
     let placement = on(gpu, DType::Bf16);
     let recipe = Recipe { steps: 2, sampling, placement, estimator: KlEstimator::Full, ..Recipe::default() };
     let mut trainer = trainer(&recipe, samples.len());
@@ -138,15 +137,36 @@ fn a_step_copies_back_tokens_and_little_else() {
     let launched: BTreeSet<&str> =
         step.iter().filter_map(|line| line.strip_prefix("launch ")?.split(' ').next()).collect();
     let ops = [
-        "patch_embed", "rope", "rms_norm", "layer_norm", "attention", "decode", "paged_store", "swiglu", "gelu",
-        "quick_gelu", "embedding", "log_softmax_kl_forward", "log_softmax_kl_backward", "sample_forward",
-        "sampled_log_probs", "grpo_loss", "column_sums", "grad_norm", "adamw_step", "group_advantage", "columns",
-        "backward_queries", "backward_keys", "accumulate",
+        "patch_embed",
+        "rope",
+        "rms_norm",
+        "layer_norm",
+        "attention",
+        "decode",
+        "paged_store",
+        "swiglu",
+        "gelu",
+        "quick_gelu",
+        "embedding",
+        "log_softmax_kl_forward",
+        "log_softmax_kl_backward",
+        "sample_forward",
+        "sampled_log_probs",
+        "grpo_loss",
+        "column_sums",
+        "grad_norm",
+        "adamw_step",
+        "group_advantage",
+        "columns",
+        "backward_queries",
+        "backward_keys",
+        "accumulate",
     ];
     for op in ops {
         assert!(launched.iter().any(|name| name.contains(op)), "{op} is not among {launched:?}");
     }
-    let products = step.iter().any(|line| line.starts_with("product ")) || launched.iter().any(|n| n.contains("gemm"));
+    let products =
+        step.iter().any(|line| line.starts_with("product ")) || launched.iter().any(|n| n.contains("gemm"));
     assert!(products, "no product: {launched:?}");
 }
 

@@ -16,6 +16,7 @@ mod attention;
 mod commands;
 #[allow(unsafe_code)]
 mod conformance;
+mod demo;
 mod doctor;
 mod elementwise;
 mod embedding;
@@ -34,3 +35,4 @@ mod rope;
 #[allow(unsafe_code)]
 mod sample;
 mod supervised_loss;
+mod train;

@@ -192,7 +192,8 @@ fn end(root: &Path) -> End {
     let checkpoint = files.map(|file| (file.file_name().into(), fs::read(file.path()).unwrap())).collect();
     let logs = ["metrics.jsonl", "completions.jsonl", "eval_metrics.jsonl"].map(|name| {
         let mut rows: Vec<Row> = read_rows(dir.join(name)).unwrap();
-        rows.iter_mut().for_each(|row| row.retain(|key, _| key != "step_time" && key != "eval_runtime"));
+        rows.iter_mut()
+            .for_each(|row| row.retain(|key, _| !key.starts_with("step_time") && key != "eval_runtime"));
         (name, rows)
     });
     End { checkpoint, logs: logs.into() }

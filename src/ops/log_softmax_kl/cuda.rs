@@ -1,10 +1,14 @@
 //! Logits, log-probabilities and their gradient on the GPU: products of [`gemm`](crate::ops::gemm::cuda) and
 //! `kernels/log_softmax_kl.cu` between them.
 //!
-//! Logits are always f32, and exist for as many rows at a time as [`LogSoftmaxKl::logits_bytes`] holds, a multiple of 64. What stands in
-//! a row depends on neither. dW is added up piece after piece in f32, so its last bits depend on the size of the pieces, hence on the
-//! vocabulary and on `logits_bytes`, and on nothing else: rows that get no gradient leave the pieces as they are and are left out of
-//! them in aligned runs of 64, a multiple of what a product adds at once. They are zeros there, so that not a bit changes.
+//! Logits are always f32, and exist for as many rows at a time as [`LogSoftmaxKl::logits_bytes`] holds, a multiple of 64. Their
+//! gradient, in the type of the hidden states, waits for the two products behind it until it has a piece of 8 times as many rows: fewer
+//! give the GPU too few tiles of dh, and have all of dW read and written for each.
+//!
+//! What stands in a row depends on neither number. dW is added up piece after piece in f32, so its last bits depend on the size of the
+//! pieces, hence on the vocabulary and on `logits_bytes`, and on nothing else: rows that get no gradient leave the pieces as they are
+//! and are left out of them in aligned runs of 64, a multiple of what a product adds at once. They are zeros there, so that not a bit
+//! changes.
 
 use super::{LogSoftmaxKl, Reference};
 use crate::autograd::Op;
@@ -31,7 +35,10 @@ const KEPT: usize = 6;
 /// Rows are left out of the backward products in runs of so many.
 const RUN: usize = 64;
 
-/// The rows that an op looks at, with their targets, cut into pieces whose logits exist at a time.
+/// Parts, each with its logits at a time, in a piece that the backward products take at once.
+const PARTS: usize = 8;
+
+/// The rows that an op looks at, with their targets, cut into pieces for the backward products.
 struct Plan {
     /// Rows of the hidden states, ascending.
     rows: Vec<i32>,
@@ -45,6 +52,8 @@ struct Plan {
     places: Vec<i32>,
     /// Pieces of `rows`.
     pieces: Vec<Range<usize>>,
+    /// Rows whose logits exist at a time.
+    at_once: usize,
 }
 
 impl Plan {
@@ -65,8 +74,9 @@ impl Plan {
             tokens: Vec::new(),
             places: Vec::new(),
             pieces: Vec::new(),
+            at_once,
         };
-        for (piece, rows) in distinct.chunks(at_once).enumerate() {
+        for (piece, rows) in distinct.chunks(PARTS * at_once).enumerate() {
             let first = plan.rows.len();
             for (run, rows) in rows.chunks(RUN).enumerate() {
                 if !rows.iter().any(|targets| targets.iter().any(|i| takes_part(&i))) {
@@ -74,7 +84,7 @@ impl Plan {
                 }
                 for (slot, targets) in rows.iter().enumerate() {
                     plan.rows.push(dimension(NAME, op.targets[targets[0]].row)?);
-                    plan.slots.push((piece * at_once + run * RUN + slot) as i32);
+                    plan.slots.push((piece * PARTS * at_once + run * RUN + slot) as i32);
                     for &i in targets.iter().filter(takes_part) {
                         plan.tokens.push(dimension(NAME, op.targets[i].token as usize)?);
                         plan.places.push(i as i32);
@@ -92,6 +102,12 @@ impl Plan {
     /// Rows of the largest piece.
     fn largest(&self) -> usize {
         self.pieces.iter().map(ExactSizeIterator::len).max().unwrap_or(0)
+    }
+
+    /// The parts of some of the rows whose logits exist at a time.
+    fn parts(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let (at_once, end) = (self.at_once, rows.end);
+        rows.step_by(at_once).map(move |first| first..end.min(first + at_once))
     }
 
     fn upload(&self, gpu: &Gpu) -> Result<Targets> {
@@ -113,7 +129,7 @@ struct Targets {
     places: Buffer<i32>,
 }
 
-/// Hidden states and a head, and room for the logits of a piece.
+/// Hidden states and a head, and room for the logits of a part.
 struct Logits<'a> {
     /// The plan's rows `[R, C]`.
     hidden: Tensor,
@@ -124,7 +140,8 @@ struct Logits<'a> {
 
 impl<'a> Logits<'a> {
     fn new(gpu: &Gpu, plan: &Plan, hidden: &Tensor, head: &'a Tensor) -> Result<Logits<'a>> {
-        let logits = gpu.alloc(plan.largest() * head.matrix().0, Purpose::Workspace)?;
+        let rows = plan.largest().min(plan.at_once);
+        let logits = gpu.alloc(rows * head.matrix().0, Purpose::Workspace)?;
         // The plan's rows are rows of the hidden states, so no other source is looked at.
         Ok(Logits { hidden: gather_rows(gpu, hidden, hidden, &plan.rows)?, head, logits })
     }
@@ -133,16 +150,16 @@ impl<'a> Logits<'a> {
         reference.map(|reference| Logits::new(gpu, plan, &reference.hidden, &reference.head)).transpose()
     }
 
-    /// The logits of a piece; the next call writes over them.
-    fn fill(&mut self, piece: &Range<usize>) -> Result<Const<f32>> {
-        product(&self.hidden, piece, self.head, &mut self.logits)?;
+    /// The logits of a part; the next call writes over them.
+    fn fill(&mut self, part: &Range<usize>) -> Result<Const<f32>> {
+        product(&self.hidden, part, self.head, &mut self.logits)?;
         Ok(self.logits.ptr())
     }
 }
 
-/// The address of the reference's logits of a piece, null without one.
-fn fill_reference(reference: Option<&mut Logits<'_>>, piece: &Range<usize>) -> Result<Const<f32>> {
-    reference.map_or_else(|| Ok(Const::null()), |reference| reference.fill(piece))
+/// The address of the reference's logits of a part, null without one.
+fn fill_reference(reference: Option<&mut Logits<'_>>, part: &Range<usize>) -> Result<Const<f32>> {
+    reference.map_or_else(|| Ok(Const::null()), |reference| reference.fill(part))
 }
 
 /// `logits = hidden[rows] head^T`.
@@ -250,21 +267,21 @@ pub(super) fn forward(
     let mut scores = alloc::<f32>(gpu, op.targets.len() * 3)?;
     let mut policy = Logits::new(gpu, &plan, hidden, head)?;
     let mut reference = Logits::of_reference(gpu, &plan, op.reference.as_ref())?;
-    for piece in &plan.pieces {
-        let z = policy.fill(piece)?;
-        let q = fill_reference(reference.as_mut(), piece)?;
-        // SAFETY: both logits hold a row for each of the piece's; the starts are within tokens and places, the tokens within the
+    for part in plan.parts(0..plan.rows.len()) {
+        let z = policy.fill(&part)?;
+        let q = fill_reference(reference.as_mut(), &part)?;
+        // SAFETY: both logits hold a row for each of the part's; the starts are within tokens and places, the tokens within the
         // vocabulary and the places within the scores; each row writes its own targets and its own row of `kept`.
         unsafe {
             kernels::log_softmax_kl_forward_f32(
                 gpu,
-                Grid::new(piece.len(), THREADS)?,
+                Grid::new(part.len(), THREADS)?,
                 z,
                 q,
-                targets.starts.ptr().offset(piece.start),
+                targets.starts.ptr().offset(part.start),
                 targets.tokens.ptr(),
                 targets.places.ptr(),
-                kept.ptr_mut().offset(piece.start * KEPT),
+                kept.ptr_mut().offset(part.start * KEPT),
                 scores.ptr_mut(),
                 dimension(NAME, vocab)?,
                 op.temperature as f32,
@@ -325,26 +342,28 @@ fn backward_of<T: Factor<f32> + Factor<T>>(
         dw.fill_zero()?;
     }
     for (i, piece) in plan.pieces.iter().enumerate() {
-        let z = policy.fill(piece)?;
-        let q = fill_reference(reference.as_mut(), piece)?;
-        // SAFETY: logits and dz hold a row for each of the piece's, `kept` one for each distinct row; the starts are within tokens
-        // and places, the tokens within the vocabulary and the places within the incoming gradient.
-        unsafe {
-            kernel(
-                gpu,
-                Grid::new(piece.len(), THREADS)?,
-                z,
-                q,
-                kept.ptr(),
-                targets.slots.ptr().offset(piece.start),
-                targets.starts.ptr().offset(piece.start),
-                targets.tokens.ptr(),
-                targets.places.ptr(),
-                incoming,
-                dz.ptr_mut(),
-                dimension(NAME, vocab)?,
-                op.temperature as f32,
-            )?;
+        for part in plan.parts(piece.clone()) {
+            let z = policy.fill(&part)?;
+            let q = fill_reference(reference.as_mut(), &part)?;
+            // SAFETY: logits hold a row for each of the part's, dz for each of the piece's, `kept` for each distinct row; the starts
+            // are within tokens and places, the tokens within the vocabulary and the places within the incoming gradient.
+            unsafe {
+                kernel(
+                    gpu,
+                    Grid::new(part.len(), THREADS)?,
+                    z,
+                    q,
+                    kept.ptr(),
+                    targets.slots.ptr().offset(part.start),
+                    targets.starts.ptr().offset(part.start),
+                    targets.tokens.ptr(),
+                    targets.places.ptr(),
+                    incoming,
+                    dz.ptr_mut().offset((part.start - piece.start) * vocab),
+                    dimension(NAME, vocab)?,
+                    op.temperature as f32,
+                )?;
+            }
         }
         let (rows, first) = (piece.len(), piece.start * width);
         if needs[0] {
