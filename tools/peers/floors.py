@@ -249,28 +249,28 @@ def advantages(t: Table) -> None:
 
 def head(t: Table) -> None:
     rows, vocab, width = 8192, 151_936, 1536
-    # Pieces of 256 MiB of f32 logits, whole runs of 64 rows.
-    piece = (256 << 20) // (4 * vocab) // 64 * 64
-    pieces = ceil(rows / piece)
-    logits, weights, factors = piece * vocab * FLOAT, vocab * width * BF16, (piece + vocab) * width * BF16
-    shape = f"{rows}x{vocab}x{width}"
-    product = library(piece, vocab, width, logits + factors)
+    # Parts of 256 MiB of f32 logits, whole runs of 64 rows; 8 of them for the backward products.
+    part = (256 << 20) // (4 * vocab) // 64 * 64
+    parts = ceil(rows / part)
+    pieces = [min(8 * part, rows - first) for first in range(0, rows, 8 * part)]
+    logits, weights, shape = part * vocab * FLOAT, vocab * width * BF16, f"{rows}x{vocab}x{width}"
+    product = library(part, vocab, width, logits + weights + part * width * BF16)
     # Instructions of a logit: load, scale, maximum, an exact exponential, sums; 128 lanes a clock.
-    instructions = ceil(piece / SMS) * vocab / 128 / CLOCK
-    d_hidden = library(piece, width, vocab, weights + piece * vocab * BF16)
-    d_weights = weight_gradient(vocab, width, piece, 2 * vocab * width * FLOAT + piece * vocab * BF16)
+    instructions = ceil(part / SMS) * vocab / 128 / CLOCK
+    d_hidden = sum(library(piece, width, vocab, weights + piece * vocab * BF16) for piece in pieces)
+    d_weights = sum(weight_gradient(vocab, width, piece, 2 * vocab * width * FLOAT + piece * vocab * BF16) for piece in pieces)
+    d_weights += moved(vocab * width * (FLOAT + BF16))
     for op, models in (("log_softmax", 1), ("log_softmax_kl", 2)):
         flops = models * rows * vocab * (2 * width + 4) + 3 * (models - 1) * rows * vocab
         size = models * (rows + vocab) * width * BF16 + 12 * rows
         row = max(moved(models * logits), (25 if models == 1 else 55) * instructions) * 1.15
-        t.add("log_softmax_kl.cu", f"{op}/fwd", shape, flops, size, [pieces * models * product, pieces * row],
-              f"{pieces} pieces of {piece} rows; logits written and read once", peak=TENSOR, launches=pieces * (models + 1))
+        t.add("log_softmax_kl.cu", f"{op}/fwd", shape, flops, size, [parts * models * product, parts * row],
+              f"{parts} parts of {part} rows; logits written and read once", peak=TENSOR, launches=parts * (models + 1))
         flops, size = flops + 4 * rows * vocab * width, size + (rows + vocab) * width * BF16
-        row = max(moved(models * logits + piece * vocab * BF16), (25 if models == 1 else 40) * instructions) * 1.15
-        t.add("log_softmax_kl.cu", f"{op}/bwd", shape, flops, size,
-              [pieces * models * product, pieces * row, pieces * d_hidden, pieces * d_weights],
-              f"dh {1e3 * pieces * d_hidden:.0f} ms: {library_blocks(piece, width, vocab)} blocks a piece; dW {1e3 * pieces * d_weights:.0f} ms: read and written a piece",
-              peak=TENSOR, launches=pieces * (models + 3))
+        row = max(moved(models * logits + part * vocab * BF16), (25 if models == 1 else 40) * instructions) * 1.15
+        t.add("log_softmax_kl.cu", f"{op}/bwd", shape, flops, size, [parts * models * product, parts * row, d_hidden, d_weights],
+              f"logits again {1e3 * parts * models * product:.1f} ms, rows {1e3 * parts * row:.1f}, dh {1e3 * d_hidden:.1f}, dW {1e3 * d_weights:.1f}",
+              peak=TENSOR, launches=parts * (models + 1) + 2 * len(pieces) + 1)
     rows = 256
     n = rows * vocab
     t.add("log_softmax_kl.cu", "sampled_log_probs/fwd", f"{rows}x{vocab}", 4 * n, 4 * n,
