@@ -26,9 +26,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Folder of a bundle under `tests/bundles`.
+/// Folder of a bundle under `tests/bundles`, or below the folder that `OTHINK_TEST_BUNDLES` names: `tools/gpu-check` carries them along with a test
+/// program to other machines.
 pub fn bundle(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bundles").join(name)
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bundles");
+    std::env::var_os("OTHINK_TEST_BUNDLES").map_or_else(here, PathBuf::from).join(name)
 }
 
 /// A bundle's checkpoint.

@@ -107,8 +107,8 @@ def draw_weights(options: dict, seed: int, dtype: torch.dtype) -> dict[str, torc
         elif name.endswith("bias"):
             std = 0.06
         elif name == "model.embed_tokens.weight":
-            # A tied table is the head as well: keep its logits in a language model's range.
-            std = 0.25 if tied else 0.5
+            # A tied table is the head as well: keep its logits in a language model's range at any width.
+            std = min(0.25, 1.5 / shape[1] ** 0.5) if tied else 0.5
         elif name == "lm_head.weight":
             std = 0.25
         elif "patch_embed" in name:
