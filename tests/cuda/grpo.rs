@@ -1,7 +1,7 @@
 //! GRPO-D on the device: after the CPU step by step, to the bit with itself, and without numbers that go back and forth.
 
 use crate::common::{Recipe, Vowels, conversations, grpo_trainer, policy, prompts};
-use crate::harness::{VARIABLE, gpu, is_checked};
+use crate::harness::{VARIABLE, gpu, is_checked, is_rerun};
 use othink::config::KlEstimator;
 use othink::cuda::Gpu;
 use othink::data::Sample;
@@ -50,7 +50,7 @@ fn steps_follow_the_cpus() {
         Recipe { estimator: KlEstimator::K1, micro_batch: 8, ..base.clone() },
         Recipe { num_iterations: 2, estimator: KlEstimator::K3Unbiased, ..base },
     ];
-    for recipe in if is_checked() { &recipes[..1] } else { &recipes[..] } {
+    for recipe in if is_rerun() { &recipes[..1] } else { &recipes[..] } {
         let cpu = steps(recipe);
         let device = steps(&Recipe { placement: on(gpu, DType::F32), ..recipe.clone() });
         for (step, (ours, theirs)) in device.iter().zip(&cpu).enumerate() {

@@ -39,6 +39,11 @@ pub fn is_checked() -> bool {
     mode().starts_with("check")
 }
 
+/// Whether this is one of the emulator's further modes: what is long and has no schedule of its own is told once there.
+pub fn is_rerun() -> bool {
+    !["fast", "device"].contains(&mode().as_str())
+}
+
 /// A reason to skip is an `Err`; an emulator that should work and does not is a failure.
 fn open() -> Result<Gpu, String> {
     if mode() == "device" {

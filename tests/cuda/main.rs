@@ -16,6 +16,7 @@ mod attention;
 mod commands;
 #[allow(unsafe_code)]
 mod conformance;
+mod demo;
 mod doctor;
 mod elementwise;
 mod embedding;
