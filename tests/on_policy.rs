@@ -5,11 +5,13 @@ mod common;
 
 use common::*;
 use othink::config::KlEstimator;
+use othink::data::Sample;
 use othink::model::qwen2_vl::Qwen2Vl;
 use othink::nn::Params;
 use othink::packed::Packed;
 use othink::processor::Prompt;
 use othink::report::Phases;
+use othink::reward::Reward;
 use othink::rollout::kv_cache::{GroupStep, KvCache, prefill, step};
 use othink::rollout::sampler::SamplingParams;
 use othink::rollout::sequence::FinishReason;
@@ -266,6 +268,33 @@ fn an_sft_run_is_the_same_with_recomputation() {
     let first = run(1, false);
     assert_eq!(run(2, false), first);
     assert_eq!(run(2, true), first);
+}
+
+/// What every completion gets.
+struct Equal;
+
+impl Reward for Equal {
+    fn name(&self) -> &str {
+        "equal"
+    }
+
+    fn score(&self, _: &Sample, _: &str) -> Option<f64> {
+        Some(1.0)
+    }
+}
+
+/// Equal rewards give no advantage, but the KL pulls a policy back that has moved: in the loss, or (k1) in the rewards.
+#[test]
+fn the_kl_pulls_completions_without_advantage() {
+    let samples: Vec<_> = conversations("tied_kv1_odd").iter().map(Sample::prompt).collect();
+    for estimator in [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3, KlEstimator::Full] {
+        let recipe = Recipe { estimator, ..Recipe::default() };
+        let policy = policy("tied_kv1_odd", DType::F32);
+        let mut trainer = grpo_trainer(policy, &recipe, Box::new(Equal), samples.len());
+        edit(&mut trainer.policy.params, "model.norm.weight", |w| w.iter_mut().for_each(|w| *w *= 1.3));
+        let report = trainer.step(0, &samples, &|_| Ok(())).unwrap().report;
+        assert!(report.grad_norm > 1e-4, "{estimator:?}: {}", report.grad_norm);
+    }
 }
 
 /// A policy whose likeliest token is always an image placeholder or an image's end: one of two opposite rows of the

@@ -6,7 +6,7 @@ use othink::autograd::Op;
 use othink::config::{ImportanceSamplingLevel, LossType};
 use othink::cuda::Purpose;
 use othink::kl::KlEstimator;
-use othink::loss::{self, LossConfig, Sampled, ScoreInputs, Window, loss_of_scores};
+use othink::loss::{self, LossConfig, Sampled, ScoreInputs, Window, loss_of_scores, supervised_loss};
 use othink::ops::Cost;
 use othink::ops::elementwise::cast;
 use othink::ops::log_softmax_kl::cuda::{logits, sampled_log_probs};
@@ -69,6 +69,19 @@ pub fn sampled(meter: &Meter, criterion: &mut Criterion) {
         work,
     );
     assert!(out.download().expect("a device that works").iter().all(|logp| *logp < 0.0));
+}
+
+/// The loss of supervised fine-tuning over 8192 tokens.
+pub fn supervised(meter: &Meter, criterion: &mut Criterion) {
+    let tokens = 8192;
+    let host = normal(&[tokens, 3], DType::F32, 1).to_dtype(DType::F32);
+    let here = host.to_device(&meter.device, Purpose::Activations).expect("room for scores");
+    let loss = |x| supervised_loss(x, 1.0 / tokens as f64).expect("scores").0;
+    let (ours, plain) = (loss(&here), loss(&host));
+    assert!((ours - plain).abs() <= 1e-12, "a loss of {ours} instead of {plain}");
+    let work = |()| supervised_loss(&here, 1.0 / tokens as f64).map(drop);
+    let cost = loss::supervised::cuda::cost(tokens);
+    meter.bench(criterion, ["supervised_loss", "fwd", &tokens.to_string()], cost, || Ok(()), work);
 }
 
 /// 64 completions of 128 tokens.
