@@ -237,17 +237,22 @@ fn the_support_is_that_of_transformers() -> Result<()> {
 fn rows_alone() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
     let (mut stream, vocab) = (stream(2), 515);
-    let params =
-        SamplingParams { top_p: 0.9, top_k: 300, repetition_penalty: 1.2, ..SamplingParams::default() };
-    let options = Options { params, eos: vec![3], banned: vec![7] };
-    let mut rows: Vec<Row> = (0..19).map(|_| random_row(&mut stream, vocab)).collect();
-    let together = options.on_gpu(gpu, &rows)?;
-    for (row, token) in rows.iter().zip(&together) {
-        assert_eq!(options.on_gpu(gpu, std::slice::from_ref(row))?, [*token]);
+    let penalised = SamplingParams { repetition_penalty: 1.2, ..SamplingParams::default() };
+    for params in [
+        SamplingParams { min_p: 1e-3, ..penalised.clone() },
+        SamplingParams { top_p: 0.9, top_k: 300, ..penalised.clone() },
+        SamplingParams { greedy: true, ..penalised },
+    ] {
+        let options = Options { params, eos: vec![3], banned: vec![7] };
+        let mut rows: Vec<Row> = (0..19).map(|_| random_row(&mut stream, vocab)).collect();
+        let together = options.on_gpu(gpu, &rows)?;
+        for (row, token) in rows.iter().zip(&together) {
+            assert_eq!(options.on_gpu(gpu, std::slice::from_ref(row))?, [*token]);
+        }
+        rows.rotate_left(5);
+        rows.truncate(17);
+        assert_eq!(options.on_gpu(gpu, &rows)?, [&together[5..], &together[..3]].concat());
     }
-    rows.rotate_left(5);
-    rows.truncate(17);
-    assert_eq!(options.on_gpu(gpu, &rows)?, [&together[5..], &together[..3]].concat());
     Ok(())
 }
 
