@@ -88,10 +88,11 @@ struct Rules {
         const uint32_t is_blocked = bits_from(blocked, i), is_seen = bits_from(seen, i);
 #pragma unroll
         for (int j = 0; j < PACK<float>; j++) {
-            float& x = logits.at[j];
+            float x = logits.at[j];
             if (is_seen >> j & 1) x = x < 0.0f ? x * penalty : x / penalty;
             if (is_blocked >> j & 1) x = -INFINITY;
             if (temperature != 1.0f) x = x / temperature;
+            logits.at[j] = x;
         }
         return logits;
     }
