@@ -329,8 +329,10 @@ static __device__ __forceinline__ int32_t draw_truncated(float* row, int32_t voc
         for (int j = 0; j < PACK<float>; j++) {
             const float w = pack.at[j] >= least_score ? weight(pack.at[j], best) : 0.0f;
             pack.at[j] = w;
-            if (i + j < vocab) sums[0] += w;
-            if (i + j < vocab && w < rare) sums[1] += w;
+            if (i + j < vocab) {
+                sums[0] += w;
+                if (w < rare) sums[1] += w;
+            }
         }
         store_pack(row + i, vocab - i, pack);
     });
