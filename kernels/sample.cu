@@ -88,10 +88,11 @@ struct Rules {
         const uint32_t is_blocked = bits_from(blocked, i), is_seen = bits_from(seen, i);
 #pragma unroll
         for (int j = 0; j < PACK<float>; j++) {
-            float& x = logits.at[j];
+            float x = logits.at[j];
             if (is_seen >> j & 1) x = x < 0.0f ? x * penalty : x / penalty;
             if (is_blocked >> j & 1) x = -INFINITY;
             if (temperature != 1.0f) x = x / temperature;
+            logits.at[j] = x;
         }
         return logits;
     }
@@ -328,8 +329,10 @@ static __device__ __forceinline__ int32_t draw_truncated(float* row, int32_t voc
         for (int j = 0; j < PACK<float>; j++) {
             const float w = pack.at[j] >= least_score ? weight(pack.at[j], best) : 0.0f;
             pack.at[j] = w;
-            if (i + j < vocab) sums[0] += w;
-            if (i + j < vocab && w < rare) sums[1] += w;
+            if (i + j < vocab) {
+                sums[0] += w;
+                if (w < rare) sums[1] += w;
+            }
         }
         store_pack(row + i, vocab - i, pack);
     });

@@ -237,17 +237,22 @@ fn the_support_is_that_of_transformers() -> Result<()> {
 fn rows_alone() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
     let (mut stream, vocab) = (stream(2), 515);
-    let params =
-        SamplingParams { top_p: 0.9, top_k: 300, repetition_penalty: 1.2, ..SamplingParams::default() };
-    let options = Options { params, eos: vec![3], banned: vec![7] };
-    let mut rows: Vec<Row> = (0..19).map(|_| random_row(&mut stream, vocab)).collect();
-    let together = options.on_gpu(gpu, &rows)?;
-    for (row, token) in rows.iter().zip(&together) {
-        assert_eq!(options.on_gpu(gpu, std::slice::from_ref(row))?, [*token]);
+    let penalised = SamplingParams { repetition_penalty: 1.2, ..SamplingParams::default() };
+    for params in [
+        SamplingParams { min_p: 1e-3, ..penalised.clone() },
+        SamplingParams { top_p: 0.9, top_k: 300, ..penalised.clone() },
+        SamplingParams { greedy: true, ..penalised },
+    ] {
+        let options = Options { params, eos: vec![3], banned: vec![7] };
+        let mut rows: Vec<Row> = (0..19).map(|_| random_row(&mut stream, vocab)).collect();
+        let together = options.on_gpu(gpu, &rows)?;
+        for (row, token) in rows.iter().zip(&together) {
+            assert_eq!(options.on_gpu(gpu, std::slice::from_ref(row))?, [*token]);
+        }
+        rows.rotate_left(5);
+        rows.truncate(17);
+        assert_eq!(options.on_gpu(gpu, &rows)?, [&together[5..], &together[..3]].concat());
     }
-    rows.rotate_left(5);
-    rows.truncate(17);
-    assert_eq!(options.on_gpu(gpu, &rows)?, [&together[5..], &together[..3]].concat());
     Ok(())
 }
 
@@ -278,6 +283,29 @@ fn rare_tokens_have_their_share() -> Result<()> {
         })
         .collect();
     options.check(gpu, &rows)
+}
+
+/// A draw by all 53 bits of its number: between two likely tokens stand many of 2^-36 each, of which the number chooses one.
+#[test]
+fn a_draw_reaches_the_rarest() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let (vocab, logit) = (100_000, -25.0f32);
+    let mut logits = vec![logit; vocab];
+    (logits[0], logits[vocab - 1]) = (0.0, 0.0);
+    let weight = f64::from(logit).exp();
+    let rare = weight * (vocab - 2) as f64;
+    // Numbers that fall among the rare tokens, in the middle of all.
+    let keys = (0..).map(|prompt| DrawKey { seed: 3, prompt, completion: 0, position: 0 });
+    for key in keys.filter(|key| (key.unit() - 0.5).abs() < rare / 5.0).take(3) {
+        let row = Row { logits: logits.clone(), prompt: Vec::new(), output: Vec::new(), key };
+        let options = Options::default();
+        let want = 1 + ((key.unit() * (2.0 + rare) - 1.0) / weight) as i32;
+        // The weights are rounded to f32, and f64 to 2^-16 of them at each addition.
+        for got in [options.on_gpu(gpu, std::slice::from_ref(&row))?[0], options.on_cpu(&row)? as i32] {
+            assert!(got.abs_diff(want) <= 1, "{got} instead of {want}");
+        }
+    }
+    Ok(())
 }
 
 /// Over a generation: tokens that were drawn have their penalty from then on, each in its own sequence, while sequences end and
