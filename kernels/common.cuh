@@ -15,7 +15,8 @@
 // - No float atomics, no inline PTX, no cooperative groups. An op's rows don't see each other: no result depends on
 //   another row, on the number of rows, or on the size of the grid.
 // - Elements are widened to float when loaded, and rounded once, to nearest even, when stored; a rounding in between is
-//   written out with `rounded<T>`, and stands in the same place in the op's CPU loop.
+//   written out with `rounded<T>`, and stands in the same place in the op's CPU loop. (Attention in bf16 rounds P and dS, which
+//   tensor cores have to; the CPU does not.)
 #pragma once
 #include "arch.cuh"
 

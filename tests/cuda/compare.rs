@@ -3,6 +3,9 @@
 //! The reference is the CPU's op in f64 on the same inputs; the measure is the error of the CPU's op in the type of the kernel, the plain
 //! low-precision implementation. A kernel may be off by twice that (its sums run in another order), by the largest error and by the root
 //! mean square, plus four units in the last place of f32 at the size of the largest value, for where plain happens to be exact.
+//!
+//! One op has a measure of its own: attention in bf16, whose kernels have to round P and dS for the tensor cores' products. The CPU keeps
+//! them in f32, so there a plain computation with these two roundings, and no others, stands in its place (`attention::plain_bf16`).
 
 use othink::autograd::Op;
 use othink::cuda::{Gpu, Purpose};

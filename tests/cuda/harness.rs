@@ -64,6 +64,16 @@ fn libraries(flavour: Flavour) -> Libraries {
     cuemu::build(&modules, flavour).unwrap_or_else(|message| panic!("{message}"))
 }
 
+/// The program on the device of the tests. `OTHINK_TEST_PROGRAM` says where it is when it has been carried to a GPU.
+pub fn program() -> Option<Command> {
+    if mode() != "device" {
+        return program_with_emulator("cc=90");
+    }
+    gpu()?;
+    let carried = std::env::var_os("OTHINK_TEST_PROGRAM");
+    Some(Command::new(carried.unwrap_or_else(|| env!("CARGO_BIN_EXE_othink-train").into())))
+}
+
 /// The program, with the emulated driver in the place of the machine's; none where the tests run on a GPU or can't emulate one.
 pub fn program_with_emulator(configuration: &str) -> Option<Command> {
     if mode() == "device" || gpu().is_none() {

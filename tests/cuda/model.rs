@@ -43,11 +43,22 @@ fn parity(gpu: &Gpu, name: &str, dtype: DType) {
     let wrong: Vec<_> = outcome.rows.iter().filter(|row| row.failed()).collect();
     assert!(wrong.is_empty(), "{name} in {}: {wrong:#?}", dtype.name());
     let compared = outcome.rows.iter().filter(|row| matches!(row.verdict, Verdict::Ok)).count();
-    assert!(compared > 20, "{name} in {}: {compared} tensors", dtype.name());
+    assert!(compared > 10, "{name} in {}: {compared} tensors", dtype.name());
 }
 
-/// The bundles' sizes and kinds of weights: the largest, one with odd sizes, one without images, one with wide heads.
-const BUNDLES: [&str; 4] = ["qwen2_vl_a", "tied_kv1_odd", "untied_textonly", "wide_gqa4_hd32"];
+/// All bundles: of every size, dialect, type of weights and kind of images.
+const BUNDLES: [&str; 10] = [
+    "qwen2_vl_a",
+    "tied_kv1_odd",
+    "untied_textonly",
+    "wide_gqa4_hd32",
+    "bf16_sharded",
+    "dialect_flat_f16",
+    "dialect_language_model",
+    "dialect_v4_52",
+    "dialect_v5",
+    "image_kinds",
+];
 
 #[test]
 fn parity_in_f32() {

@@ -9,9 +9,18 @@ use std::process::Command;
 
 /// Runs every other test of this program in a mode, and fails with its output.
 fn run_again(mode: &str, environment: &[(&str, &str)]) {
+    run_some(&[], mode, environment);
+}
+
+/// Runs the other tests of this program that the filters name, all of them without any.
+fn run_some(filters: &[&str], mode: &str, environment: &[(&str, &str)]) {
     let program = std::env::current_exe().expect("a running program has a path");
     let mut command = Command::new(program);
-    command.args(["--skip", "reruns::", "--quiet"]).env(VARIABLE, mode).envs(environment.iter().copied());
+    command
+        .args(filters)
+        .args(["--skip", "reruns::", "--quiet"])
+        .env(VARIABLE, mode)
+        .envs(environment.iter().copied());
     let output = command.output().expect("this program can be started again");
     let (text, notes) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "in mode `{mode}`:\n{text}\n{notes}");
@@ -45,6 +54,14 @@ fn threads_at_random_on_a_hopper() {
     emulated("fast sched=random async=late streams=deferred seed=3 cc=90");
 }
 
+/// As where there is no cuBLASLt: whole models on our own matrix products.
+#[test]
+fn with_our_own_products() {
+    if std::env::var_os(VARIABLE).is_none() && gpu().is_some() {
+        run_some(&["model::", "grpo::"], "fast sched=fifo", &[("OTHINK_GEMM", "own")]);
+    }
+}
+
 #[test]
 fn with_every_access_checked() {
     emulated("check");
@@ -65,7 +82,7 @@ fn every_kernel_is_launched() {
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
     let trace = folder.path().join("trace");
-    run_again("fast", &[("OTHINK_TRACE", trace.to_str().expect("a plain path"))]);
+    run_again("fast sched=fifo", &[("OTHINK_TRACE", trace.to_str().expect("a plain path"))]);
     let text = fs::read_to_string(&trace).expect("the trace was written");
     let launched: BTreeSet<&str> =
         text.lines().filter_map(|line| line.strip_prefix("launch ")?.split(' ').next()).collect();
