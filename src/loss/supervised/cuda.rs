@@ -3,10 +3,16 @@
 use crate::cuda::kernels::supervised_loss as kernels;
 use crate::cuda::{Gpu, Grid, Purpose};
 use crate::error::Result;
+use crate::ops::Cost;
 use crate::tensor::Tensor;
 
 /// Threads of the one block (the kernel's launch bounds).
 const THREADS: u32 = 256;
+
+/// Operations and bytes of the sum and the gradient of t tokens: whole lines of the scores are read for one column.
+pub fn cost(t: usize) -> Cost {
+    Cost { flops: t as u64, bytes: 24 * t as u64 }
+}
 
 /// The sum of the first column of `scores` `[T, 3]` f32, copied to the host, and `[T, 3]` rows of `slope`, 0, 0.
 pub(super) fn sum_and_gradient(gpu: &Gpu, scores: &Tensor, slope: f32) -> Result<(f64, Tensor)> {
