@@ -130,20 +130,20 @@ __device__ __forceinline__ Row row_statistics(const float* __restrict__ logits, 
     }
     const float top = block_max(ours.top);
     rise(top, KL ? block_max(theirs.top) : 0.0f);
-    double sums[2 + 2 * KL] = {(double)ours.weight, (double)ours.product};
-    if (KL) {
-        sums[2 * KL] = (double)difference;
-        sums[3 * KL] = (double)theirs.weight;
+    double sums[KL ? 4 : 2] = {(double)ours.weight, (double)ours.product};
+    if constexpr (KL) {
+        sums[2] = (double)difference;
+        sums[3] = (double)theirs.weight;
     }
     block_sums<THREADS>(sums);
     log_sum = log(sums[0]);
     Row row = {ours.top, (float)log_sum, 0.0f, 0.0f, (float)(log_sum - sums[1] / sums[0]), 0.0f};
-    if (KL) {
-        const double reference_log_sum = log(sums[3 * KL]);
+    if constexpr (KL) {
+        const double reference_log_sum = log(sums[3]);
         row.reference_top = theirs.top;
         row.reference_log_sum = (float)reference_log_sum;
         // Of equal rows exactly 0.
-        row.kl = (float)(sums[2 * KL] / sums[0] - (log_sum - reference_log_sum));
+        row.kl = (float)(sums[2] / sums[0] - (log_sum - reference_log_sum));
     }
     return row;
 }
