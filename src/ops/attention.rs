@@ -3,6 +3,7 @@
 //! Row i of a segment attends to all rows of its prefix segment, then to the rows of its own segment (to rows
 //! `<= i` when causal): `o_i = sum_j p_ij v_j`, `p_ij = softmax_j(q_i k_j / sqrt(D))`. With G completions as segments
 //! whose prefix is the prompt, this is exactly attention over G separate sequences, the prompt computed once.
+//! Attention within each image, or within windows of it (rows ordered window by window), is a segment for each, not causal.
 //! Grouped-query: query head h uses key/value head `h / (H / K)`.
 //!
 //! Shapes: q, o `[T, H * D]`; k, v `[T, K * D]`. Saved: q, k, v, o and the log of each row's normaliser.
