@@ -187,7 +187,7 @@ fn show(value: Option<&Value>) -> String {
 /// The options of a run as its identity, with the device and the type that they came to: `auto` may mean another on another machine.
 ///
 /// # Errors
-/// As [`fields`].
+/// [`Error::Internal`] for options that are no object.
 pub fn identity_options(
     options: &impl serde::Serialize,
     placement: &Placement,
