@@ -16,23 +16,33 @@ constexpr int ADVANTAGE = 0, WEIGHT = 1, SHARE = 2, NUMBERS = 3;
 constexpr int SURROGATE = 0, KL_LOSS = 1, KL = 2, LOW = 3, HIGH = 4, ENTROPY = 5, DIFFERENCE = 6, ADDED = 7;
 // Behind what is added: the largest difference.
 constexpr int LARGEST = 7, SUMS = 8;
+// Columns of totals, behind those of sums: the least and the greatest share of clipped ratios.
+constexpr int LOW_LEAST = 8, HIGH_GREATEST = 9, TOTALS = 10;
 // How the KL is estimated, as the host passes it.
 constexpr int32_t NONE = 0, K1 = 1, K2 = 2, K3_UNBIASED = 4, FULL = 5;
 
 // The larger number; NaN is passed on.
 static __device__ __forceinline__ double larger(double a, double b) { return a != a || a > b ? a : b; }
 
-// The largest number of the block, in the first thread. All threads of the block call, once.
-static __device__ __forceinline__ double block_largest(double x) {
-    __shared__ double of_warp[THREADS / 32];
+// Replaces each of the K numbers by the largest of the block. All threads of the block call, once.
+template <int K>
+static __device__ __forceinline__ void block_largest(double (&x)[K]) {
+    __shared__ double of_warp[K][THREADS / 32];
 #pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) x = larger(x, __shfl_xor_sync(0xffffffffu, x, distance));
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+    for (int k = 0; k < K; k++) {
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2) {
+            x[k] = larger(x[k], __shfl_xor_sync(0xffffffffu, x[k], distance));
+        }
+        if (threadIdx.x % 32 == 0) of_warp[k][threadIdx.x / 32] = x[k];
+    }
     __syncthreads();
-    x = of_warp[0];
 #pragma unroll
-    for (int warp = 1; warp < THREADS / 32; warp++) x = larger(x, of_warp[warp]);
-    return x;
+    for (int k = 0; k < K; k++) {
+        x[k] = of_warp[k][0];
+#pragma unroll
+        for (int warp = 1; warp < THREADS / 32; warp++) x[k] = larger(x[k], of_warp[k][warp]);
+    }
 }
 
 // The clipped surrogate at a ratio, its derivative by the logarithm of the ratio, and which side of the range was clipped.
@@ -116,12 +126,12 @@ __device__ __forceinline__ void grpo_loss(const float* __restrict__ scores, cons
         shared = clipped_surrogate(shared_ratio, advantage, floor, ceiling, delta);
     }
 
-    double added[ADDED] = {}, largest = 0.0;
+    double added[ADDED] = {}, largest[1] = {};
     for (int32_t t = threadIdx.x; t < tokens; t += THREADS) {
         // In f32, as the log-probabilities are.
         const double difference = fabsf(of_scores[t * 3] - of_sampled[t]);
         added[DIFFERENCE] += difference;
-        largest = larger(largest, difference);
+        largest[0] = larger(largest[0], difference);
         double dlogp = 0.0, dkl = 0.0;
         if (t < active) {
             added[ENTROPY] += (double)of_scores[t * 3 + 1];
@@ -157,12 +167,12 @@ __device__ __forceinline__ void grpo_loss(const float* __restrict__ scores, cons
         added[HIGH] = shared.high;
     }
     block_sums<THREADS>(added);
-    largest = block_largest(largest);
+    block_largest(largest);
     if (is_first_thread()) {
         double* to = row_of(sums, blockIdx.x, SUMS);
 #pragma unroll
         for (int k = 0; k < ADDED; k++) to[k] = added[k];
-        to[LARGEST] = largest;
+        to[LARGEST] = largest[0];
     }
 }
 
@@ -182,6 +192,36 @@ grpo_loss_by_sequence_forward_f32(const float* __restrict__ scores, const float*
                                   double ceiling, double delta, double beta) {
     grpo_loss<true>(scores, sampled, reference, completions, numbers, dscores, sums, estimator, off_policy, floor, ceiling,
                     delta, beta);
+}
+
+// totals [10] of the sums of `count` completions, at least one. Thread t has completions t, t + THREADS, ... in order. A completion has
+// as many ratios as tokens that count, by sequence one; the shares are of those that have some, and 1 and 0 if none has.
+extern "C" __global__ void __launch_bounds__(128)
+grpo_loss_totals_f64(const double* __restrict__ sums, const int32_t* __restrict__ completions, double* __restrict__ totals,
+                     int32_t count, int32_t by_sequence) {
+    double added[ADDED] = {};
+    // The least share is the largest of the negative ones.
+    double largest[3] = {0.0, -1.0, 0.0};
+    for (int32_t b = threadIdx.x; b < count; b += THREADS) {
+        const double* of = row_of(sums, b, SUMS);
+#pragma unroll
+        for (int k = 0; k < ADDED; k++) added[k] += of[k];
+        largest[0] = larger(largest[0], of[LARGEST]);
+        const int32_t ratios = by_sequence ? 1 : row_of(completions, b, COLUMNS)[ACTIVE];
+        if (ratios > 0) {
+            largest[1] = larger(largest[1], -(of[LOW] / (double)ratios));
+            largest[2] = larger(largest[2], of[HIGH] / (double)ratios);
+        }
+    }
+    block_sums<THREADS>(added);
+    block_largest(largest);
+    if (is_first_thread()) {
+#pragma unroll
+        for (int k = 0; k < ADDED; k++) totals[k] = added[k];
+        totals[LARGEST] = largest[0];
+        totals[LOW_LEAST] = -largest[1];
+        totals[HIGH_GREATEST] = largest[2];
+    }
 }
 
 // penalties [B]: k1, summed over all tokens of each completion.

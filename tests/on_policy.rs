@@ -18,6 +18,7 @@ use othink::rollout::sequence::FinishReason;
 use othink::rollout::stop::StopStrings;
 use othink::rollout::{Completion, Decoding};
 use othink::tensor::DType;
+use othink::train::grpo::GrpoTrainer;
 use othink::train::policy::Policy;
 use othink::train::update::{ForwardOptions, TokenScores, forward};
 use std::sync::Arc;
@@ -249,6 +250,60 @@ fn a_grpo_run_depends_on_its_seed_alone() {
         assert_eq!(run(3, recipe.clone()), first, "the same run on three threads");
         assert_eq!(run(2, Recipe { recompute: true, ..recipe.clone() }), first, "with recomputation");
         assert_ne!(run(2, Recipe { seed: 8, ..recipe }).1, first.1, "another seed is another run");
+    }
+}
+
+/// Moves the policy away from its reference.
+fn away(trainer: &mut GrpoTrainer) {
+    edit(&mut trainer.policy.params, "model.norm.weight", |w| w.iter_mut().for_each(|w| *w *= 1.3));
+}
+
+fn eight(estimator: KlEstimator, beta: f64) -> Recipe {
+    Recipe { steps: 2, estimator, beta: [beta; 2], ..Recipe::default() }
+}
+
+/// Targets whose gradient is known to be 0 are left out of the head's backward products: of equal rewards, unless the KL pulls, and of
+/// completions that don't count. No bit shows it.
+#[test]
+fn what_is_left_out_of_the_backward_pass_changes_no_bit() {
+    let name = "tied_kv1_odd";
+    for (estimator, beta) in [
+        (KlEstimator::K3, 0.0),
+        (KlEstimator::K3, 0.08),
+        (KlEstimator::K1, 0.0),
+        (KlEstimator::K1, 0.08),
+        (KlEstimator::Full, 0.08),
+    ] {
+        for (mask_truncated, micro_batch) in [(false, 4), (false, 8), (true, 8)] {
+            let stop_strings = ["r", "s", "t"].map(String::from).to_vec();
+            let recipe = Recipe { mask_truncated, micro_batch, stop_strings, ..eight(estimator, beta) };
+            let less = uneven_steps(name, &recipe, true, away);
+            let what = format!("{estimator:?}, beta {beta}, masked {mask_truncated}, by {micro_batch}");
+            assert!(less == uneven_steps(name, &recipe, false, away), "{what}");
+            assert!(less.1[0] != less.1[1], "{what}: nothing moves");
+            assert!(less.2.contains(&true) && less.2.contains(&false), "{what}: {:?}", less.2);
+        }
+    }
+}
+
+/// Equal rewards alone teach nothing; the KL pulls on them all the same.
+#[test]
+fn only_the_kl_moves_a_policy_with_equal_rewards() {
+    let samples = vec![conversations("tied_kv1_odd")[0].prompt(); 2];
+    for (estimator, beta) in [
+        (KlEstimator::K2, 0.08),
+        (KlEstimator::K3, 0.08),
+        (KlEstimator::K3Unbiased, 0.08),
+        (KlEstimator::Full, 0.08),
+        (KlEstimator::K1, 0.0),
+        (KlEstimator::K3, 0.0),
+    ] {
+        let policy = policy("tied_kv1_odd", DType::F32);
+        let mut trainer = grpo_trainer(policy, &eight(estimator, beta), Box::new(EvenInTheFirstRow), 2);
+        away(&mut trainer);
+        let report = trainer.step(0, &samples, &|_| Ok(())).unwrap().report;
+        assert_eq!((report.reward, report.reward_std), (0.5, 0.0));
+        assert_eq!(report.grad_norm > 0.0, beta > 0.0, "{estimator:?}: {}", report.grad_norm);
     }
 }
 

@@ -44,7 +44,9 @@ fn pass(
     let dtype = scores.value().dtype();
     let dy = Tensor::new(scores.value().shape(), weights.to_vec()).unwrap().to_dtype(dtype);
     let values = scores.value().to_dtype(DType::F64).real::<f64>().to_vec();
-    (values, tape.backward_from(&scores, dy).unwrap().params)
+    let mut grads = ParamGrads::default();
+    tape.backward_from(&scores, dy, &mut grads).unwrap();
+    (values, grads)
 }
 
 /// A policy in `dtype` and a reference that differs from it everywhere.
@@ -114,7 +116,7 @@ fn packed_against_separate(name: &str, dtype: DType) -> (Vec<f64>, Vec<f64>, f64
             rest = later;
             let (scores, grads) = pass(model, &policy.params, &reference, &sequence, &targets, weights);
             separate_scores.extend(scores);
-            apart.merge(grads).unwrap();
+            grads.add_to(&mut apart).unwrap();
         }
         weights.extend(own);
     }

@@ -213,7 +213,7 @@ proptest! {
                 let options = ForwardOptions { temperature, recompute };
                 let (scores, pass) = forward(&tiny.model, &tiny.params, &batch, options, None).unwrap();
                 logps.extend(bits(&scores.logp_t));
-                grads.merge(pass.backward(&scores.logp_t, None).unwrap()).unwrap();
+                pass.backward(&scores.logp_t, None).unwrap().add_to(&mut grads).unwrap();
             }
             prop_assert_eq!(&logps, &recorded);
             passes.push(grad_bits(&tiny.params, &grads));

@@ -1,6 +1,6 @@
 //! Central differences in f64 against an op's backward pass.
 
-use super::{Op, Tape, Var};
+use super::{Op, ParamGrads, Tape, Var};
 use crate::error::Result;
 use crate::rng::{Purpose, Stream};
 use crate::tensor::Tensor;
@@ -27,7 +27,7 @@ pub fn gradcheck<const N: usize, O: Op<N>>(make: impl Fn() -> O, inputs: [&Tenso
     let leaves = inputs.map(|x| tape.leaf(x.clone()));
     let vars: [&Var; N] = std::array::from_fn(|i| &leaves[i]);
     let out = tape.apply(make(), vars)?;
-    let grads = tape.backward_from(&out, r.clone())?;
+    let grads = tape.backward_from(&out, r.clone(), &mut ParamGrads::default())?;
     let mut worst: f64 = 0.0;
     for n in 0..N {
         let analytic = match grads.of(&leaves[n]) {

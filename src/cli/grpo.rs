@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{inputs, training};
 use crate::checkpoint::Identity;
-use crate::config::{BetaScheduleType, GrpoConfig, KlOptions, Options, RolloutOptions};
+use crate::config::{BetaScheduleType, GrpoConfig, KlEstimator, KlOptions, Options, RolloutOptions};
 use crate::data::{ReadOptions, Sample, nearest};
 use crate::disk::SystemDisk;
 use crate::error::{Error, Result};
@@ -247,6 +247,8 @@ fn dry_run(options: &GrpoConfig, samples: &[Sample], placement: &Placement) -> R
         image_tok: longest.image_tok.min(limit),
         freeze_vision: options.optimiser.freeze_vision_modules,
         reference: options.kl.needs_reference(),
+        exact_kl: options.kl.needs_reference() && options.kl.estimator() == KlEstimator::Full,
+        truncates: options.rollout.top_k > 0 || options.rollout.top_p < 1.0,
         recompute: options.optimiser.gradient_checkpointing,
     };
     let facts = [

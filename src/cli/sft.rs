@@ -118,6 +118,8 @@ fn dry_run(options: &SftConfig, samples: &[Sample], placement: &Placement) -> Re
         image_tok: longest.image_tok.min(limit),
         freeze_vision: options.optimiser.freeze_vision_modules,
         reference: false,
+        exact_kl: false,
+        truncates: false,
         recompute: options.optimiser.gradient_checkpointing,
     };
     let facts = [

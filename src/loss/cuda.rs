@@ -1,9 +1,9 @@
 //! Launches of `kernels/grpo_loss.cu`.
 //!
-//! Everything per token stays in device memory; 64 bytes of sums for each completion come back, and are added here in order.
+//! Everything per token and per completion stays in device memory; one row of totals for the batch comes back.
 
-use super::scores::{ScoreInputs, ScoreOutput, larger};
-use super::{ImportanceSamplingLevel, LossConfig, LossMetrics, either};
+use super::scores::{ScoreInputs, ScoreOutput};
+use super::{ImportanceSamplingLevel, LossConfig, LossMetrics};
 use crate::cuda::kernels::grpo_loss as kernels;
 use crate::cuda::{Buffer, Const, Gpu, Grid, Purpose};
 use crate::error::{Error, Result};
@@ -17,6 +17,9 @@ const THREADS: u32 = 128;
 
 /// Sums of a completion (SUMS in the kernels).
 const SUMS: usize = 8;
+
+/// Totals of all completions (TOTALS in the kernels).
+const TOTALS: usize = 10;
 
 /// Operations and bytes of the loss of `tokens` tokens, with a reference or without.
 pub fn cost(tokens: usize, reference: bool) -> Cost {
@@ -78,14 +81,16 @@ pub(super) fn loss(
         false => kernels::grpo_loss_forward_f32,
     };
     let mut dscores = gpu.alloc::<f32>(3 * tokens, Purpose::Activations)?;
-    let mut sums = gpu.alloc::<f64>(SUMS * batch, Purpose::Workspace)?;
+    let mut totals = [0.0; TOTALS];
     if batch > 0 {
+        let mut sums = gpu.alloc::<f64>(SUMS * batch, Purpose::Workspace)?;
+        let mut to = gpu.alloc::<f64>(TOTALS, Purpose::Workspace)?;
         let completions = completions(gpu, inputs.offsets, ranges, |b| inputs.counts_b[b])?;
         let numbers = gpu.upload(&numbers, Purpose::Inputs)?;
         let reference =
             inputs.reference.map_or(Ok(Const::null()), |r| Ok::<_, Error>(r.buffer::<f32>()?.ptr()))?;
         // SAFETY: scores, the reference's (if they are read) and dscores hold the tokens of all completions, the sampled
-        // log-probabilities every range; there is a row of both tables and of the sums for each completion.
+        // log-probabilities every range; there is a row of both tables and of the sums for each completion, and room for the totals.
         unsafe {
             kernel(
                 gpu,
@@ -104,31 +109,51 @@ pub(super) fn loss(
                 config.delta.unwrap_or(f64::INFINITY),
                 beta,
             )?;
+            kernels::grpo_loss_totals_f64(
+                gpu,
+                Grid::new(1, THREADS)?,
+                sums.ptr(),
+                completions.ptr(),
+                to.ptr_mut(),
+                int(batch)?,
+                i32::from(by_sequence),
+            )?;
         }
+        totals.copy_from_slice(&to.download()?);
     }
-    let mut output = ScoreOutput {
-        loss: 0.0,
-        metrics: LossMetrics::default(),
-        dscores: Tensor::from_buffer(&[tokens, 3], dscores)?,
-        entropy_sum: 0.0,
-        difference_sum: 0.0,
-        difference_max: 0.0,
+    let [
+        surrogate_loss,
+        kl_loss,
+        kl,
+        low,
+        high,
+        entropy_sum,
+        difference_sum,
+        difference_max,
+        least,
+        greatest,
+    ] = totals;
+    let counted: usize = (0..batch).map(active).sum();
+    let ratios = if by_sequence { batch } else { counted };
+    let metrics = LossMetrics {
+        surrogate_loss,
+        kl_loss,
+        tokens: counted,
+        ratios,
+        kl_sum: (estimator > 0 && counted > 0).then_some(kl),
+        low_clipped: low as usize,
+        high_clipped: high as usize,
+        low_min: (ratios > 0).then_some(least),
+        high_max: (ratios > 0).then_some(greatest),
     };
-    for (b, sums) in sums.download()?.chunks_exact(SUMS).enumerate() {
-        let &[surrogate, kl_loss, kl, low, high, entropy, difference, largest] = sums else { continue };
-        let (active, metrics) = (active(b), &mut output.metrics);
-        metrics.surrogate_loss += surrogate;
-        metrics.kl_loss += kl_loss;
-        metrics.tokens += active;
-        let kl = (estimator > 0 && active > 0).then_some(kl);
-        metrics.kl_sum = either(metrics.kl_sum, kl, |a, b| a + b);
-        metrics.count(low as usize, high as usize, if by_sequence { 1 } else { active });
-        output.entropy_sum += entropy;
-        output.difference_sum += difference;
-        output.difference_max = larger(output.difference_max, largest);
-    }
-    output.loss = output.metrics.surrogate_loss + output.metrics.kl_loss;
-    Ok(output)
+    Ok(ScoreOutput {
+        loss: surrogate_loss + kl_loss,
+        metrics,
+        dscores: Tensor::from_buffer(&[tokens, 3], dscores)?,
+        entropy_sum,
+        difference_sum,
+        difference_max,
+    })
 }
 
 /// [`k1_penalty_of_scores`](super::k1_penalty_of_scores) in device memory; the caller has checked the inputs.

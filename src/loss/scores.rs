@@ -60,7 +60,7 @@ pub struct ScoreOutput {
 }
 
 /// The larger of two numbers; NaN is passed on.
-pub(super) fn larger(a: f64, b: f64) -> f64 {
+fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || a > b { a } else { b }
 }
 

@@ -11,7 +11,7 @@
 
 use super::cuda::DeviceAdamW;
 use super::{AdamW, AdamWConfig, ParamGroup, TensorState, clip_coefficient, global_grad_norm};
-use crate::autograd::{ParamGrads, ParamId};
+use crate::autograd::{GradSink, ParamGrads, ParamId};
 use crate::cuda::Purpose;
 use crate::error::{Error, Result};
 use crate::nn::Params;
@@ -92,20 +92,6 @@ impl Optimiser {
             Place::Device(on_device) => on_device.adamw.zero_gradients()?,
         }
         Ok(())
-    }
-
-    /// Adds the gradients of a micro-batch; micro-batches are given in their order.
-    ///
-    /// # Errors
-    /// [`Error::Internal`] for a gradient that does not fit its parameter; those of launching.
-    pub fn add(&mut self, part: ParamGrads) -> Result<()> {
-        match &mut self.place {
-            Place::Host(host) => host.gradients.merge(part),
-            Place::Device(on_device) => part.iter().try_for_each(|(id, gradient)| {
-                let index = self.trained.binary_search(&id).map_err(|_| not_trained(id))?;
-                on_device.adamw.add_gradient(index, gradient)
-            }),
-        }
     }
 
     /// Clips the sum of the gradients to `max_grad_norm` (0: not at all) and moves the parameters that have one. Gives the norm before
@@ -194,6 +180,20 @@ impl Optimiser {
             },
         }
         Ok(())
+    }
+}
+
+/// Micro-batches are given in their order. On a GPU a gradient is added to the arena at once and freed; it is refused if its parameter
+/// is not trained.
+impl GradSink for Optimiser {
+    fn add(&mut self, id: ParamId, grad: Tensor) -> Result<()> {
+        match &mut self.place {
+            Place::Host(host) => host.gradients.add(id, grad),
+            Place::Device(on_device) => {
+                let index = self.trained.binary_search(&id).map_err(|_| not_trained(id))?;
+                on_device.adamw.add_gradient(index, &grad)
+            }
+        }
     }
 }
 

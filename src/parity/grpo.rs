@@ -5,11 +5,13 @@ use super::compare::{Row, Values, Verdict};
 use super::examples::Example;
 use super::{Context, Sink, ids_i32};
 use crate::advantage::group_advantages;
+use crate::autograd::ParamGrads;
 use crate::batch::{Group, micro_batches};
 use crate::config::{ImportanceSamplingLevel, KlEstimator, LossType, ScaleRewards};
+use crate::cuda::Purpose;
 use crate::error::Result;
-use crate::loss::{LossConfig, LossInputs, Window, grpo_loss};
-use crate::tensor::DType;
+use crate::loss::{LossConfig, Sampled, ScoreInputs, Window, loss_of_scores};
+use crate::tensor::{DType, Tensor};
 use crate::train::update::forward;
 
 /// The given tensors, which have no other source than the bundle.
@@ -69,15 +71,24 @@ impl Context<'_> {
             let rows = padded.chunks_exact(longest.max(1)).zip(&completions);
             rows.flat_map(|(row, completion)| row[..completion.len()].iter().copied()).collect()
         };
-        let output = grpo_loss(
+        let (old, reference) = (ragged(&old), ragged(&reference));
+        let tokens = old.len();
+        // Of the reference's scores only the log-probability is looked at.
+        let reference = reference.iter().flat_map(|&logp| [logp, 0.0, 0.0]).collect::<Vec<f32>>();
+        // Beside the scores, so that the loss is the one of their device.
+        let placed = |x: Tensor| x.to_device(&pass.scores().device(), Purpose::Inputs);
+        let old = placed(Tensor::new(&[tokens], old)?)?;
+        let reference = placed(Tensor::new(&[tokens, 3], reference)?)?;
+        let output = loss_of_scores(
             &loss_config(case),
-            &LossInputs {
+            &ScoreInputs {
                 offsets: &batch.offsets,
-                logp_t: &scores.logp_t,
-                old_logp_t: Some(&ragged(&old)),
-                ref_logp_t: Some(&ragged(&reference)),
-                kl_full_t: None,
-                mask_t: None,
+                scores: pass.scores(),
+                sampled: Sampled { values: &old, begins: &batch.offsets[..group] },
+                off_policy: true,
+                reference: Some(&reference),
+                exact_kl: false,
+                counts_b: &vec![true; group],
                 advantages_b: &advantages,
                 window: Window::of_batch(&batch.offsets, None),
             },
@@ -98,7 +109,8 @@ impl Context<'_> {
         if self.dtype == DType::Bf16 {
             return Ok(());
         }
-        let grads = pass.backward(&output.dlogp_t, None)?;
+        let mut grads = ParamGrads::default();
+        pass.backward_by(output.dscores, &mut grads)?;
         self.gradients("grpo_e2e.", &grads, sink)
     }
 

@@ -132,7 +132,7 @@ impl Context<'_> {
                     let (scores, pass) =
                         forward(&self.policy.model, params, &batch, self.forward_options(), None)?;
                     let slope = -1.0 / tokens as f32;
-                    grads.merge(pass.backward(&vec![slope; scores.logp_t.len()], None)?)?;
+                    pass.backward(&vec![slope; scores.logp_t.len()], None)?.add_to(grads)?;
                     scores.logp_t
                 }
             };
@@ -166,7 +166,7 @@ impl Context<'_> {
             losses.push(likelihood.loss as f32);
             if let Some(grads) = likelihood.grads {
                 optimiser.begin()?;
-                optimiser.add(grads)?;
+                grads.add_to(&mut optimiser)?;
                 let norm = optimiser.step(&mut weights, LEARNING_RATE, MAX_GRAD_NORM)?;
                 check_finite("gradient norm", norm, step as u64)?;
                 norms.push(norm as f32);

@@ -7,6 +7,7 @@ use super::policy::Policy;
 use super::stream::Stream;
 use super::trainer::{Skipped, Step, Trainer, TrainerParts, restore_weights, sample_row};
 use super::update::{ForwardOptions, Pass, check_finite, each_micro_batch};
+use crate::autograd::GradSink;
 use crate::batch::MicroBatch;
 use crate::checkpoint::{SavedRollout, SavedRun};
 use crate::config::{KlEstimator, ScaleRewards};
@@ -70,6 +71,8 @@ pub struct GrpoTrainer {
     optimiser: Optimiser,
     stream: Stream,
     tokens: u64,
+    /// Whether targets without a gradient stay out of the head's backward products.
+    leaves_out: bool,
     /// The rollout that the next steps of its `num_iterations` go on with.
     rollout: Option<Scored>,
     /// The completions of a rollout that a step has just failed on.
@@ -110,9 +113,15 @@ impl GrpoTrainer {
             optimiser,
             stream,
             tokens: 0,
+            leaves_out: true,
             rollout: None,
             suspect: Vec::new(),
         })
+    }
+
+    /// From now on also computes gradients that are known to be 0, as a check that leaving them out changes no bit.
+    pub fn leave_nothing_out(&mut self) {
+        self.leaves_out = false;
     }
 
     fn prompts_per_rollout(&self) -> usize {
@@ -251,11 +260,12 @@ impl GrpoTrainer {
         let (mut loss, mut entropy, mut tokens) = (0.0, 0.0, 0_usize);
         let (mut difference_sum, mut difference_max) = (0.0, 0.0_f64);
         let exact = self.options.loss.kl_estimator == KlEstimator::Full;
+        let leaves_out = self.leaves_out;
         // Whether the KL moves the policy at this step, and not the rewards (k1).
         let kl_pulls = beta != 0.0 && self.options.loss.kl_estimator != KlEstimator::K1;
         let (model, params) = (&self.policy.model, &self.policy.params);
         let reference = self.reference.as_ref().filter(|_| exact);
-        let work = |i: usize, batch: &MicroBatch| {
+        let work = |i: usize, batch: &MicroBatch, sink: &mut dyn GradSink| {
             watch(0)?;
             let members = &completions[batch.members.clone()];
             let counts_b: Vec<bool> = members.iter().map(|c| counts(c)).collect();
@@ -263,7 +273,8 @@ impl GrpoTrainer {
             let teaches = |(&counts, &advantage): (&bool, &f32)| counts && (advantage != 0.0 || kl_pulls);
             let teaches = counts_b.iter().zip(advantages_b).map(teaches);
             let frozen = members.iter().zip(teaches);
-            let frozen = frozen.flat_map(|(c, teaches)| std::iter::repeat_n(!teaches, c.tokens.len()));
+            let frozen =
+                frozen.flat_map(|(c, teaches)| std::iter::repeat_n(leaves_out && !teaches, c.tokens.len()));
             let pass = Pass::run(model, params, batch, options, reference, frozen.collect())?;
             let output = loss_of_scores(
                 &loss_config,
@@ -285,11 +296,11 @@ impl GrpoTrainer {
                 },
             )?;
             check_finite("loss", output.loss, step)?;
-            let grads = pass.backward_by(output.dscores.clone())?;
-            Ok((counted(members), output, grads))
+            pass.backward_by(output.dscores.clone(), sink)?;
+            Ok((counted(members), output))
         };
         self.optimiser.begin()?;
-        each_micro_batch(params, &rollout.batches, work, |(counted, output, part)| {
+        each_micro_batch(params, &rollout.batches, &mut self.optimiser, work, |(counted, output)| {
             difference_sum += output.difference_sum;
             difference_max = match output.difference_max <= difference_max || difference_max.is_nan() {
                 true => difference_max,
@@ -299,7 +310,6 @@ impl GrpoTrainer {
             tokens += counted;
             loss += output.loss;
             metrics.merge(&output.metrics);
-            self.optimiser.add(part)
         })?;
         // Later passes over the same rollout compare with weights that have moved: they repeat the first one's figure.
         let measured = (difference_sum / rollout.sampled.tokens.max(1) as f64, difference_max);

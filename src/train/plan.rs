@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::model::qwen2_vl::weights::parameters;
 use crate::ops::log_softmax_kl::LOGITS_BYTES;
+use crate::ops::log_softmax_kl::cuda::{PARTS, RUN};
 use crate::processor::resize::MAX_ASPECT_RATIO;
 use crate::processor::{ImageConfig, Processor};
 use crate::report::MemoryPlan;
@@ -98,6 +99,10 @@ pub struct TrainingShape {
     pub freeze_vision: bool,
     /// Whether a reference policy is kept.
     pub reference: bool,
+    /// Whether the exact KL to it is taken, from logits of both.
+    pub exact_kl: bool,
+    /// Whether top-k or top-p cuts the distribution that is sampled from.
+    pub truncates: bool,
     /// Whether activations are computed again in the backward pass.
     pub recompute: bool,
 }
@@ -197,11 +202,10 @@ pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape, placement: &Pla
     };
     let activations = rows * kept(text_layer, layers, text.hidden_size as u64) + patches * kept_by_vision;
     plan.add("activations of one micro-batch (at most)", activations * stored);
-    let logits = match placement.device {
-        Device::Cpu => 128 * text.vocab_size as u64 * F32,
-        Device::Cuda(_) => LOGITS_BYTES.min(rows as usize * text.vocab_size * 4) as u64,
-    };
-    plan.add("logits of one chunk", 2 * logits);
+    match placement.device {
+        Device::Cpu => plan.add("logits of one chunk", 2 * 128 * text.vocab_size as u64 * F32),
+        Device::Cuda(_) => add_head_on_gpu(&mut plan, config, shape, stored),
+    }
     if shape.rollout_prompts > 0 {
         let rows = (shape.rollout_prompts * shape.prompt_tok) as u64;
         let patches = (shape.rollout_prompts * shape.image_tok * vision.spatial_merge_size.pow(2)) as u64;
@@ -211,6 +215,23 @@ pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape, placement: &Pla
         plan.add("KV cache of the rollout (at most)", (cached * width) as u64 * stored);
     }
     plan
+}
+
+/// Bytes of what stands round the head on a GPU, whose type takes `stored` bytes: logits, the pieces of their gradient, the gradient of
+/// the head (of the embedding, which comes later, it is no larger), and what is sampled from.
+fn add_head_on_gpu(plan: &mut MemoryPlan, config: &Qwen2VlConfig, shape: TrainingShape, stored: u64) {
+    let vocab = config.text.vocab_size as u64;
+    let targets = (shape.micro_batch * shape.completion_tok) as u64;
+    let at_once = (LOGITS_BYTES as u64 / (F32 * vocab.max(1))).max(RUN as u64);
+    let logits = at_once.min(targets) * vocab * F32;
+    plan.add("logits of one chunk", logits * (1 + u64::from(shape.exact_kl)));
+    plan.add("gradient of the logits (at most)", (PARTS as u64 * at_once).min(targets) * vocab * stored);
+    let cast = if stored == F32 { 0 } else { stored };
+    plan.add("gradient of the head on its way", vocab * config.text.hidden_size as u64 * (F32 + cast));
+    if shape.rollout_prompts > 0 {
+        let sequences = (shape.rollout_prompts * shape.group) as u64;
+        plan.add("logits of the rollout", sequences * vocab * F32 * (1 + u64::from(shape.truncates)));
+    }
 }
 
 #[cfg(test)]
@@ -305,6 +326,8 @@ mod tests {
             image_tok: 20,
             freeze_vision: false,
             reference: true,
+            exact_kl: false,
+            truncates: false,
             recompute: true,
         };
         let bytes = |shape| {
@@ -329,6 +352,19 @@ mod tests {
         let kept = |recompute| bytes(TrainingShape { recompute, ..shape })[5];
         assert!(kept(true) < kept(false));
         assert_eq!(bytes(TrainingShape { rollout_prompts: 0, reference: false, ..shape }).len(), 6);
+        // By hand: a vocabulary of 600, a width of 64, 8 completions of 10 tokens; 3 prompts with 4 completions are sampled.
+        let on_gpu = |shape, stored| {
+            let mut plan = MemoryPlan::default();
+            add_head_on_gpu(&mut plan, &folder.config, shape, stored);
+            plan.rows.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>()
+        };
+        let (logits, head) = (80 * 600 * 4, 600 * 64);
+        assert_eq!(on_gpu(shape, 4), [logits, logits, head * 4, 12 * 600 * 4]);
+        let exact = TrainingShape { exact_kl: true, truncates: true, ..shape };
+        assert_eq!(on_gpu(exact, 2), [2 * logits, logits / 2, head * 6, 2 * 12 * 600 * 4]);
+        // 256 MiB hold 111,848 rows of logits, of which a piece has 8 times as many.
+        let many = TrainingShape { micro_batch: 1 << 20, rollout_prompts: 0, ..shape };
+        assert_eq!(on_gpu(many, 2), [111_848 * 2400, 8 * 111_848 * 1200, head * 6]);
         Ok(())
     }
 }

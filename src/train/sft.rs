@@ -5,6 +5,7 @@ use super::policy::{Policy, check_length};
 use super::stream::Stream;
 use super::trainer::{Skipped, Step, Trainer, TrainerParts, restore_weights, sample_row};
 use super::update::{ForwardOptions, Pass, check_finite, each_micro_batch};
+use crate::autograd::GradSink;
 use crate::batch::{Group, MicroBatch, micro_batches};
 use crate::checkpoint::SavedRun;
 use crate::data::Sample;
@@ -87,17 +88,15 @@ impl SftTrainer {
         let tokens = batches.iter().map(|b| b.packed.len() as u64).sum::<u64>();
         let options = ForwardOptions { temperature: 1.0, recompute: self.options.recompute };
         let (model, params) = (&self.policy.model, &self.policy.params);
-        let work = |_: usize, batch: &MicroBatch| {
+        let work = |_: usize, batch: &MicroBatch, sink: &mut dyn GradSink| {
             watch(0)?;
             let pass = Pass::run(model, params, batch, options, None, Vec::new())?;
             let (nll, dscores) = supervised_loss(pass.scores(), weight)?;
-            Ok((nll, pass.backward_by(dscores)?))
+            pass.backward_by(dscores, sink)?;
+            Ok(nll)
         };
         self.optimiser.begin()?;
-        each_micro_batch(params, &batches, work, |(nll, part)| {
-            loss += nll;
-            self.optimiser.add(part)
-        })?;
+        each_micro_batch(params, &batches, &mut self.optimiser, work, |nll| loss += nll)?;
         check_finite("loss", loss, step)?;
         let learning_rate = self.options.schedule.learning_rate(step);
         let grad_norm =

@@ -1,6 +1,6 @@
 //! Forward and backward passes over micro-batches.
 
-use crate::autograd::{ParamGrads, Tape, Var};
+use crate::autograd::{GradSink, ParamGrads, Tape, Var};
 use crate::batch::MicroBatch;
 use crate::cuda::Purpose;
 use crate::error::{Error, Result};
@@ -124,9 +124,9 @@ impl Pass {
         self.scores.value()
     }
 
-    /// Gradients of the parameters for the gradient by the scores, `[T, 3]`, beside the weights.
-    pub fn backward_by(self, dscores: Tensor) -> Result<ParamGrads> {
-        Ok(self.tape.backward_from(&self.scores, dscores)?.params)
+    /// Adds the gradients of the parameters for the gradient by the scores, `[T, 3]`, beside the weights.
+    pub fn backward_by(self, dscores: Tensor, sink: &mut dyn GradSink) -> Result<()> {
+        self.tape.backward_from(&self.scores, dscores, sink).map(drop)
     }
 
     /// Gradients of the parameters for `dlogp_t` (and `dkl_t`, by the exact KL) in host memory.
@@ -137,32 +137,47 @@ impl Pass {
         }
         let dy = Tensor::new(self.scores().shape(), dy)?;
         let dy = dy.to_device(&self.scores().device(), Purpose::Inputs)?;
-        self.backward_by(dy)
+        let mut grads = ParamGrads::default();
+        self.backward_by(dy, &mut grads)?;
+        Ok(grads)
     }
 }
 
-/// Runs `work` over the micro-batches, several at a time where that costs little memory, and gives the results in order.
+/// Runs `work` over the micro-batches, several at a time where that costs little memory, and gives the results in order. `work` adds
+/// its gradients to the sink it is given; they reach `sink` micro-batch after micro-batch.
 ///
-/// Each micro-batch in flight holds gradients of its own, so large models take one at a time and share the threads inside
-/// the ops; so does a GPU, whose one stream runs them one after the other. Nothing of this changes a bit: the results are
-/// independent and are added in order.
+/// Each micro-batch in flight in host memory holds gradients of its own, so large models take one at a time and share the threads
+/// inside the ops. Nothing of this changes a bit: the gradients are independent and are added in order. A GPU's one stream runs
+/// micro-batches one after the other, so there each gradient goes to `sink` as soon as it exists.
+///
+/// # Errors
+/// Those of `work`, `take` and `sink`, which then has got a part of the gradients.
 pub fn each_micro_batch<T: Send>(
     params: &Params,
     batches: &[MicroBatch],
-    work: impl Fn(usize, &MicroBatch) -> Result<T> + Sync,
-    mut take: impl FnMut(T) -> Result<()>,
+    sink: &mut dyn GradSink,
+    work: impl Fn(usize, &MicroBatch, &mut dyn GradSink) -> Result<T> + Sync,
+    mut take: impl FnMut(T),
 ) -> Result<()> {
     /// Gradients of all micro-batches in flight stay below this.
     const IN_FLIGHT_BYTES: usize = 256 << 20;
+    if params.device().gpu().is_some() {
+        return batches.iter().enumerate().try_for_each(|(i, batch)| Ok(take(work(i, batch, sink)?)));
+    }
     let (_, trainable) = params.count();
-    let at_once = match params.iter().any(|(_, p)| p.value.gpu().is_some()) {
-        true => 1,
-        false => rayon::current_num_threads().min(IN_FLIGHT_BYTES / (4 * trainable.max(1))).max(1),
-    };
+    let at_once = rayon::current_num_threads().min(IN_FLIGHT_BYTES / (4 * trainable.max(1))).max(1);
     for (part, chunk) in batches.chunks(at_once).enumerate() {
-        let done: Vec<Result<T>> =
-            chunk.par_iter().enumerate().map(|(i, b)| work(part * at_once + i, b)).collect();
-        done.into_iter().try_for_each(|result| take(result?))?;
+        let one = |(i, batch)| {
+            let mut grads = ParamGrads::default();
+            let result = work(part * at_once + i, batch, &mut grads)?;
+            Ok((result, grads))
+        };
+        let done: Vec<Result<(T, ParamGrads)>> = chunk.par_iter().enumerate().map(one).collect();
+        for result in done {
+            let (result, grads) = result?;
+            take(result);
+            grads.add_to(sink)?;
+        }
     }
     Ok(())
 }

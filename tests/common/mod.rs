@@ -20,6 +20,7 @@ use othink::tensor::{DType, Placement};
 use othink::train::grpo::{GrpoOptions, GrpoTrainer};
 use othink::train::policy::Policy;
 use othink::train::sft::{SftOptions, SftTrainer};
+use othink::train::trainer::Trainer;
 use othink::train::{stream, update};
 use serde_json::Value;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -211,6 +212,10 @@ pub struct Recipe {
     pub micro_batch: usize,
     pub num_iterations: usize,
     pub estimator: KlEstimator,
+    /// Least and greatest KL weight.
+    pub beta: [f64; 2],
+    pub stop_strings: Vec<String>,
+    pub mask_truncated: bool,
     pub learning_rate: f64,
     pub recompute: bool,
     pub placement: Placement,
@@ -227,6 +232,9 @@ impl Default for Recipe {
             micro_batch: 4,
             num_iterations: 1,
             estimator: KlEstimator::K3,
+            beta: [0.04, 0.1],
+            stop_strings: Vec::new(),
+            mask_truncated: false,
             learning_rate: 1e-3,
             recompute: false,
             placement: Placement::HOST,
@@ -256,7 +264,7 @@ pub fn grpo_trainer(policy: Policy, recipe: &Recipe, reward: Box<dyn Reward>, ro
             beta: 0.0,
             max_completion_length: recipe.sampling.max_new_tokens,
         },
-        mask_truncated: false,
+        mask_truncated: recipe.mask_truncated,
         prompt_limit: 1024,
         schedule: constant(recipe.learning_rate),
         max_grad_norm: 1.0,
@@ -264,9 +272,10 @@ pub fn grpo_trainer(policy: Policy, recipe: &Recipe, reward: Box<dyn Reward>, ro
         placement: recipe.placement.clone(),
         seed: recipe.seed,
     };
-    let decoding = policy.decoding(recipe.sampling.clone(), &[], true).unwrap();
+    let decoding = policy.decoding(recipe.sampling.clone(), &recipe.stop_strings, true).unwrap();
     let rewards = RewardSet::from_rewards(vec![reward], &[]).unwrap();
-    let schedule = BetaSchedule::Othink(Othink { beta_min: 0.04, beta_max: 0.1, exploration_ratio: 0.3 });
+    let [beta_min, beta_max] = recipe.beta;
+    let schedule = BetaSchedule::Othink(Othink { beta_min, beta_max, exploration_ratio: 0.3 });
     let beta = BetaController::new(schedule, recipe.steps).unwrap();
     let stream = stream::Stream::new(rows, recipe.seed, true).unwrap();
     GrpoTrainer::new(policy, options, decoding, rewards, beta, AdamWConfig::default(), stream).unwrap()
@@ -321,4 +330,44 @@ impl Reward for Vowels {
         let vowels = completion.chars().filter(|&c| "aeiou".contains(c)).count();
         Some(vowels as f64 / completion.chars().count().max(1) as f64)
     }
+}
+
+/// [`Vowels`], save that the completions of the first row are all worth the same.
+pub struct EvenInTheFirstRow;
+
+impl Reward for EvenInTheFirstRow {
+    fn name(&self) -> &str {
+        "vowels"
+    }
+
+    fn score(&self, sample: &Sample, completion: &str) -> Option<f64> {
+        if sample.row == 0 { Some(0.5) } else { Vowels.score(sample, completion) }
+    }
+}
+
+/// Steps over the bundle's first two rows, of which one has equal rewards, with what has no gradient left out of the
+/// head's backward products, or with nothing left out: the bits of gradient norms, those of the weights after each step, and which completions were cut.
+/// `prepare` comes before the first step.
+pub fn uneven_steps(
+    name: &str,
+    recipe: &Recipe,
+    leave_out: bool,
+    prepare: impl FnOnce(&mut GrpoTrainer),
+) -> (Vec<u64>, Vec<Vec<(String, u64)>>, Vec<bool>) {
+    let samples: Vec<Sample> = conversations(name).iter().take(2).map(Sample::prompt).collect();
+    let mut trainer = grpo_trainer(policy(name, DType::F32), recipe, Box::new(EvenInTheFirstRow), 2);
+    if !leave_out {
+        trainer.leave_nothing_out();
+    }
+    prepare(&mut trainer);
+    let (mut norms, mut weights, mut cut) = (Vec::new(), Vec::new(), Vec::new());
+    for step in 0..recipe.steps {
+        let outcome = trainer.step(step, &samples, &|_| Ok(())).unwrap();
+        let of_first = outcome.completions.iter().filter(|c| c.row == 0);
+        assert_eq!(of_first.count(), recipe.group, "one of the prompts is the first row");
+        norms.push(outcome.report.grad_norm.to_bits());
+        weights.push(weight_bits(&Trainer::weights(&trainer).unwrap()));
+        cut.extend(outcome.completions.iter().map(|c| c.truncated));
+    }
+    (norms, weights, cut)
 }

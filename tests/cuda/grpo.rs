@@ -1,6 +1,6 @@
 //! GRPO-D on the device: after the CPU step by step, to the bit with itself, and without numbers that go back and forth.
 
-use crate::common::{Recipe, Vowels, conversations, grpo_trainer, policy, prompts};
+use crate::common::{Recipe, Vowels, conversations, grpo_trainer, policy, prompts, uneven_steps};
 use crate::harness::{gpu, is_checked, is_rerun};
 use othink::config::KlEstimator;
 use othink::cuda::Gpu;
@@ -62,6 +62,39 @@ fn steps_follow_the_cpus() {
             }
         }
         assert!(cpu.iter().any(|step| step[2] > 1e-4), "the policy has not moved: {cpu:?}");
+    }
+}
+
+/// What has no gradient is left out of the head's backward products, whole micro-batches of it and single targets, and no bit shows it.
+#[test]
+fn what_is_left_out_of_the_backward_pass_changes_no_bit() {
+    let Some(gpu) = gpu() else { return };
+    if is_rerun() {
+        return;
+    }
+    let sampling = SamplingParams { max_new_tokens: 16, ..SamplingParams::default() };
+    let stop_strings: Vec<String> = ["r"].map(String::from).to_vec();
+    for (estimator, beta) in [(KlEstimator::K3, 0.0), (KlEstimator::K3, 0.08), (KlEstimator::K1, 0.08)] {
+        for (dtype, micro_batch) in [(DType::F32, 4), (DType::Bf16, 8)] {
+            // The policy leaves its reference in the first step.
+            let recipe = Recipe {
+                steps: 2,
+                micro_batch,
+                estimator,
+                beta: [beta; 2],
+                stop_strings: stop_strings.clone(),
+                mask_truncated: true,
+                learning_rate: 1e-2,
+                placement: on(gpu, dtype),
+                sampling: sampling.clone(),
+                ..Recipe::default()
+            };
+            let less = uneven_steps(BUNDLE, &recipe, true, |_| ());
+            let what = format!("{estimator:?}, beta {beta}, {dtype:?}");
+            assert!(less == uneven_steps(BUNDLE, &recipe, false, |_| ()), "{what}");
+            assert!(less.1[0] != less.1[1], "{what}: nothing moves");
+            assert!(less.2.contains(&true) && less.2.contains(&false), "{what}: {:?}", less.2);
+        }
     }
 }
 

@@ -189,6 +189,70 @@ fn plain(kl_estimator: KlEstimator, importance_sampling_level: ImportanceSamplin
     }
 }
 
+/// More completions than the totals' block has threads, some without tokens or left out. Sums of some thousand terms of either sign
+/// differ by the rounding of each addition: n units of the last place of the largest partial sum, far below the bound.
+#[test]
+fn more_completions_than_threads() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for count in [128, 129, 300] {
+        let lengths: Vec<usize> = (0..count).map(|b| [5, 0, 1, 9][b % 4]).collect();
+        let mut host = Batch::new(&lengths);
+        host.counts = (0..count).map(|b| b % 11 != 4).collect();
+        for level in [ImportanceSamplingLevel::Token, ImportanceSamplingLevel::Sequence] {
+            let config = plain(KlEstimator::K3, level);
+            let want = loss_of_scores(&config, &host.inputs(true, true))?;
+            let got = loss_of_scores(&config, &host.on_gpu(gpu).inputs(true, true))?;
+            assert_same(&format!("{count} completions, {level:?}"), &got, &want);
+        }
+        host.counts = vec![false; count];
+        let config = plain(KlEstimator::K3, ImportanceSamplingLevel::Token);
+        let want = loss_of_scores(&config, &host.inputs(true, true))?;
+        let got = loss_of_scores(&config, &host.on_gpu(gpu).inputs(true, true))?;
+        assert_same("all left out", &got, &want);
+        assert_eq!((got.metrics.clip_ratio_low_min(), got.metrics.kl()), (None, None));
+    }
+    Ok(())
+}
+
+/// The least and the greatest share of clipped ratios, by hand: of completions on different warps, in the middle of the others.
+#[test]
+fn shares_of_clipped_ratios() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let mut host = Batch::new(&[4; 200]);
+    host.counts = vec![true; 200];
+    // All ratios are far below the range, and clipped where the advantage is negative; in one completion a half is 1.
+    host.advantages = vec![-1.0; 200];
+    let logps: Vec<f32> = host.scores.real::<f32>().chunks(3).map(|row| row[0]).collect();
+    let sampled = host.sampled.make_mut::<f32>()?;
+    for (b, &begin) in host.begins.iter().enumerate() {
+        for t in 0..4 {
+            sampled[begin + t] = logps[4 * b + t] + if b == 150 && t < 2 { 0.0 } else { 1.0 };
+        }
+    }
+    let config = plain(KlEstimator::K3, ImportanceSamplingLevel::Token);
+    let got = loss_of_scores(&config, &host.on_gpu(gpu).inputs(true, true))?.metrics;
+    assert_eq!((got.clip_ratio_low_min(), got.clip_ratio_low_mean()), (Some(0.5), 798.0 / 800.0));
+    assert_eq!((got.clip_ratio_high_max(), got.clip_ratio_high_mean()), (Some(0.0), 0.0));
+    // Far above, and clipped where the advantage is positive, in one completion only.
+    sampled_above(&mut host, &logps)?;
+    let got = loss_of_scores(&config, &host.on_gpu(gpu).inputs(true, true))?.metrics;
+    assert_eq!((got.clip_ratio_low_min(), got.clip_ratio_low_mean()), (Some(0.0), 0.0));
+    assert_eq!((got.clip_ratio_high_max(), got.clip_ratio_high_mean()), (Some(0.75), 3.0 / 800.0));
+    Ok(())
+}
+
+/// Ratios of 1, but for three of completion 70, which has a positive advantage.
+fn sampled_above(host: &mut Batch, logps: &[f32]) -> Result<()> {
+    host.advantages[70] = 1.0;
+    let sampled = host.sampled.make_mut::<f32>()?;
+    for (b, &begin) in host.begins.iter().enumerate() {
+        for t in 0..4 {
+            sampled[begin + t] = logps[4 * b + t] - if b == 70 && t < 3 { 1.0 } else { 0.0 };
+        }
+    }
+    Ok(())
+}
+
 /// Ratios at the bounds exactly, where `min` ties and a clip passes the gradient.
 #[test]
 fn at_the_bounds() -> Result<()> {

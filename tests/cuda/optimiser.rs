@@ -2,7 +2,7 @@
 
 use crate::compare::{assert_same, on_gpu};
 use crate::harness::gpu;
-use othink::autograd::{ParamGrads, ParamId};
+use othink::autograd::{GradSink, ParamGrads, ParamId};
 use othink::cuda::{Gpu, Purpose};
 use othink::error::{Error, Result};
 use othink::nn::Params;
@@ -75,7 +75,7 @@ impl Run {
                 };
                 grads.add(ParamId(id), grad)?;
             }
-            self.optimiser.add(grads)?;
+            grads.add_to(&mut self.optimiser)?;
         }
         self.optimiser.step(&mut self.params, 1e-2, 1.0)
     }
@@ -142,7 +142,7 @@ fn a_step_that_does_not_happen_leaves_nothing() -> Result<()> {
         let mut grads = ParamGrads::default();
         let w = Tensor::zeros(&[33, 9], DType::F32).to_device(&placement.device, Purpose::Activations)?;
         grads.add(ParamId(3), w)?;
-        run.optimiser.add(grads)?;
+        grads.add_to(&mut run.optimiser)?;
         for run in [&mut run, &mut plain] {
             run.step(1, 0.5)?;
         }
@@ -217,8 +217,7 @@ fn what_cannot_be_trained_is_refused() -> Result<()> {
     let narrow = Placement { device: Device::Cpu, dtype: DType::Bf16 };
     assert!(matches!(Run::new(&narrow), Err(Error::Internal(_))));
     let mut run = Run::new(&placement(gpu, DType::F32))?;
-    let mut of_frozen = ParamGrads::default();
-    of_frozen.add(ParamId(2), on_gpu(&Tensor::zeros(&[3], DType::F64), DType::F32, gpu))?;
-    assert!(run.optimiser.add(of_frozen).unwrap_err().to_string().contains("not trained"));
+    let of_frozen = on_gpu(&Tensor::zeros(&[3], DType::F64), DType::F32, gpu);
+    assert!(run.optimiser.add(ParamId(2), of_frozen).unwrap_err().to_string().contains("not trained"));
     Ok(())
 }

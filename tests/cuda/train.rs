@@ -1,16 +1,20 @@
 //! Supervised training on the GPU against the CPU's, and where a run goes on.
 
-use crate::common::{conversations, policy, sft_trainer_at};
+use crate::common::{conversations, normal, policy, sft_trainer_at};
 use crate::harness::{gpu, is_rerun};
 use othink::checkpoint::{
     Identity, OnExisting, ResumeState, SavePlan, SavedRun, Snapshot, TrainerState, write_folder,
 };
 use othink::cuda::{Gpu, Purpose};
-use othink::data::Sample;
+use othink::data::{Message, Part, Sample};
 use othink::disk::SystemDisk;
 use othink::error::{Error, Result};
+use othink::model::qwen2_vl::Qwen2Vl;
+use othink::model::qwen2_vl::weights::parameters;
+use othink::nn::Params;
 use othink::report::SftReport;
-use othink::tensor::{DType, Device, Placement};
+use othink::tensor::{DType, Device, Placement, Tensor};
+use othink::train::policy::Policy;
 use othink::train::sft::SftTrainer;
 use othink::train::trainer::Trainer;
 use std::path::Path;
@@ -152,6 +156,57 @@ fn two_runs_and_recomputation_change_no_bit() -> Result<()> {
         let first = run(false)?;
         assert!(run(false)? == first, "{dtype:?}: a second run");
         assert!(run(true)? == first, "{dtype:?}: recomputation");
+    }
+    Ok(())
+}
+
+/// A tied model on the CPU of which the weights are most, and one short conversation without images.
+fn wide() -> Result<(Policy, Vec<Sample>)> {
+    let mut policy = policy("tied_kv1_odd", DType::F32);
+    let mut config = policy.model.config().clone();
+    (config.text.num_hidden_layers, config.text.intermediate_size) = (16, 256);
+    let weights = parameters(&config).into_iter().zip(0..).map(|((name, shape), id)| {
+        let noise = normal(shape.iter().product(), id).into_iter();
+        // Near 1 for a norm's weights.
+        let mean = if shape.len() == 1 && name.ends_with("weight") { 1.0 } else { 0.0 };
+        Ok((name, Tensor::new(&shape, noise.map(|x| (mean + 0.1 * x) as f32).collect::<Vec<_>>())?))
+    });
+    policy.params = Arc::new(Params::new(weights.collect::<Result<Vec<_>>>()?));
+    policy.model = Qwen2Vl::new(config, &policy.processor.image_config().normalisation)?;
+    let message =
+        |role: &str, text: &str| Message { role: role.into(), content: vec![Part::Text(text.into())] };
+    let messages = vec![message("system", "a"), message("user", "b"), message("assistant", "c")];
+    Ok((policy, vec![Sample { messages, ..Sample::default() }]))
+}
+
+/// Each gradient is added to the arena as soon as it exists, and freed: at no time are all of them held beside it. What arrives there is
+/// what the CPU has.
+#[test]
+fn gradients_are_not_held_twice() -> Result<()> {
+    if gpu().is_none() || is_rerun() {
+        return Ok(());
+    }
+    let want = {
+        let (policy, samples) = wide()?;
+        sft_trainer_at(Placement::HOST, policy, 1, 1, 1e-3, true).step(0, &samples, &|_| Ok(()))?
+    };
+    for (dtype, relative) in [(DType::F32, 1e-4), (DType::Bf16, 5e-2)] {
+        // A ledger of its own.
+        let gpu = Gpu::open(0)?;
+        let (policy, samples) = wide()?;
+        let language = policy.params.iter().filter(|(_, p)| !p.name.starts_with("visual."));
+        let gradients = dtype.size() * language.map(|(_, p)| p.value.len()).sum::<usize>();
+        let mut trainer = sft_trainer_at(on(&gpu, dtype), policy, 1, 1, 1e-3, true);
+        let arena = gpu.ledger().bytes(Purpose::Gradients);
+        let got = trainer.step(0, &samples, &|_| Ok(()))?;
+        let (a, b) = (got.grad_norm, want.grad_norm);
+        assert!(is_near(a, b, relative), "{dtype:?}: norm {a}, CPU {b}");
+        let peak = |purpose| gpu.ledger().peak_bytes(purpose);
+        let beside = peak(Purpose::Activations) + peak(Purpose::Gradients) - arena;
+        assert!(
+            2 * beside < gradients,
+            "{dtype:?}: {beside} bytes beside the arena, {gradients} of gradients"
+        );
     }
     Ok(())
 }

@@ -33,10 +33,10 @@ const THREADS: u32 = 512;
 const KEPT: usize = 6;
 
 /// Rows are left out of the backward products in runs of so many.
-const RUN: usize = 64;
+pub const RUN: usize = 64;
 
 /// Parts, each with its logits at a time, in a piece that the backward products take at once.
-const PARTS: usize = 8;
+pub const PARTS: usize = 8;
 
 /// The rows that an op looks at, with their targets, cut into pieces for the backward products.
 struct Plan {

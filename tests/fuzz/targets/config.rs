@@ -138,6 +138,8 @@ fn sizes_hold(config: &Qwen2VlConfig) {
         image_tok: 1280,
         freeze_vision: false,
         reference: true,
+        exact_kl: true,
+        truncates: true,
         recompute: true,
     };
     let plan = memory_plan(config, shape, &Placement::HOST);
