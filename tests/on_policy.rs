@@ -280,8 +280,8 @@ fn what_is_left_out_of_the_backward_pass_changes_no_bit() {
             let less = uneven_steps(name, &recipe, true, away);
             let what = format!("{estimator:?}, beta {beta}, masked {mask_truncated}, by {micro_batch}");
             assert!(less == uneven_steps(name, &recipe, false, away), "{what}");
-            assert!(less.1[0] != less.1[1], "{what}: nothing moves");
-            assert!(less.2.contains(&true) && less.2.contains(&false), "{what}: {:?}", less.2);
+            assert!(less.weights[0] != less.weights[1], "{what}: nothing moves");
+            assert!(less.cut.contains(&true) && less.cut.contains(&false), "{what}: {:?}", less.cut);
         }
     }
 }

@@ -162,7 +162,10 @@ pub fn each_micro_batch<T: Send>(
     /// Gradients of all micro-batches in flight stay below this.
     const IN_FLIGHT_BYTES: usize = 256 << 20;
     if params.device().gpu().is_some() {
-        return batches.iter().enumerate().try_for_each(|(i, batch)| Ok(take(work(i, batch, sink)?)));
+        return batches.iter().enumerate().try_for_each(|(i, batch)| {
+            take(work(i, batch, sink)?);
+            Ok(())
+        });
     }
     let (_, trainable) = params.count();
     let at_once = rayon::current_num_threads().min(IN_FLIGHT_BYTES / (4 * trainable.max(1))).max(1);

@@ -345,29 +345,39 @@ impl Reward for EvenInTheFirstRow {
     }
 }
 
-/// Steps over the bundle's first two rows, of which one has equal rewards, with what has no gradient left out of the
-/// head's backward products, or with nothing left out: the bits of gradient norms, those of the weights after each step, and which completions were cut.
-/// `prepare` comes before the first step.
+/// What [`uneven_steps`] did.
+#[derive(PartialEq)]
+pub struct UnevenSteps {
+    /// Bits of the gradient norms.
+    pub norms: Vec<u64>,
+    /// Bits of the weights after each step.
+    pub weights: Vec<Vec<(String, u64)>>,
+    /// Which completions were cut by the length limit.
+    pub cut: Vec<bool>,
+}
+
+/// Steps over the bundle's first two rows, of which one has equal rewards, with what has no gradient left out of the head's backward
+/// products, or with nothing left out. `prepare` comes before the first step.
 pub fn uneven_steps(
     name: &str,
     recipe: &Recipe,
     leave_out: bool,
     prepare: impl FnOnce(&mut GrpoTrainer),
-) -> (Vec<u64>, Vec<Vec<(String, u64)>>, Vec<bool>) {
+) -> UnevenSteps {
     let samples: Vec<Sample> = conversations(name).iter().take(2).map(Sample::prompt).collect();
     let mut trainer = grpo_trainer(policy(name, DType::F32), recipe, Box::new(EvenInTheFirstRow), 2);
     if !leave_out {
         trainer.leave_nothing_out();
     }
     prepare(&mut trainer);
-    let (mut norms, mut weights, mut cut) = (Vec::new(), Vec::new(), Vec::new());
+    let mut steps = UnevenSteps { norms: Vec::new(), weights: Vec::new(), cut: Vec::new() };
     for step in 0..recipe.steps {
         let outcome = trainer.step(step, &samples, &|_| Ok(())).unwrap();
         let of_first = outcome.completions.iter().filter(|c| c.row == 0);
         assert_eq!(of_first.count(), recipe.group, "one of the prompts is the first row");
-        norms.push(outcome.report.grad_norm.to_bits());
-        weights.push(weight_bits(&Trainer::weights(&trainer).unwrap()));
-        cut.extend(outcome.completions.iter().map(|c| c.truncated));
+        steps.norms.push(outcome.report.grad_norm.to_bits());
+        steps.weights.push(weight_bits(&Trainer::weights(&trainer).unwrap()));
+        steps.cut.extend(outcome.completions.iter().map(|c| c.truncated));
     }
-    (norms, weights, cut)
+    steps
 }
