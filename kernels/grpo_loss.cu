@@ -16,8 +16,8 @@ constexpr int ADVANTAGE = 0, WEIGHT = 1, SHARE = 2, NUMBERS = 3;
 constexpr int SURROGATE = 0, KL_LOSS = 1, KL = 2, LOW = 3, HIGH = 4, ENTROPY = 5, DIFFERENCE = 6, ADDED = 7;
 // Behind what is added: the largest difference.
 constexpr int LARGEST = 7, SUMS = 8;
-// Columns of totals, behind those of sums: the least and the greatest share of clipped ratios.
-constexpr int LOW_LEAST = 8, HIGH_GREATEST = 9, TOTALS = 10;
+// Columns of totals [10], behind those of sums: the least and the greatest share of clipped ratios.
+constexpr int LOW_LEAST = 8, HIGH_GREATEST = 9;
 // How the KL is estimated, as the host passes it.
 constexpr int32_t NONE = 0, K1 = 1, K2 = 2, K3_UNBIASED = 4, FULL = 5;
 

@@ -18,7 +18,7 @@ const THREADS: u32 = 128;
 /// Sums of a completion (SUMS in the kernels).
 const SUMS: usize = 8;
 
-/// Totals of all completions (TOTALS in the kernels).
+/// Totals of all completions (columns in the kernels).
 const TOTALS: usize = 10;
 
 /// Operations and bytes of the loss of `tokens` tokens, with a reference or without.
