@@ -67,7 +67,7 @@ mod tests {
             ("<answer></answer>", ""),
             ("<answer>-3</answer>", "3"),
             ("<answer>33</answer>", "3"),
-            ("<answer>0.333333</answer>", "1/3"),
+            ("<answer>0.33</answer>", "1/3"),
             ("<answer>AB</answer>", "A"),
             ("", "3"),
         ] {

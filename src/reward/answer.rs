@@ -33,6 +33,9 @@ mod read;
 mod token;
 mod unit;
 
+#[cfg(test)]
+mod tests;
+
 use read::Reading;
 
 pub use extract::extract;

@@ -167,7 +167,7 @@ fn values(a: &Value, b: &Value, is_decimal: bool) -> Option<bool> {
         return Some(a == b);
     }
     let ((a, da), (b, db)) = (a.near(), b.near());
-    let (difference, error) = ((a - b).abs(), 16.0 * (da + db));
+    let (difference, error) = ((a - b).abs(), 2.0 * (da + db));
     if difference <= error {
         // Digits that cancel leave nothing to compare.
         return (error <= 1e-6 * (1.0 + a.abs().max(b.abs()))).then_some(true);
@@ -338,7 +338,7 @@ fn proportional(relation: Relation, a: &Expr, b: &Expr, fuel: &mut Fuel) -> Opti
             },
             _ => {
                 let ((x, dx), (y, dy)) = (x.near(), y.near());
-                if x.abs() <= 16.0 * dx || y.abs() <= 16.0 * dy {
+                if x.abs() <= 2.0 * dx || y.abs() <= 2.0 * dy {
                     continue;
                 }
                 let ratio = x / y;

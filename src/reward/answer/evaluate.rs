@@ -1,4 +1,5 @@
-//! The value of an expression: an exact fraction as long as it is one, a number in double precision otherwise.
+//! The value of an expression: an exact fraction as long as it is one, otherwise a number in double precision with a bound of
+//! its error. So irrational numbers are told apart to some 14 digits.
 
 use super::expr::{Expr, Function};
 use super::rational::{MAX_BITS, Rational};
@@ -42,9 +43,9 @@ impl Value {
 pub(super) struct Fuel(u64);
 
 impl Fuel {
-    /// Enough for any answer that a person would write; a few milliseconds.
+    /// Enough for any answer that a person would write; some 10 milliseconds.
     pub(super) fn full() -> Self {
-        Fuel(200_000)
+        Fuel(100_000)
     }
 
     pub(super) fn burn(&mut self, steps: u64) -> Result<(), Failure> {
@@ -52,10 +53,10 @@ impl Fuel {
         Ok(())
     }
 
-    /// For one operation on numbers of so many bits: the greatest common divisor takes most of it.
+    /// For one operation on numbers of so many bits: Euclid's algorithm takes most of it.
     fn burn_bits(&mut self, bits: u64) -> Result<(), Failure> {
-        let words = 1 + bits / 64;
-        self.burn(words * words)
+        let words = bits / 64;
+        self.burn(bits / 2 * (16 + words) / 16)
     }
 }
 
@@ -131,7 +132,7 @@ impl Evaluator<'_> {
                 let n = value.to_i64().filter(|n| *n >= 0).ok_or(Failure::Undefined)?;
                 let mut product = Rational::integer(1);
                 for factor in 2..=n {
-                    self.fuel.burn_bits(product.bits() / 8)?;
+                    self.fuel.burn(1 + product.bits() / 8)?;
                     product = product.mul(&Rational::integer(factor)).ok_or(Failure::TooLarge)?;
                 }
                 Ok(Value::Exact(product))
@@ -173,7 +174,7 @@ impl Evaluator<'_> {
         }
         let ((a, da), (b, db)) = (finite(a)?, finite(b)?);
         // Not to be told from zero.
-        if b.abs() <= 8.0 * db {
+        if b.abs() <= 2.0 * db {
             return Err(Failure::Undefined);
         }
         let quotient = a / b;
@@ -190,7 +191,7 @@ impl Evaluator<'_> {
                 return Err(Failure::Undefined);
             }
             if den == 1 {
-                self.fuel.burn_bits((base.bits().saturating_mul(num.unsigned_abs())).min(MAX_BITS))?;
+                self.fuel.burn((base.bits().saturating_mul(num.unsigned_abs())).min(MAX_BITS))?;
                 return base.pow(num).map(Value::Exact).ok_or(Failure::TooLarge);
             }
             if base.is_negative() {

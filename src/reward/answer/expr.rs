@@ -152,6 +152,7 @@ impl Display for Expr {
                             write!(f, " - ")?;
                             inner.within(1, f)?;
                         }
+                        Expr::Number(value) if i > 0 && value.is_negative() => write!(f, " - {}", value.abs())?,
                         _ => {
                             write!(f, "{}", if i > 0 { " + " } else { "" })?;
                             term.within(1, f)?;

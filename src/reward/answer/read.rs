@@ -146,6 +146,7 @@ impl<'a> Reading<'a> {
     fn text(&self) -> String {
         let mut text = String::new();
         let mut kept = Vec::new();
+        let mut follows_number = false;
         for (at, lexeme) in self.lexemes.iter().enumerate() {
             let before = at.checked_sub(1).map(|before| &self.lexemes[before].token);
             match &lexeme.token {
@@ -171,10 +172,11 @@ impl<'a> Reading<'a> {
                 }
                 _ => {
                     // Two numbers side by side are not one.
-                    let is_number = |token: &Token| matches!(token, Token::Number(_) | Token::Symbol(_));
-                    if is_number(&lexeme.token) && before.is_some_and(is_number) {
+                    let is_number = matches!(lexeme.token, Token::Number(_) | Token::Symbol(_));
+                    if is_number && follows_number {
                         text.push(' ');
                     }
+                    follows_number = is_number;
                     text.push_str(&lexeme.to_string());
                 }
             }
