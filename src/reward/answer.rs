@@ -19,9 +19,9 @@
 //! A number stands for a phrase around it if that is all mathematics in it: `There are 3 items.` is 3.
 //!
 //! # Bounds
-//! Nothing here takes longer because of what a text says: an answer longer than [`MAX_ANSWER_BYTES`] is wrong, brackets
-//! are at most 64 deep, exponents at most 10,000, exact numbers at most 4096 bits, and the steps of a comparison are
-//! counted. What cannot be decided so is equal only if it is spelled alike.
+//! An answer longer than 4096 bytes is wrong; brackets are at most 64 deep, exponents at most 10,000, exact numbers at most 4096
+//! bits long, and the steps of a comparison are counted: some 10 ms at most. What cannot be decided so is equal only if it is
+//! spelled alike. Irrational numbers are told apart to some 14 digits.
 
 mod compare;
 mod evaluate;
