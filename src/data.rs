@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::files::read_bounded;
 
-pub use dataset::{ReadOptions, locate, read, read_usable};
+pub use dataset::{Dataset, ReadOptions, locate, read, read_usable};
 pub use jsonl::{MAX_LINE_BYTES, Objects, objects};
 pub use nearest::nearest;
 pub use order::order;

@@ -2,10 +2,8 @@
 
 use std::io::Write;
 
-use rayon::prelude::*;
-
 use crate::config::{DataOptions, ModelOptions, OwnPixelOptions, PixelOptions};
-use crate::data::{self, ReadOptions, Sample};
+use crate::data::{self, Dataset, ReadOptions};
 use crate::error::{Error, Result};
 use crate::processor::{Processor, ProcessorOptions, check_images};
 use crate::report::Progress;
@@ -66,9 +64,6 @@ pub(super) fn read_options(options: &DataOptions, need_solution: bool) -> Result
     })
 }
 
-/// Rows whose images are decoded between two looks at how many were bad.
-const CHECKED_AT_ONCE: usize = 256;
-
 /// The rows that the options name.
 ///
 /// With `--max_bad_rows` above 0, every image is decoded now; rows that cannot be used are left out, and listed on standard
@@ -76,35 +71,31 @@ const CHECKED_AT_ONCE: usize = 256;
 ///
 /// # Errors
 /// That of the first bad row, or [`Error::Content`] when there are more than `max_bad_rows`.
-pub(super) fn read_rows(options: &DataOptions, read: &ReadOptions, quiet: bool) -> Result<Vec<Sample>> {
+pub(super) fn read_rows(options: &DataOptions, read: &ReadOptions, quiet: bool) -> Result<Dataset> {
     if options.max_bad_rows == 0 {
         return data::read(&options.dataset, read);
     }
     let mut bad = BadRows { options, found: 0 };
     let samples = data::read_usable(&options.dataset, read, |error| bad.add(error))?;
-    let progress = Progress::start("check rows", samples.len() as u64, quiet);
-    let mut usable = Vec::with_capacity(samples.len());
-    let mut rest = samples.into_iter();
-    loop {
-        let chunk: Vec<Sample> = rest.by_ref().take(CHECKED_AT_ONCE).collect();
-        if chunk.is_empty() {
-            break;
-        }
-        let checks: Vec<Result<()>> = chunk.par_iter().map(check_images).collect();
-        progress.advance(chunk.len() as u64);
-        for (sample, check) in chunk.into_iter().zip(checks) {
+    let progress = Progress::start("check rows", samples.rows() as u64, quiet);
+    let mut usable = Vec::new();
+    samples.each(
+        |_, sample| check_images(&sample?),
+        |row, check| {
+            progress.advance(1);
             match check {
-                Ok(()) => usable.push(sample),
+                Ok(()) => usable.push(row as u32),
                 Err(error) => bad.add(error)?,
             }
-        }
-    }
+            Ok(())
+        },
+    )?;
     progress.finish();
     if usable.is_empty() {
         let message = format!("has {} rows, and none can be used", bad.found);
         return Err(Error::content(&options.dataset, message));
     }
-    Ok(usable)
+    Ok(samples.view(usable))
 }
 
 /// The rows left out so far.
@@ -131,9 +122,4 @@ impl BadRows<'_> {
         let _ = writeln!(std::io::stderr(), "left out: {}", one_line(&error.to_string()));
         Ok(())
     }
-}
-
-/// Rows as prompts: an assistant's closing message, the answer for SFT, is left out.
-pub(super) fn prompts(samples: Vec<Sample>) -> Vec<Sample> {
-    samples.into_iter().map(|s| if s.ends_with_assistant() { s.prompt() } else { s }).collect()
 }

@@ -4,10 +4,143 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use super::image_path::ImageRoots;
 use super::row::RowReader;
 use super::{MAX_LINE_BYTES, Origin, PromptTemplate, Sample, objects};
 use crate::error::{Error, Result};
+
+/// Rows in a fixed order, each read when it is asked for. Clones share everything.
+#[derive(Clone)]
+pub struct Dataset(Arc<dyn Rows>);
+
+/// Where rows come from.
+trait Rows: Send + Sync {
+    fn rows(&self) -> usize;
+    fn sample(&self, row: usize) -> Result<Sample>;
+}
+
+impl Dataset {
+    /// Rows that are in memory.
+    pub fn from_samples(samples: Vec<Sample>) -> Dataset {
+        Dataset(Arc::new(samples))
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.0.rows()
+    }
+
+    /// Row number `row`, from 0, read now.
+    ///
+    /// # Errors
+    /// Those of reading it, with its place; [`Error::Internal`] for a number that is too large.
+    pub fn sample(&self, row: usize) -> Result<Sample> {
+        self.0.sample(row)
+    }
+
+    /// All rows in order.
+    pub fn iter(&self) -> impl Iterator<Item = Result<Sample>> {
+        (0..self.rows()).map(|row| self.sample(row))
+    }
+
+    /// The rows of some numbers alone, in the order of `rows`.
+    pub fn view(&self, rows: Vec<u32>) -> Dataset {
+        Dataset(Arc::new(View { of: self.clone(), rows }))
+    }
+
+    /// The same rows, each changed by `change` when it is read.
+    pub fn map(&self, change: impl Fn(Sample) -> Result<Sample> + Send + Sync + 'static) -> Dataset {
+        Dataset(Arc::new(Changed { of: self.clone(), change }))
+    }
+
+    /// The rows as prompts: an assistant's closing message, the answer for SFT, is left out.
+    pub fn prompts(&self) -> Dataset {
+        self.map(|sample| Ok(if sample.ends_with_assistant() { sample.prompt() } else { sample }))
+    }
+
+    /// The rows as SFT needs them (see [`Sample::supervised`]).
+    pub fn supervised(&self) -> Dataset {
+        self.map(|sample| sample.supervised())
+    }
+
+    /// The solutions of all rows that have one.
+    ///
+    /// # Errors
+    /// Those of reading the rows.
+    pub fn answers(&self) -> Result<Vec<String>> {
+        self.iter().filter_map(|sample| sample.map(|sample| sample.solution).transpose()).collect()
+    }
+
+    /// Does `work` for every row, on all threads, and hands what it gives to `then` in the order of the rows. Of the rows
+    /// themselves no more are in memory than there are threads.
+    ///
+    /// # Errors
+    /// The first that `then` gives.
+    pub fn each<T: Send>(
+        &self,
+        work: impl Fn(usize, Result<Sample>) -> T + Sync,
+        mut then: impl FnMut(usize, T) -> Result<()>,
+    ) -> Result<()> {
+        let rows = self.rows();
+        for first in (0..rows).step_by(AT_ONCE) {
+            let chunk = first..(first + AT_ONCE).min(rows);
+            let done: Vec<T> = chunk.clone().into_par_iter().map(|row| work(row, self.sample(row))).collect();
+            chunk.zip(done).try_for_each(|(row, done)| then(row, done))?;
+        }
+        Ok(())
+    }
+}
+
+/// Rows that [`Dataset::each`] works on before it hands over what came out.
+const AT_ONCE: usize = 256;
+
+/// What is said of a row that is not there.
+fn no_such_row(row: usize, rows: usize) -> Error {
+    Error::Internal(format!("row {row} of a dataset of {rows} rows"))
+}
+
+impl Rows for Vec<Sample> {
+    fn rows(&self) -> usize {
+        self.len()
+    }
+
+    fn sample(&self, row: usize) -> Result<Sample> {
+        self.get(row).cloned().ok_or_else(|| no_such_row(row, self.len()))
+    }
+}
+
+struct View {
+    of: Dataset,
+    rows: Vec<u32>,
+}
+
+impl Rows for View {
+    fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn sample(&self, row: usize) -> Result<Sample> {
+        let row = *self.rows.get(row).ok_or_else(|| no_such_row(row, self.rows.len()))?;
+        self.of.sample(row as usize)
+    }
+}
+
+struct Changed<F> {
+    of: Dataset,
+    change: F,
+}
+
+impl<F: Fn(Sample) -> Result<Sample> + Send + Sync> Rows for Changed<F> {
+    fn rows(&self) -> usize {
+        self.of.rows()
+    }
+
+    fn sample(&self, row: usize) -> Result<Sample> {
+        (self.change)(self.of.sample(row)?)
+    }
+}
 
 /// How a dataset is read.
 #[derive(Clone, Debug)]
@@ -65,7 +198,7 @@ impl Default for ReadOptions {
 /// # Errors
 /// `Missing` if there is no such dataset or image folder; `Content` naming file and line for a
 /// bad row, or the file if it has no rows; `Io` for a failed read.
-pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Sample>> {
+pub fn read(path: &Path, options: &ReadOptions) -> Result<Dataset> {
     read_usable(path, options, Err)
 }
 
@@ -78,7 +211,7 @@ pub fn read_usable(
     path: &Path,
     options: &ReadOptions,
     mut bad: impl FnMut(Error) -> Result<()>,
-) -> Result<Vec<Sample>> {
+) -> Result<Dataset> {
     let file: Arc<Path> = locate(path, &options.split)?.into();
     let roots =
         ImageRoots::new(&file, options.image_dir.as_deref())?.with_any_absolute(options.any_absolute_image);
@@ -106,7 +239,7 @@ pub fn read_usable(
     match (samples.len(), rows) {
         (0, 0) => Err(Error::content(&file, "has no rows; a dataset needs at least one JSON object")),
         (0, rows) => Err(Error::content(&file, format!("has {rows} rows, and none can be used"))),
-        _ => Ok(samples),
+        _ => Ok(Dataset::from_samples(samples)),
     }
 }
 
@@ -197,10 +330,10 @@ mod tests {
         write("train.jsonl", "train");
         write("test.jsonl", "test");
         let train = read(dir.path(), &options("train")).unwrap();
-        assert_eq!(train.len(), 2);
-        assert_eq!(train[1].row, 1);
+        assert_eq!(train.rows(), 2);
+        assert_eq!(train.sample(1).unwrap().row, 1);
         let test = read(&dir.path().join("test.jsonl"), &options("train")).unwrap();
-        assert_eq!(test.len(), 2);
+        assert_eq!(test.rows(), 2);
 
         let missing = read(dir.path(), &options("dev")).unwrap_err();
         assert_eq!(missing.exit_code(), 66);
@@ -238,7 +371,7 @@ mod tests {
         let options = ReadOptions { max_samples: Some(4), ..ReadOptions::default() };
         let samples = read_usable(&path, &options, |error| keep(error, &mut bad)).unwrap();
         let place = |s: &Sample| (s.row, s.origin.as_ref().unwrap().line);
-        assert_eq!(samples.iter().map(place).collect::<Vec<_>>(), [(1, 2), (3, 5)]);
+        assert_eq!(samples.iter().map(|s| place(&s.unwrap())).collect::<Vec<_>>(), [(1, 2), (3, 5)]);
         assert!(
             bad.len() == 2 && bad[0].contains("line 1, column 1") && bad[1].contains("line 4: `problem`")
         );
@@ -258,7 +391,7 @@ mod tests {
         let options = ReadOptions { need_target: true, ..ReadOptions::default() };
         let message = read(&path, &options).unwrap_err().to_string();
         assert!(message.contains("line 3: supervised training needs a target"), "{message}");
-        assert_eq!(read(&path, &ReadOptions { max_samples: Some(2), ..options }).unwrap().len(), 2);
+        assert_eq!(read(&path, &ReadOptions { max_samples: Some(2), ..options }).unwrap().rows(), 2);
     }
 
     #[test]
