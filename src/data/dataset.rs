@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::image_path::ImageRoots;
 use super::row::RowReader;
-use super::{MAX_LINE_BYTES, Origin, PromptTemplate, Sample, objects};
+use super::{MAX_LINE_BYTES, Origin, Place, PromptTemplate, Sample, objects};
 use crate::error::{Error, Result};
 
 /// How a dataset is read.
@@ -95,7 +95,7 @@ pub fn read_usable(
         let sample = object.and_then(|(line, object)| {
             let sample = reader.sample(row, object);
             let sample = sample.map_err(|reason| Error::content(&file, format!("line {line}: {reason}")))?;
-            Ok(Sample { origin: Some(Origin { file: file.clone(), line }), ..sample })
+            Ok(Sample { origin: Some(Origin { file: file.clone(), place: Place::Line(line) }), ..sample })
         });
         match sample {
             Ok(sample) => samples.push(sample),
@@ -237,8 +237,8 @@ mod tests {
         };
         let options = ReadOptions { max_samples: Some(4), ..ReadOptions::default() };
         let samples = read_usable(&path, &options, |error| keep(error, &mut bad)).unwrap();
-        let place = |s: &Sample| (s.row, s.origin.as_ref().unwrap().line);
-        assert_eq!(samples.iter().map(place).collect::<Vec<_>>(), [(1, 2), (3, 5)]);
+        let place = |s: &Sample| (s.row, s.origin.as_ref().unwrap().place);
+        assert_eq!(samples.iter().map(place).collect::<Vec<_>>(), [(1, Place::Line(2)), (3, Place::Line(5))]);
         assert!(
             bad.len() == 2 && bad[0].contains("line 1, column 1") && bad[1].contains("line 4: `problem`")
         );
