@@ -69,7 +69,8 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         evaluation.samples = fit.keep(&policy.processor, evaluation.samples.clone(), quiet)?;
         evaluation.samples.each(|_, sample| check_images(&sample?), |_, check| check)?;
     }
-    let steps = steps(options, samples.rows());
+    let stream = training::stream(&samples, &options.order, options.seed.seed)?;
+    let steps = steps(options, stream.rows());
     let identity = Identity {
         command: GrpoConfig::COMMAND.into(),
         options: identity_options(options, &placement)?,
@@ -77,7 +78,7 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         dataset_hash: dataset_hash(&samples)?,
         max_steps: steps,
     };
-    let mut trainer = trainer(options, &placement, policy, rewards, limit, samples.rows(), steps)?;
+    let mut trainer = trainer(options, &placement, policy, rewards, limit, stream, steps)?;
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
     let run_options = RunOptions {
@@ -132,7 +133,7 @@ fn trainer(
     policy: Policy,
     rewards: RewardSet,
     prompt_limit: usize,
-    rows: usize,
+    stream: Stream,
     steps: u64,
 ) -> Result<GrpoTrainer> {
     let (group, optimiser) = (&options.group, &options.optimiser);
@@ -164,7 +165,6 @@ fn trainer(
     trainer_options.loss.validate()?;
     let decoding = policy.decoding(sampling(&options.rollout), &options.rollout.stop_strings, true)?;
     let beta = BetaController::new(beta_schedule(&options.kl), steps)?;
-    let stream = Stream::new(rows, options.seed.seed, options.order.shuffle_dataset)?;
     GrpoTrainer::new(policy, trainer_options, decoding, rewards, beta, training::adamw(optimiser), stream)
 }
 
@@ -249,8 +249,9 @@ fn dry_run(options: &GrpoConfig, samples: &Dataset, placement: &Placement) -> Re
         truncates: options.rollout.top_k > 0 || options.rollout.top_p < 1.0,
         recompute: options.optimiser.gradient_checkpointing,
     };
+    let rows = training::stream(samples, &options.order, options.seed.seed)?.rows();
     let facts = [
-        format!("{} rows, {} optimiser steps", samples.rows(), steps(options, samples.rows())),
+        format!("{} rows, {} optimiser steps", samples.rows(), steps(options, rows)),
         format!("{prompts} prompts x {group} completions for each rollout"),
         format!(
             "longest prompt at most {} tokens ({} of text, {} of images); {limit} fit",
@@ -274,7 +275,7 @@ fn facts(
     let (prompts, group) = (options.prompts_per_step(), options.group.num_generations);
     vec![
         fact("model", &options.model.model),
-        fact("dataset", format!("{} ({rows} rows)", options.data.dataset.display())),
+        fact("dataset", format!("{} ({rows} rows)", options.data.names())),
         fact("parameters", format!("{all}, {trained} of them trained")),
         fact("steps", format!("{steps} of {prompts} prompts x {group} completions")),
         fact("seed", options.seed.seed),

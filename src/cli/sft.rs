@@ -19,7 +19,7 @@ use crate::train::plan::{TrainingShape, memory_plan};
 use crate::train::resume::{dataset_hash, identity_options, model_hash};
 use crate::train::run::{METRICS, run};
 use crate::train::sft::{SftOptions, SftTrainer};
-use crate::train::stream::{Stream, total_steps};
+use crate::train::stream::total_steps;
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
 pub fn train(options: &SftConfig) -> Result<()> {
@@ -49,7 +49,8 @@ pub fn train(options: &SftConfig) -> Result<()> {
     let fit =
         training::Fit { limit, supervised: true, overlong: options.order.overlong, interrupt: &interrupt };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
-    let steps = steps(options, samples.rows());
+    let stream = training::stream(&samples, &options.order, options.seed.seed)?;
+    let steps = steps(options, stream.rows());
     let trainer_options = SftOptions {
         micro_batch: optimiser.per_device_train_batch_size,
         accumulation: optimiser.gradient_accumulation_steps,
@@ -59,7 +60,6 @@ pub fn train(options: &SftConfig) -> Result<()> {
         recompute: optimiser.gradient_checkpointing,
         placement: placement.clone(),
     };
-    let stream = Stream::new(samples.rows(), options.seed.seed, options.order.shuffle_dataset)?;
     let identity = Identity {
         command: SftConfig::COMMAND.into(),
         options: identity_options(options, &placement)?,
@@ -79,7 +79,7 @@ pub fn train(options: &SftConfig) -> Result<()> {
             training::fact("model", &options.model.model),
             training::fact(
                 "dataset",
-                format!("{} ({} rows)", options.data.dataset.display(), samples.rows()),
+                format!("{} ({} rows)", options.data.names(), samples.rows()),
             ),
             training::fact("parameters", format!("{all}, {trained} of them trained")),
             training::fact("steps", format!("{steps} of {} rows", optimiser.sequences_per_step())),
@@ -111,6 +111,7 @@ fn dry_run(options: &SftConfig, samples: &Dataset, placement: &Placement) -> Res
     let measured = training::measure(&options.model, pixels, samples, true, quiet)?;
     let (config, longest) = (&measured.folder.config, measured.longest);
     let limit = max_length(options, config);
+    let rows = training::stream(samples, &options.order, options.seed.seed)?.rows();
     let shape = TrainingShape {
         micro_batch: options.optimiser.per_device_train_batch_size,
         group: 1,
@@ -125,7 +126,7 @@ fn dry_run(options: &SftConfig, samples: &Dataset, placement: &Placement) -> Res
         recompute: options.optimiser.gradient_checkpointing,
     };
     let facts = [
-        format!("{} rows, {} optimiser steps", samples.rows(), steps(options, samples.rows())),
+        format!("{} rows, {} optimiser steps", samples.rows(), steps(options, rows)),
         format!("{} rows for each step", options.optimiser.sequences_per_step()),
         format!(
             "longest row at most {} tokens ({} of text, {} of images, {} of answer); {limit} fit",
