@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::MAX_LINE_BYTES;
 use super::cells::Cells;
-use super::locate::locate;
 use super::jsonl_table::JsonlTable;
+use super::locate::locate;
 use crate::error::{Error, Result};
 
 /// Rows that are read when they are asked for, from any thread. Memory does not grow with what the rows hold.
