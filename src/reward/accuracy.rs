@@ -1,8 +1,9 @@
 //! The accuracy reward: is the answer right?
 
-use super::Reward;
 use super::answer::is_correct;
-use crate::data::Sample;
+use super::{Completed, Reward};
+use crate::error::Result;
+use crate::rollout::Watch;
 
 /// 1 if the completion's answer equals the sample's `solution`, else 0; `None` if the sample
 /// has no solution.
@@ -16,8 +17,12 @@ impl Reward for Accuracy {
         "accuracy"
     }
 
-    fn score(&self, sample: &Sample, completion: &str) -> Option<f64> {
-        sample.solution.as_deref().map(|solution| f64::from(u8::from(is_correct(completion, solution))))
+    fn score(&self, completions: &[Completed<'_>], _: Watch<'_>) -> Result<Vec<Option<f64>>> {
+        let right = |c: &Completed<'_>| {
+            let solution = c.sample.solution.as_deref()?;
+            Some(f64::from(u8::from(is_correct(c.text, solution))))
+        };
+        Ok(completions.iter().map(right).collect())
     }
 
     fn needs_solution(&self) -> bool {
@@ -28,6 +33,7 @@ impl Reward for Accuracy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Sample;
 
     #[test]
     fn right_answers() {
@@ -85,7 +91,9 @@ mod tests {
             for reward in &rewards {
                 let is_fast = |_| {
                     let start = std::time::Instant::now();
-                    assert_ne!(reward.score(&sample, completion), Some(1.0), "{}", reward.name());
+                    let completion = Completed { sample: &sample, text: completion, tokens: &[] };
+                    let score = reward.score(&[completion], &|_| Ok(())).unwrap();
+                    assert_ne!(score, [Some(1.0)], "{}", reward.name());
                     start.elapsed().as_millis() < 10
                 };
                 let shown = &completion[..30.min(completion.len())];

@@ -1,10 +1,10 @@
 //! Accuracy on held-out rows.
 
 use super::policy::Policy;
-use crate::data::Sample;
+use crate::data::{Dataset, Sample};
 use crate::error::Result;
 use crate::nn::Params;
-use crate::reward::RewardSet;
+use crate::reward::{Completed, RewardSet};
 use crate::rollout::sampler::SamplingParams;
 use crate::rollout::{Completion, Request, Watch};
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub struct Evaluated {
 pub fn evaluate(
     policy: &Policy,
     params: &Arc<Params>,
-    samples: &[Sample],
+    samples: &Dataset,
     rewards: &RewardSet,
     options: &EvaluationOptions,
     watch: Watch<'_>,
@@ -48,16 +48,23 @@ pub fn evaluate(
     let decoding = policy.decoding(options.sampling.clone(), &options.stop_strings, false)?;
     let detokenize = |ids: &[u32]| policy.detokenize(ids);
     let engine = policy.engine(params, &decoding, &detokenize);
-    let mut results = Vec::with_capacity(samples.len());
-    for chunk in samples.chunks(options.batch_size.max(1)) {
+    let mut results = Vec::with_capacity(samples.rows());
+    let batch = options.batch_size.max(1);
+    for first in (0..samples.rows()).step_by(batch) {
+        let rows = first..(first + batch).min(samples.rows());
+        let chunk = rows.map(|row| samples.sample(row)).collect::<Result<Vec<Sample>>>()?;
         let prompts = policy.encode(&chunk.iter().collect::<Vec<_>>(), limit)?;
         let first = results.len() as u32;
         let requests: Vec<_> =
             prompts.iter().zip(first..).map(|(prompt, place)| Request { place, prompt }).collect();
         let completions = engine.generate(&requests, 1, options.seed, watch)?;
-        for ((sample, prompt), completion) in chunk.iter().zip(prompts).zip(completions.into_iter().flatten())
-        {
-            let scores = rewards.score(sample, &completion.text);
+        let completions: Vec<Completion> = completions.into_iter().flatten().collect();
+        let completed = chunk.iter().zip(&completions);
+        let completed = completed
+            .map(|(sample, c)| Completed { sample, text: &c.text, tokens: &c.tokens })
+            .collect::<Vec<_>>();
+        let scores = rewards.score(&completed, watch)?;
+        for ((prompt, completion), scores) in prompts.into_iter().zip(completions).zip(scores) {
             results.push(Evaluated { completion, prompt: prompt.text, scores });
         }
     }
