@@ -68,7 +68,9 @@ pub(super) fn equal(wanted: &Answer, given: &Answer, fuel: &mut Fuel) -> Option<
         (Answer::Named { value, .. }, _) => equal(value, given, fuel),
         (_, Answer::Named { value, .. }) => equal(wanted, value, fuel),
         // {5} is 5.
-        (Answer::Items(Brackets::Set, items), other) | (other, Answer::Items(Brackets::Set, items)) if items.len() == 1 => {
+        (Answer::Items(Brackets::Set, items), other) | (other, Answer::Items(Brackets::Set, items))
+            if items.len() == 1 =>
+        {
             equal(&items[0], other, fuel)
         }
         // "x < 1 or x > 2" as a union of intervals.
@@ -108,7 +110,11 @@ fn quantities(a: &Quantity, b: &Quantity, fuel: &mut Fuel) -> Option<bool> {
     }
     let hundredth = |q: &Quantity| {
         let hundred = Box::new(Expr::Number(Rational::integer(100)));
-        if q.unit == Unit::Percent { Expr::Quotient(Box::new(q.expr.clone()), hundred) } else { q.expr.clone() }
+        if q.unit == Unit::Percent {
+            Expr::Quotient(Box::new(q.expr.clone()), hundred)
+        } else {
+            q.expr.clone()
+        }
     };
     let as_share = expressions(&hundredth(a), &hundredth(b), is_decimal, fuel);
     if as_share == Some(true) { as_share } else { as_written.and(as_share) }
@@ -268,7 +274,9 @@ fn zeros(answer: &Answer) -> Option<Vec<(Relation, Expr)>> {
     let difference = |a: &Expr, b: &Expr| Expr::Sum(vec![a.clone(), Expr::Negative(Box::new(b.clone()))]);
     match answer {
         Answer::Named { variable, value, .. } => match (variable, value.as_ref()) {
-            (Some(variable), Answer::Quantity(value)) => Some(vec![(Relation::Equal, difference(variable, &value.expr))]),
+            (Some(variable), Answer::Quantity(value)) => {
+                Some(vec![(Relation::Equal, difference(variable, &value.expr))])
+            }
             // A name that is no variable agrees with no other.
             _ => Some(Vec::new()),
         },
@@ -278,8 +286,11 @@ fn zeros(answer: &Answer) -> Option<Vec<(Relation, Expr)>> {
             for (relation, side) in sides {
                 zeros.push(match relation {
                     Relation::Less | Relation::LessEqual => {
-                        let mirrored =
-                            if *relation == Relation::Less { Relation::Greater } else { Relation::GreaterEqual };
+                        let mirrored = if *relation == Relation::Less {
+                            Relation::Greater
+                        } else {
+                            Relation::GreaterEqual
+                        };
                         (mirrored, difference(&side.expr, before))
                     }
                     Relation::About => (Relation::Equal, difference(before, &side.expr)),
@@ -302,7 +313,8 @@ fn statements(wanted: &[(Relation, Expr)], given: &[(Relation, Expr)], fuel: &mu
     for (relation, expr) in wanted {
         let mut undecided = false;
         let found = left.iter().position(|(other, given)| {
-            let verdict = if relation == other { proportional(*relation, expr, given, fuel) } else { Some(false) };
+            let verdict =
+                if relation == other { proportional(*relation, expr, given, fuel) } else { Some(false) };
             undecided |= verdict.is_none();
             verdict == Some(true)
         });
@@ -383,10 +395,8 @@ fn interval(first: &Quantity, sides: &[(Relation, Quantity)]) -> Option<Answer> 
     let is_variable = |q: &Quantity| matches!(q.expr, Expr::Variable(_));
     let is_constant = |q: &Quantity| variables(&[&q.expr]).is_empty();
     let infinity = |sign: Expr| Quantity { expr: sign, unit: Unit::None, is_decimal: false };
-    let (mut low, mut high) = (
-        (false, infinity(Expr::Negative(Box::new(Expr::Infinity)))),
-        (false, infinity(Expr::Infinity)),
-    );
+    let (mut low, mut high) =
+        ((false, infinity(Expr::Negative(Box::new(Expr::Infinity)))), (false, infinity(Expr::Infinity)));
     let mut bound = |relation: Relation, bound: &Quantity, variable_first: bool| {
         let is_closed = matches!(relation, Relation::LessEqual | Relation::GreaterEqual);
         let is_upper = match relation {
@@ -406,7 +416,6 @@ fn interval(first: &Quantity, sides: &[(Relation, Quantity)]) -> Option<Answer> 
         }
         _ => return None,
     }
-    let brackets =
-        Brackets::Ordered(if low.0 { '[' } else { '(' }, if high.0 { ']' } else { ')' });
+    let brackets = Brackets::Ordered(if low.0 { '[' } else { '(' }, if high.0 { ']' } else { ')' });
     Some(Answer::Items(brackets, vec![Answer::Quantity(low.1), Answer::Quantity(high.1)]))
 }

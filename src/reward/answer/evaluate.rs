@@ -22,7 +22,9 @@ pub(super) enum Value {
     /// A number, and how far it may be off.
     Near(f64, f64),
     /// Positive or negative infinity.
-    Infinite { is_negative: bool },
+    Infinite {
+        is_negative: bool,
+    },
 }
 
 impl Value {
@@ -34,7 +36,9 @@ impl Value {
                 (value, value.abs() * f64::EPSILON)
             }
             Value::Near(value, error) => (*value, *error),
-            Value::Infinite { is_negative } => (if *is_negative { f64::NEG_INFINITY } else { f64::INFINITY }, 0.0),
+            Value::Infinite { is_negative } => {
+                (if *is_negative { f64::NEG_INFINITY } else { f64::INFINITY }, 0.0)
+            }
         }
     }
 }
@@ -113,7 +117,8 @@ impl Evaluator<'_> {
             }
             Expr::Root(index, inner) => {
                 let Value::Exact(index) = self.value(index)? else { return Err(Failure::Undefined) };
-                let index = index.to_i64().filter(|n| (1..=MAX_EXPONENT).contains(n)).ok_or(Failure::TooLarge)?;
+                let index =
+                    index.to_i64().filter(|n| (1..=MAX_EXPONENT).contains(n)).ok_or(Failure::TooLarge)?;
                 let inner = self.value(inner)?;
                 self.root(&inner, index as u32)
             }
@@ -122,8 +127,15 @@ impl Evaluator<'_> {
                 self.log(&base, &inner)
             }
             Expr::Call(function, inner) => {
-                let angle = matches!(function, Function::Sin | Function::Cos | Function::Tan | Function::Cot | Function::Sec | Function::Csc)
-                    && in_degrees(inner);
+                let angle = matches!(
+                    function,
+                    Function::Sin
+                        | Function::Cos
+                        | Function::Tan
+                        | Function::Cot
+                        | Function::Sec
+                        | Function::Csc
+                ) && in_degrees(inner);
                 let value = self.value(inner)?;
                 self.call(*function, &value, angle)
             }
@@ -203,7 +215,11 @@ impl Evaluator<'_> {
             }
         }
         let ((base, db), (exponent, de)) = (finite(base)?, finite(exponent)?);
-        if base < 0.0 && exponent.fract() == 0.0 && de <= rounding(exponent) && exponent.abs() <= MAX_EXPONENT as f64 {
+        if base < 0.0
+            && exponent.fract() == 0.0
+            && de <= rounding(exponent)
+            && exponent.abs() <= MAX_EXPONENT as f64
+        {
             return self.wavering(base, db, |x| x.powi(exponent as i32));
         }
         if base <= 0.0 {
@@ -263,7 +279,8 @@ impl Evaluator<'_> {
             Function::Sin => self.wavering(value, error, f64::sin),
             Function::Cos => self.wavering(value, error, f64::cos),
             Function::Tan | Function::Cot => {
-                let (sin, cos) = (self.wavering(value, error, f64::sin)?, self.wavering(value, error, f64::cos)?);
+                let (sin, cos) =
+                    (self.wavering(value, error, f64::sin)?, self.wavering(value, error, f64::cos)?);
                 if function == Function::Tan { self.div(&sin, &cos) } else { self.div(&cos, &sin) }
             }
             Function::Sec => {
@@ -309,7 +326,11 @@ fn rounding(value: f64) -> f64 {
 }
 
 fn near(value: f64, error: f64) -> Result<Value, Failure> {
-    if value.is_finite() && error.is_finite() { Ok(Value::Near(value, error)) } else { Err(Failure::TooLarge) }
+    if value.is_finite() && error.is_finite() {
+        Ok(Value::Near(value, error))
+    } else {
+        Err(Failure::TooLarge)
+    }
 }
 
 fn finite(value: &Value) -> Result<(f64, f64), Failure> {

@@ -90,7 +90,11 @@ pub(super) enum Answer {
     Items(Brackets, Vec<Answer>),
     Union(Vec<Answer>),
     /// `x = 5`, `∠A = 30°`, `f(x) = 2x`: a name, the variable if it is one, and the value.
-    Named { name: String, variable: Option<Expr>, value: Box<Answer> },
+    Named {
+        name: String,
+        variable: Option<Expr>,
+        value: Box<Answer>,
+    },
     /// `a < b <= c`: the first side, then each relation with the side behind it.
     Statement(Quantity, Vec<(Relation, Quantity)>),
 }
@@ -102,7 +106,11 @@ impl Expr {
             Expr::Number(_) | Expr::Pi | Expr::E | Expr::Infinity | Expr::Variable(_) => Vec::new(),
             Expr::Sum(parts) | Expr::Product(parts) => parts.iter().collect(),
             Expr::Quotient(a, b) | Expr::Power(a, b) | Expr::Root(a, b) | Expr::Log(a, b) => vec![a, b],
-            Expr::Negative(a) | Expr::Call(_, a) | Expr::Factorial(a) | Expr::Absolute(a) | Expr::Degrees(a) => {
+            Expr::Negative(a)
+            | Expr::Call(_, a)
+            | Expr::Factorial(a)
+            | Expr::Absolute(a)
+            | Expr::Degrees(a) => {
                 vec![a]
             }
         }
@@ -152,7 +160,9 @@ impl Display for Expr {
                             write!(f, " - ")?;
                             inner.within(1, f)?;
                         }
-                        Expr::Number(value) if i > 0 && value.is_negative() => write!(f, " - {}", value.abs())?,
+                        Expr::Number(value) if i > 0 && value.is_negative() => {
+                            write!(f, " - {}", value.abs())?
+                        }
                         _ => {
                             write!(f, "{}", if i > 0 { " + " } else { "" })?;
                             term.within(1, f)?;

@@ -17,7 +17,7 @@ const MAX_FORMULA_BYTES: usize = 256;
 const MAX_WORDS_BYTES: usize = 40;
 
 /// The answer that `completion` gives: the text of the first `<answer>..</answer>` (which may
-/// span lines); else of the last `\boxed{..}`; else what stands behind the last "answer is" or "answer:" of its last
+/// span lines); else of the last `\boxed{..}`; else what stands behind the last "answer is", "answer:" or "####" of its last
 /// 4 KiB, to the end of the sentence; else the whole text if it is a formula or a choice; else the last number of the last
 /// 4 KiB, with the formula in which it stands; else the whole text. Trimmed.
 ///
@@ -68,10 +68,11 @@ fn tail(text: &str) -> &str {
     &text[start..]
 }
 
-/// What stands behind the last "answer is" or "answer:", to the end of the sentence; `None` where that is prose.
+/// What stands behind the last "answer is", "answer:" or GSM8K's "####", to the end of the sentence; `None` where that is prose.
 pub(super) fn stated(text: &str) -> Option<&str> {
     static ANSWER: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"(?i)\banswer(?:\*\*)?(?:\s+is\b\s*:?|\s*[:：])(?:\*\*)?\s*").expect("the pattern is constant")
+        Regex::new(r"(?i)(?:\banswer(?:\*\*)?(?:\s+is\b\s*:?|\s*[:：])|####)(?:\*\*)?\s*")
+            .expect("the pattern is constant")
     });
     let tail = tail(text);
     let rest = &tail[ANSWER.find_iter(tail).last()?.end()..];
@@ -105,7 +106,8 @@ fn last_number(text: &str) -> Option<&str> {
             && Reading::literally(undressed(formula)).is_mathematics()
     };
     let spaces = (start..tail.len()).find(|at| tail.is_char_boundary(*at)).map(|start| start..end);
-    let formula = dollars.into_iter().chain(spaces).map(|range| undressed(&tail[range])).find(|f| is_formula(f));
+    let formula =
+        dollars.into_iter().chain(spaces).map(|range| undressed(&tail[range])).find(|f| is_formula(f));
     Some(formula.unwrap_or(&tail[number]))
 }
 

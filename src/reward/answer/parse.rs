@@ -25,7 +25,12 @@ pub(super) fn parse(lexemes: &[Lexeme]) -> Option<Answer> {
             || (is_mathematics(lexeme)
                 && !matches!(
                     lexeme.token,
-                    Token::Open(_) | Token::Close(_) | Token::Comma | Token::Minus | Token::Semicolon | Token::Over
+                    Token::Open(_)
+                        | Token::Close(_)
+                        | Token::Comma
+                        | Token::Minus
+                        | Token::Semicolon
+                        | Token::Over
                 ))
     });
     if !says_something {
@@ -188,7 +193,9 @@ impl<'a> Parser<'a> {
                     }
                     name.push_str(word);
                 }
-                Token::Symbol(symbol) if ["∠", "△", "'", "′", "\\overline", "⊙"].contains(&symbol.as_str()) => {
+                Token::Symbol(symbol)
+                    if ["∠", "△", "'", "′", "\\overline", "⊙"].contains(&symbol.as_str()) =>
+                {
                     name.push_str(symbol);
                 }
                 // A segment AB with a bar.
@@ -486,7 +493,9 @@ impl<'a> Parser<'a> {
     fn argument(&mut self) -> Option<Expr> {
         match self.peek()? {
             Token::Number(number) if !number.is_plain => None,
-            Token::Number(_) | Token::Open('{') | Token::Word(_) | Token::Sqrt | Token::Frac => self.nested(Self::atom),
+            Token::Number(_) | Token::Open('{') | Token::Word(_) | Token::Sqrt | Token::Frac => {
+                self.nested(Self::atom)
+            }
             _ => None,
         }
     }
@@ -512,7 +521,8 @@ impl<'a> Parser<'a> {
                 return Some((value, 1));
             }
             let around = (parser.ahead(n)?, parser.ahead(n + 2)?);
-            (around == (&Token::Open('{'), &Token::Close('}'))).then(|| plain(parser.ahead(n + 1)).map(|value| (value, 3)))?
+            (around == (&Token::Open('{'), &Token::Close('}')))
+                .then(|| plain(parser.ahead(n + 1)).map(|value| (value, 3)))?
         };
         let (num, den, length) = match self.peek() {
             Some(Token::Frac) => match argument(self, 1) {
@@ -599,7 +609,8 @@ impl<'a> Parser<'a> {
     /// Brackets, or the factors that touch the function's name.
     fn function_argument(&mut self) -> Option<Expr> {
         match self.peek()? {
-            Token::Open('(' | '{') => return self.power(),
+            // sin(x)^2 is (sin x)^2.
+            Token::Open('(' | '{') => return self.atom(),
             _ => {}
         }
         let mut factors = vec![self.power()?];
@@ -625,7 +636,7 @@ fn is_function(word: &str) -> bool {
 }
 
 /// Whether a word joins the items of a list.
-fn joins(word: &str) -> bool {
+pub(super) fn joins(word: &str) -> bool {
     ["and", "or", "和", "或"].contains(&word.to_lowercase().as_str())
 }
 

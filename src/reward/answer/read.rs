@@ -9,7 +9,7 @@ use super::compare::equal;
 use super::evaluate::{Fuel, Value, evaluate};
 use super::expr::{Answer, Brackets, Expr, Quantity};
 use super::extract::{boxed, stated};
-use super::parse::parse;
+use super::parse::{joins, parse};
 use super::token::{Lexeme, Token, lexemes};
 use super::unit::{Unit, unit};
 
@@ -116,10 +116,17 @@ impl<'a> Reading<'a> {
                 // "not 3", "less than 3" do not say 3.
                 Token::Word(word) if denies(&word.to_lowercase()) => return None,
                 // A letter alone is algebra, but for the article and the pronoun.
-                Token::Word(word) if word.chars().count() > 1 || word == "a" || word == "A" || word == "I" => {}
-                Token::Comma | Token::Colon | Token::Semicolon | Token::Bang | Token::Degree | Token::Percent => {}
+                Token::Word(word)
+                    if word.chars().count() > 1 || word == "a" || word == "A" || word == "I" => {}
+                Token::Comma
+                | Token::Colon
+                | Token::Semicolon
+                | Token::Bang
+                | Token::Degree
+                | Token::Percent => {}
                 Token::Minus | Token::Open(_) | Token::Close(_) => {}
-                Token::Symbol(symbol) if [".", "?", "'", "\"", "’", "。", "#"].contains(&symbol.as_str()) => {}
+                Token::Symbol(symbol) if [".", "?", "'", "\"", "’", "。", "#"].contains(&symbol.as_str()) =>
+                    {}
                 _ => return None,
             }
         }
@@ -154,8 +161,13 @@ impl<'a> Reading<'a> {
                     let is_argument = matches!(
                         before,
                         Some(
-                            Token::Caret | Token::Underscore | Token::Frac | Token::Sqrt | Token::Overline
-                                | Token::Symbol(_) | Token::Close('}')
+                            Token::Caret
+                                | Token::Underscore
+                                | Token::Frac
+                                | Token::Sqrt
+                                | Token::Overline
+                                | Token::Symbol(_)
+                                | Token::Close('}')
                         )
                     );
                     let is_single =
@@ -186,8 +198,11 @@ impl<'a> Reading<'a> {
 }
 
 fn denies(word: &str) -> bool {
-    ["not", "no", "never", "than", "least", "most", "except", "without", "neither", "nor", "or", "isn", "aren"]
-        .contains(&word)
+    [
+        "not", "no", "never", "than", "least", "most", "except", "without", "neither", "nor", "or", "isn",
+        "aren",
+    ]
+    .contains(&word)
 }
 
 /// `text` without quotation marks, emphasis and closing punctuation around it.
@@ -214,7 +229,10 @@ fn choice(text: &str) -> Option<Choice<'_>> {
     // `(a)+b` and `(a)(b)` are algebra.
     let is_algebra = found.get(1).is_some() && !content.is_empty() && !found.get(0)?.as_str().contains(") ");
     let content = content.trim_matches(|c: char| c.is_whitespace() || ['}', '$'].contains(&c));
-    (!is_algebra).then_some(Choice { letter, content })
+    // `A. B. C.` and `A. or B` choose nothing.
+    let word = content.split(|c: char| !c.is_alphanumeric()).next().unwrap_or("");
+    let goes_on = (word.len() == 1 && word.starts_with(|c: char| ('A'..='J').contains(&c))) || joins(word);
+    (!is_algebra && !goes_on).then_some(Choice { letter, content })
 }
 
 impl Display for Reading<'_> {
@@ -272,8 +290,9 @@ impl Display for Answer {
             Answer::Union(sets) => separated(f, sets, " ∪ "),
             Answer::Named { name, value, .. } => write!(f, "{name} = {value}"),
             Answer::Statement(first, sides) => {
-                write!(f, "{first}")?;
-                sides.iter().try_for_each(|(relation, side)| write!(f, " {} {side}", relation.spelling()))
+                write!(f, "{}{}", first.expr, first.unit)?;
+                let mut rest = sides.iter();
+                rest.try_for_each(|(sign, side)| write!(f, " {} {}{}", sign.spelling(), side.expr, side.unit))
             }
         }
     }

@@ -36,7 +36,10 @@ const DIFFERENCES: &[(&str, &[(&str, &str, &str, bool)])] = &[
             ("text", "<think>I count 7</think><answer>5</answer>", "7", false),
         ],
     ),
-    ("the last box decides; math-verify takes both", &[("text", "\\boxed{5}", "\\boxed{4} and \\boxed{5}", true)]),
+    (
+        "the last box decides; math-verify takes both",
+        &[("text", "\\boxed{5}", "\\boxed{4} and \\boxed{5}", true)],
+    ),
     (
         "punctuation, emphasis and stray braces around the only number are no part of it",
         &[
@@ -90,7 +93,10 @@ const DIFFERENCES: &[(&str, &[(&str, &str, &str, bool)])] = &[
         &[("formula", "12.5\\%", "12.5", true), ("text", "$\\frac{3}{5}$", "60\\%", true)],
     ),
     ("a comma is no decimal point", &[("text", "0.5", "it is 0,5", false)]),
-    ("a small and a capital letter are two variables", &[("formula", "x", "X", false), ("formula", "2\\pi r", "2\\pi R", false)]),
+    (
+        "a small and a capital letter are two variables",
+        &[("formula", "x", "X", false), ("formula", "2\\pi r", "2\\pi R", false)],
+    ),
     (
         "a variable alone may be written as an expression",
         &[
@@ -145,7 +151,8 @@ fn verdicts_are_those_of_math_verify() {
     assert!(rows.len() > 900, "{} rows", rows.len());
     let mut listed: Vec<_> = DIFFERENCES.iter().flat_map(|(_, pairs)| pairs.iter()).collect();
     for (kind, reference, answer, theirs) in &rows {
-        let completion = if kind == "formula" { format!("<answer>{answer}</answer>") } else { answer.clone() };
+        let completion =
+            if kind == "formula" { format!("<answer>{answer}</answer>") } else { answer.clone() };
         let ours = is_correct(&completion, reference);
         let difference = listed.iter().position(|(k, r, a, _)| k == kind && r == reference && a == answer);
         match difference {
@@ -164,10 +171,22 @@ fn verdicts_are_those_of_math_verify() {
 #[test]
 fn answers_to_geometry() {
     for (reference, right, wrong) in [
-        ("145°", vec!["145", "145°", "145 degrees", "145度", "∠A = 145°", "The angle is 145°."], vec!["35°", "45°", "145%"]),
-        ("8√{3}", vec!["8√3", "8\\sqrt{3}", "$8\\sqrt{3}$", "13.856406", "8√3 cm", "8√3 ≈ 13.86"], vec!["8", "3", "8√2", "13.86", "24"]),
+        (
+            "145°",
+            vec!["145", "145°", "145 degrees", "145度", "∠A = 145°", "The angle is 145°."],
+            vec!["35°", "45°", "145%"],
+        ),
+        (
+            "8√{3}",
+            vec!["8√3", "8\\sqrt{3}", "$8\\sqrt{3}$", "13.856406", "8√3 cm", "8√3 ≈ 13.86"],
+            vec!["8", "3", "8√2", "13.86", "24"],
+        ),
         ("9π", vec!["9π", "9\\pi", "9 \\pi cm^2", "π·9", "S = 9π"], vec!["9", "π", "28.27", "9π^2"]),
-        ("2400πcm^{2}", vec!["2400π", "2400\\pi cm^2", "2400π cm²", "2400π 平方厘米"], vec!["2400", "2400π cm", "2400π m^2"]),
+        (
+            "2400πcm^{2}",
+            vec!["2400π", "2400\\pi cm^2", "2400π cm²", "2400π 平方厘米"],
+            vec!["2400", "2400π cm", "2400π m^2"],
+        ),
         ("\\frac{3}{5}", vec!["3/5", "0.6", "\\dfrac{3}{5}", "60%"], vec!["3", "5", "5/3", "0.5"]),
         ("5米", vec!["5", "5米", "5 m", "5 meters"], vec!["5 cm", "15", "5厘米"]),
         ("(2\\sqrt{3}+2)m", vec!["2\\sqrt3+2", "2+2√3", "5.464102"], vec!["2", "2\\sqrt3"]),
@@ -186,7 +205,12 @@ fn answers_to_geometry() {
 fn counts_are_exact() {
     for count in 3..=10 {
         let reference = format!("<answer> {count} </answer>");
-        for right in [format!("{count}"), format!("{count}.0"), format!("{count} items"), format!("There are {count} items.")] {
+        for right in [
+            format!("{count}"),
+            format!("{count}.0"),
+            format!("{count} items"),
+            format!("There are {count} items."),
+        ] {
             assert!(is_correct(&tagged(&right), &reference), "{right}");
         }
         for wrong in [
@@ -208,6 +232,87 @@ fn counts_are_exact() {
             assert!(!is_correct(&tagged(&wrong), &reference), "{wrong}");
         }
     }
+}
+
+#[test]
+fn choices() {
+    for (reference, right, wrong) in [
+        (
+            "B",
+            vec![
+                "B",
+                "(B)",
+                "b",
+                "B.",
+                "B) 5",
+                "B. 5",
+                "B: 5",
+                "(B) 5 cm",
+                "option B",
+                "The answer is B",
+                "\\text{B}",
+                "$B$",
+            ],
+            vec!["A", "BC", "B. C.", "B or C", "B. or C", "A, B", "not B", "5", "B + 1", "2B", "(B)(C)"],
+        ),
+        ("B. 5", vec!["B", "(B)", "B. 5", "B) 5.0"], vec!["B. 7", "C. 5", "5"]),
+        ("5", vec!["B. 5", "(C) 5"], vec!["B. 7", "B"]),
+        ("(a)", vec!["A", "a", "(A)"], vec!["b", "(a)+b"]),
+    ] {
+        for answer in right {
+            assert!(is_correct(&tagged(answer), reference), "{answer:?} for {reference:?}");
+        }
+        for answer in wrong {
+            assert!(!is_correct(&tagged(answer), reference), "{answer:?} for {reference:?}");
+        }
+    }
+}
+
+#[test]
+fn where_the_answer_is_looked_for() {
+    for (completion, answer) in [
+        ("<think>I count 7</think>\n<answer>5</answer>", "5"),
+        ("<think>7</think><answer>\n 5 \n</answer> or 6", "5"),
+        ("<answer>1</answer><answer>2</answer>", "1"),
+        ("<answer></answer> 4", ""),
+        ("so \\boxed{1} then \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("<answer>3</answer> \\boxed{4}", "3"),
+        ("\\boxed{4", "4"),
+        ("<answer>3", "3"),
+        ("2 and 3, so the answer is 5. I hope it is correct, as 9 is not", "5"),
+        ("The answer is: $\\frac{3}{5}$.", "$\\frac{3}{5}$"),
+        ("**Answer:** (B)\nThat is all", "(B)"),
+        ("The answer is yes", "yes"),
+        ("The answer is found by adding 3 and 4: 7", "7"),
+        ("2 * 36 = 72\n#### 72", "72"),
+        ("first 3, then -4.", "-4"),
+        ("an area of 20 cm^2", "20"),
+        ("it is 2\\sqrt{3} long", "2\\sqrt{3}"),
+        ("it is $2 \\sqrt{3}$ long", "2 \\sqrt{3}"),
+        ("I paid $5 and then $6", "$6"),
+        ("10-3", "10-3"),
+        ("about 1,234.50 in all", "1,234.50"),
+        ("three quarters: 3/4", "3/4"),
+        ("1, 2 and 3", "1, 2 and 3"),
+        ("2\u{3000}3", "3"),
+        ("  yes ", "yes"),
+        ("", ""),
+    ] {
+        assert_eq!(extract(completion), answer, "{completion:?}");
+    }
+    assert_eq!(extract_reference("<answer> 145° </answer>"), "145°");
+    assert_eq!(extract_reference(" 3 of 4 "), "3 of 4");
+}
+
+#[test]
+fn hostile_texts_are_searched_in_linear_time() {
+    let start = Instant::now();
+    for piece in
+        ["<answer>", "\\boxed{", "{", "1,", "1/", "9", "\u{2212}", "answer is ", "#### ", "$", "$1 ", " "]
+    {
+        extract(&piece.repeat(1_000_000 / piece.len()));
+    }
+    assert!(start.elapsed().as_secs_f64() < 5.0, "{:?}", start.elapsed());
 }
 
 #[test]

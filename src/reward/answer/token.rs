@@ -73,9 +73,40 @@ pub(super) struct Lexeme {
 
 /// Commands that only dress what follows.
 const DRESSING: [&str; 34] = [
-    "left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "displaystyle", "textstyle", "limits", "quad", "qquad",
-    "mathrm", "mathbf", "mathit", "mathsf", "mathbb", "operatorname", "bf", "rm", "it", "boxed", "fbox", "boldsymbol",
-    "bm", "middle", "bigg", "Bigg", "biggl", "biggr", "Biggl", "Biggr", "mathop",
+    "left",
+    "right",
+    "big",
+    "Big",
+    "bigl",
+    "bigr",
+    "Bigl",
+    "Bigr",
+    "displaystyle",
+    "textstyle",
+    "limits",
+    "quad",
+    "qquad",
+    "mathrm",
+    "mathbf",
+    "mathit",
+    "mathsf",
+    "mathbb",
+    "operatorname",
+    "bf",
+    "rm",
+    "it",
+    "boxed",
+    "fbox",
+    "boldsymbol",
+    "bm",
+    "middle",
+    "bigg",
+    "Bigg",
+    "biggl",
+    "biggr",
+    "Biggl",
+    "Biggr",
+    "mathop",
 ];
 
 /// Commands whose group is words.
@@ -290,9 +321,8 @@ impl Lexer<'_> {
             "angle" => Token::Symbol("∠".into()),
             "triangle" => Token::Symbol("△".into()),
             "emptyset" | "varnothing" => Token::Symbol("∅".into()),
-            "sin" | "cos" | "tan" | "cot" | "sec" | "csc" | "arcsin" | "arccos" | "arctan" | "ln" | "log" | "lg" | "exp" => {
-                Token::Word(name)
-            }
+            "sin" | "cos" | "tan" | "cot" | "sec" | "csc" | "arcsin" | "arccos" | "arctan" | "ln" | "log"
+            | "lg" | "exp" => Token::Word(name),
             _ => Token::Symbol(format!("\\{name}")),
         };
         self.push(token, length);

@@ -108,7 +108,8 @@ const COMPOUNDS: &[(&str, &[(&str, i32)])] = &[
 ];
 
 /// Words that are no unit: they change what a number says, or join two.
-const NEVER: [&str; 12] = ["and", "or", "not", "no", "less", "more", "than", "plus", "minus", "times", "to", "mod"];
+const NEVER: [&str; 12] =
+    ["and", "or", "not", "no", "less", "more", "than", "plus", "minus", "times", "to", "mod"];
 
 /// The unit of the currency that `sign` is.
 pub(super) fn currency(sign: char) -> Unit {
@@ -130,7 +131,9 @@ pub(super) fn unit(lexemes: &[Lexeme], after_number: bool) -> Option<(Unit, usiz
     }
     // `\text{items}` has its word in braces.
     let (token, length) = match lexemes {
-        [Lexeme { token: Token::Open('{'), .. }, word, Lexeme { token: Token::Close('}'), .. }, ..] => (&word.token, 3),
+        [Lexeme { token: Token::Open('{'), .. }, word, Lexeme { token: Token::Close('}'), .. }, ..] => {
+            (&word.token, 3)
+        }
         [word, ..] => (&word.token, 1),
         [] => return None,
     };
@@ -256,13 +259,24 @@ fn exponent(lexemes: &[Lexeme]) -> Option<(i32, usize)> {
         _ => None,
     };
     match lexemes {
-        [Lexeme { token: Token::Caret, .. }, Lexeme { token: Token::Open('{'), .. }, n, Lexeme { token: Token::Close('}'), .. }, ..] => {
-            small(n).map(|n| (n, 4))
+        [
+            Lexeme { token: Token::Caret, .. },
+            Lexeme { token: Token::Open('{'), .. },
+            n,
+            Lexeme { token: Token::Close('}'), .. },
+            ..,
+        ] => small(n).map(|n| (n, 4)),
+        [
+            Lexeme { token: Token::Caret, .. },
+            Lexeme { token: Token::Open('{'), .. },
+            Lexeme { token: Token::Minus, .. },
+            n,
+            Lexeme { token: Token::Close('}'), .. },
+            ..,
+        ] => small(n).map(|n| (-n, 5)),
+        [Lexeme { token: Token::Caret, .. }, Lexeme { token: Token::Minus, .. }, n, ..] => {
+            small(n).map(|n| (-n, 3))
         }
-        [Lexeme { token: Token::Caret, .. }, Lexeme { token: Token::Open('{'), .. }, Lexeme { token: Token::Minus, .. }, n, Lexeme { token: Token::Close('}'), .. }, ..] => {
-            small(n).map(|n| (-n, 5))
-        }
-        [Lexeme { token: Token::Caret, .. }, Lexeme { token: Token::Minus, .. }, n, ..] => small(n).map(|n| (-n, 3)),
         [Lexeme { token: Token::Caret, .. }, n, ..] => small(n).map(|n| (n, 2)),
         [n, ..] if !n.spaced => small(n).map(|n| (n, 1)),
         _ => None,
