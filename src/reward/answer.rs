@@ -27,6 +27,7 @@ mod compare;
 mod evaluate;
 mod expr;
 mod extract;
+mod lexer;
 mod parse;
 mod rational;
 mod read;

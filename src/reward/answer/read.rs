@@ -9,8 +9,9 @@ use super::compare::equal;
 use super::evaluate::{Fuel, Value, evaluate};
 use super::expr::{Answer, Brackets, Expr, Quantity};
 use super::extract::{boxed, stated};
+use super::lexer::lexemes;
 use super::parse::{joins, parse};
-use super::token::{Lexeme, Token, lexemes};
+use super::token::{Lexeme, Token};
 use super::unit::{Unit, unit};
 
 /// One of several answers that a question offered.
