@@ -34,7 +34,7 @@ pub use optimiser::{LrSchedulerType, OptimiserOptions};
 pub use rollout::{OwnRolloutOptions, RolloutOptions};
 pub use run::{
     CheckpointOptions, CompletionLogOptions, DryRunOptions, FileOptions, LoggingOptions, QuietOptions,
-    ResumeFrom, SeedOptions,
+    ReportTo, ResumeFrom, SeedOptions,
 };
 pub use tools::{DemoConfig, Difficulty, DoctorConfig, InspectConfig, MakeTaskConfig};
 

@@ -367,6 +367,8 @@ fn run_options(dir: &Path, quiet: bool) -> RunOptions {
         save_only_model: true,
         metric_for_best_model: String::new(),
         logging_steps: 0,
+        logging_first_step: false,
+        events: None,
         log_completions: true,
         print_completions: 0,
         quiet,
@@ -422,6 +424,7 @@ fn write_report(
         ],
         sft: read_rows(dir.join("sft_metrics.jsonl"))?,
         grpo: read_rows(dir.join("metrics.jsonl"))?,
+        evaluations: Vec::new(),
         completions: html::sample_completions(dir.join("completions.jsonl"), 3)?,
         config: config.to_string(),
     };

@@ -33,6 +33,8 @@ fn options(dir: &Path) -> RunOptions {
         save_only_model: false,
         metric_for_best_model: String::new(),
         logging_steps: 0,
+        logging_first_step: false,
+        events: None,
         log_completions: true,
         print_completions: 0,
         quiet: true,

@@ -86,13 +86,20 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         log_completions: options.completions.log_completions,
         print_completions: options.completions.num_completions_to_print,
         metric_for_best_model: options.completions.metric_for_best_model.clone(),
-        ..training::run_options(&folder, &options.checkpoint, &options.logging, &interrupt)
+        ..training::run_options(
+            &folder,
+            &options.checkpoint,
+            &options.logging,
+            &interrupt,
+            options.to_toml()?,
+        )
     };
     let saved = run(&mut trainer, &samples, &run_options, identity, resumed, evaluation.as_ref())?;
     let summary = RunSummary {
         title: format!("othink-train grpo: {}", options.model.model),
         facts: facts(options, &trainer, samples.len(), steps, start),
         grpo: read_rows(dir.join(METRICS))?,
+        evaluations: training::evaluations(dir, evaluation.is_some())?,
         completions: match run_options.log_completions {
             true => sample_completions(dir.join(COMPLETIONS), REPORTED_GROUPS)?,
             false => Vec::new(),

@@ -71,7 +71,8 @@ pub fn train(options: &SftConfig) -> Result<()> {
     let mut trainer = SftTrainer::new(policy, trainer_options, training::adamw(optimiser), stream)?;
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
-    let run_options = training::run_options(&folder, &options.checkpoint, &options.logging, &interrupt);
+    let run_options =
+        training::run_options(&folder, &options.checkpoint, &options.logging, &interrupt, options.to_toml()?);
     let saved = run(&mut trainer, &samples, &run_options, identity, resumed, None)?;
     let (all, trained) = trainer.policy.params.count();
     let summary = RunSummary {

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::inputs;
 use crate::config::{
-    CheckpointOptions, LoggingOptions, ModelOptions, OptimiserOptions, Overlong, OwnPixelOptions,
+    CheckpointOptions, LoggingOptions, ModelOptions, OptimiserOptions, Overlong, OwnPixelOptions, ReportTo,
 };
 use crate::data::{Part, Sample};
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ use crate::optim::schedule::warmup_steps;
 use crate::optim::{AdamWConfig, LrSchedule};
 use crate::processor::Processor;
 use crate::report::html::{self, RunSummary};
-use crate::report::{MemoryPlan, Progress};
+use crate::report::{MemoryPlan, Progress, Row, read_rows};
 use crate::tensor::{DType, Device, Placement};
 use crate::train::folder::RunFolder;
 use crate::train::interrupt::Interrupt;
@@ -24,7 +24,7 @@ use crate::train::plan::{
     RowLength, VISION_PREFIX, available_memory, check_memory, image_tokens_at_most, weights_plan,
 };
 use crate::train::policy::{Policy, check_length};
-use crate::train::run::RunOptions;
+use crate::train::run::{EVAL_METRICS, Events, RunOptions};
 
 /// Refuses a storage type that training does not have.
 ///
@@ -90,8 +90,12 @@ pub(super) fn run_options(
     checkpoint: &CheckpointOptions,
     logging: &LoggingOptions,
     interrupt: &Interrupt,
+    config: String,
 ) -> RunOptions {
+    let dir = &checkpoint.output_dir;
+    let events = || Events { dir: dir.join("runs").join(logging.run_name(dir)), config };
     RunOptions {
+        events: (logging.report_to == ReportTo::Tensorboard).then(events),
         dir: checkpoint.output_dir.clone(),
         disk: folder.disk.clone(),
         interrupt: interrupt.clone(),
@@ -100,6 +104,7 @@ pub(super) fn run_options(
         save_only_model: checkpoint.save_only_model,
         metric_for_best_model: String::new(),
         logging_steps: logging.logging_steps,
+        logging_first_step: logging.logging_first_step,
         log_completions: false,
         print_completions: 0,
         quiet: logging.quiet.quiet,
@@ -249,4 +254,9 @@ pub(super) fn finish(dir: &Path, saved: &Path, summary: &RunSummary) -> Result<(
     let report = dir.join("report.html");
     html::write(&report, summary)?;
     super::print(&format!("checkpoint: {}\nreport: {}\n", saved.display(), report.display()))
+}
+
+/// The rows of a run's evaluations, where there were to be any.
+pub(super) fn evaluations(dir: &Path, are_made: bool) -> Result<Vec<Row>> {
+    if are_made { read_rows(dir.join(EVAL_METRICS)) } else { Ok(Vec::new()) }
 }

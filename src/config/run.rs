@@ -1,6 +1,7 @@
 //! The run itself: its folder, checkpoints, logs, seed.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -119,14 +120,76 @@ pub struct LoggingOptions {
     #[arg(long, default_value = "1", value_name = "STEPS")]
     pub logging_steps: usize,
 
+    /// Print a line after the first optimiser step too
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = boolean,
+          action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub logging_first_step: bool,
+
+    /// Who gets the numbers, completions and images of every run beside metrics.jsonl: tensorboard (event files in
+    /// OUTPUT_DIR/runs) or none. Weights & Biases and trackio read these files too (wandb sync OUTPUT_DIR/runs)
+    #[arg(long, default_value = "tensorboard", value_parser = ReportTo::parse, value_name = "WHERE")]
+    pub report_to: ReportTo,
+
+    /// Name of the run: its event files stand in OUTPUT_DIR/runs/NAME [default: the name of output_dir]
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_name: Option<String>,
+
     #[command(flatten)]
     #[serde(flatten)]
     #[allow(missing_docs)]
     pub quiet: QuietOptions,
 }
 
+/// Who is told of a run.
+#[derive(Serialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum ReportTo {
+    /// Event files.
+    #[default]
+    Tensorboard,
+    /// Nobody beside the run folder's own logs.
+    None,
+}
+
+impl ReportTo {
+    /// Hugging Face's names, as far as there is something behind them.
+    fn parse(text: &str) -> Result<ReportTo, String> {
+        match text {
+            "tensorboard" | "all" => Ok(ReportTo::Tensorboard),
+            "none" => Ok(ReportTo::None),
+            "wandb" | "trackio" | "mlflow" | "comet_ml" | "swanlab" | "clearml" | "neptune" => Err(format!(
+                "this program has no client of {text}: leave tensorboard, whose event files it can import (for wandb: \
+                 wandb sync OUTPUT_DIR/runs)"
+            )),
+            _ => Err("expected tensorboard or none".to_owned()),
+        }
+    }
+}
+
 impl LoggingOptions {
+    /// The name of the run in `output_dir`.
+    pub fn run_name(&self, output_dir: &Path) -> String {
+        let last = || output_dir.canonicalize().unwrap_or_default().file_name().map(OsString::from);
+        let own = || output_dir.file_name().map(OsString::from).or_else(last);
+        let name = self.run_name.clone().map(OsString::from).or_else(own);
+        name.map_or_else(|| "run".to_owned(), |name| name.to_string_lossy().into_owned())
+    }
+
     pub(super) fn check(&self) -> Checked {
+        if let Some(name) = &self.run_name
+            && (name.is_empty()
+                || name.len() > 200
+                || name.starts_with('.')
+                || name.contains(['/', '\\', '\0']))
+        {
+            return Err(Violation::new(
+                "run_name",
+                format!(
+                    "is {name:?}, but must be the name of a folder: no path, no leading dot, at most 200 bytes"
+                ),
+            ));
+        }
         at_least("logging_steps", self.logging_steps, 1)
     }
 }

@@ -311,8 +311,9 @@ pub struct CompletionRecord {
     pub truncated: bool,
     /// The dataset's reference answer.
     pub solution: Option<String>,
-    /// The answer read from the completion, where there is one.
-    pub answer: Option<String>,
+    /// The answer that the accuracy reward reads from the completion, where there is one.
+    #[serde(alias = "answer", default)]
+    pub parsed: Option<String>,
     /// Each reward function's value, unweighted; NaN (`null` in the file) where it does not apply.
     #[serde(with = "rewards_by_name")]
     pub rewards: Vec<(String, f64)>,

@@ -21,7 +21,9 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::report::console::escape_control;
-use crate::report::{Backlog, CompletionLengths, JsonLines, Progress, Row};
+use crate::report::{
+    Appended, Backlog, CompletionLengths, CompletionRecord, EventLog, JsonLines, Progress, Row,
+};
 use crate::reward::RewardSet;
 use crate::rollout::Watch;
 use crate::rollout::sequence::FinishReason;
@@ -41,6 +43,18 @@ const MAX_PUT_OFF_SAVES: usize = 3;
 /// Pauses of 1, 2, ... seconds after each of which the logs are tried again where there is no next step.
 const LAST_PAUSES_S: u64 = 2;
 
+/// Times in a run at which completions are shown in the event file, beside its first and last step.
+const SHOWN_COMPLETIONS: u64 = 20;
+
+/// TensorBoard's event files of a run.
+#[derive(Clone, Debug)]
+pub struct Events {
+    /// Their folder.
+    pub dir: PathBuf,
+    /// The resolved options, as they are shown.
+    pub config: String,
+}
+
 /// Where a run writes, and how often.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
@@ -58,6 +72,10 @@ pub struct RunOptions {
     pub metric_for_best_model: String,
     /// A line on the console every so many steps, 0 for none. Every step has its row of metrics.
     pub logging_steps: usize,
+    /// A line after the first step too.
+    pub logging_first_step: bool,
+    /// What TensorBoard gets, if anything.
+    pub events: Option<Events>,
     /// Whether completions are logged.
     pub log_completions: bool,
     /// Completions printed with each line.
@@ -160,6 +178,7 @@ struct Logs {
     metrics: JsonLines,
     completions: Option<JsonLines>,
     evaluations: Option<JsonLines>,
+    events: Option<EventLog>,
 }
 
 impl Logs {
@@ -172,20 +191,31 @@ impl Logs {
         };
         // An evaluation after the last step that this state does not know of is made again.
         let due = evaluation.is_some_and(|evaluation| evaluation.is_due(done));
-        let evaluated = if due && state.evaluated_step < done { done.saturating_sub(1) } else { done };
+        let is_made_again = due && state.evaluated_step < done;
+        let evaluated = if is_made_again { done.saturating_sub(1) } else { done };
+        let events = options.events.as_ref().map(|Events { dir, config }| {
+            let log = EventLog::begin(disk, dir, done, is_made_again)?;
+            if done == 0 {
+                log.config(config)?;
+            }
+            Ok::<_, Error>(log)
+        });
         Ok(Logs {
             metrics: open(METRICS, done)?,
             completions: options.log_completions.then(|| open(COMPLETIONS, done)).transpose()?,
             evaluations: evaluation.map(|_| open(EVAL_METRICS, evaluated)).transpose()?,
+            events: events.transpose()?,
         })
     }
 
-    fn all(&mut self) -> impl Iterator<Item = &mut JsonLines> {
-        [Some(&mut self.metrics), self.completions.as_mut(), self.evaluations.as_mut()].into_iter().flatten()
+    fn all(&self) -> impl Iterator<Item = &Arc<Appended>> {
+        let lines = [Some(&self.metrics), self.completions.as_ref(), self.evaluations.as_ref()];
+        let lines = lines.into_iter().flatten().map(JsonLines::file);
+        lines.chain(self.events.as_ref().map(EventLog::file))
     }
 
-    fn handles(&mut self) -> Vec<Arc<dyn Log>> {
-        self.all().map(|log| log.log()).collect()
+    fn handles(&self) -> Vec<Arc<dyn Log>> {
+        self.all().map(|file| -> Arc<dyn Log> { file.clone() }).collect()
     }
 }
 
@@ -217,7 +247,7 @@ impl<'a> Run<'a> {
                 best: None,
             },
         };
-        let mut logs = Logs::open(options, &state, evaluation)?;
+        let logs = Logs::open(options, &state, evaluation)?;
         let kept = list_checkpoints(&options.dir)?.into_iter().filter(|&s| s <= state.global_step).collect();
         let saver = Saver::new(
             options.disk.clone(),
@@ -312,13 +342,22 @@ impl<'a> Run<'a> {
             }
         }
         self.progress.note(&done.note);
-        if let Some(log) = &mut self.logs.completions {
-            let results: Vec<_> = done.completions.iter().map(|record| log.append(record)).collect();
-            // One report for a step: a refused line keeps those behind it waiting.
-            let refused = results.into_iter().find(Result::is_err).unwrap_or(Ok(()));
-            self.lenient(refused)?;
+        self.log_completions(step, &done.completions)
+    }
+
+    fn log_completions(&mut self, step: u64, completions: &[CompletionRecord]) -> Result<()> {
+        let Some(log) = &mut self.logs.completions else { return Ok(()) };
+        let mut results: Vec<_> = completions.iter().map(|record| log.append(record)).collect();
+        let steps = self.state.identity.max_steps;
+        let every = steps.div_ceil(SHOWN_COMPLETIONS);
+        if let Some(events) = &self.logs.events
+            && (step.is_multiple_of(every) || step + 1 == steps)
+        {
+            results.push(events.completions(completions));
         }
-        Ok(())
+        // One report for a step: what is refused keeps what is behind it waiting.
+        let refused = results.into_iter().find(Result::is_err).unwrap_or(Ok(()));
+        self.lenient(refused)
     }
 
     /// Leaves a step out: the weights stay as they were, the batch is kept to be looked at.
@@ -355,7 +394,8 @@ impl<'a> Run<'a> {
     fn log_step(&mut self, mut row: Row) -> Result<()> {
         row.insert("skipped_steps".into(), self.state.guard.skipped_steps.into());
         let result = self.logs.metrics.append(&row);
-        self.lenient(result)
+        let shown = self.logs.events.as_ref().map_or(Ok(()), |events| events.row(&row));
+        self.lenient(result.and(shown))
     }
 
     /// A line that the disk refuses waits, and is told of; only too many of them end the run.
@@ -384,10 +424,9 @@ impl<'a> Run<'a> {
         let row = evaluation.row(self.trainer.policy(), done - 1, &|_| interrupt.check())?;
         self.progress.line(&format!("evaluation after step {done}: {}", Value::from(row.clone())));
         let value = row.get(&self.options.metric_for_best_model).and_then(Value::as_f64);
-        if let Some(log) = &mut self.logs.evaluations {
-            let result = log.append(&row);
-            self.lenient(result)?;
-        }
+        let result = self.logs.evaluations.as_mut().map_or(Ok(()), |log| log.append(&row));
+        let shown = self.logs.events.as_ref().map_or(Ok(()), |events| events.row(&row));
+        self.lenient(result.and(shown))?;
         self.state.evaluated_step = done;
         // Only what is saved can be kept.
         let every = self.options.save_steps as u64;
@@ -456,7 +495,7 @@ impl<'a> Run<'a> {
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.logs.all().try_for_each(JsonLines::flush)
+        self.logs.all().try_for_each(|file| file.flush())
     }
 
     /// Saves what is done before an error ends the run, and waits for what is being written.
@@ -517,7 +556,9 @@ impl<'a> Run<'a> {
     /// Whether step number `step` (from 0) prints a line.
     fn is_logged(&self, step: u64) -> bool {
         let every = self.options.logging_steps as u64;
-        every > 0 && ((step + 1).is_multiple_of(every) || step + 1 == self.state.identity.max_steps)
+        let is_first = step == 0 && self.options.logging_first_step;
+        every > 0
+            && (is_first || (step + 1).is_multiple_of(every) || step + 1 == self.state.identity.max_steps)
     }
 
     /// Warnings go out whatever the options say of progress.

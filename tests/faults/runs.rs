@@ -153,6 +153,8 @@ fn attempt(disk: &FaultyDisk, root: &Path, start: Start) -> Result<usize> {
         save_only_model: false,
         metric_for_best_model: "eval_reward".into(),
         logging_steps: 0,
+        logging_first_step: false,
+        events: None,
         log_completions: true,
         print_completions: 0,
         quiet: true,

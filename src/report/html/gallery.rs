@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{escape, thumbnail};
+use super::escape;
 use crate::report::record::CompletionRecord;
+use crate::report::thumbnail::Picture;
 
 /// Most images shown of a prompt.
 const SHOWN_IMAGES: usize = 8;
@@ -34,9 +35,9 @@ pub fn write(page: &mut String, completions: &[CompletionRecord]) {
 fn write_group(page: &mut String, first: &CompletionRecord, group: &[CompletionRecord]) {
     page.push_str("<div class=\"group\"><div>");
     for path in first.images.iter().take(SHOWN_IMAGES) {
-        match thumbnail::data_uri(Path::new(path)) {
-            Ok(uri) => {
-                let _ = write!(page, "<img src=\"{uri}\" alt=\"{}\">", escape(path));
+        match Picture::of(Path::new(path)) {
+            Ok(picture) => {
+                let _ = write!(page, "<img src=\"{}\" alt=\"{}\">", picture.data_uri(), escape(path));
             }
             Err(reason) => {
                 let _ = write!(page, "<p class=\"missing\">{}</p>", escape(&reason.to_string()));
@@ -78,7 +79,7 @@ fn write_completion(page: &mut String, completion: &CompletionRecord) {
     }
     let cut = if completion.truncated { ", cut off" } else { "" };
     let answer = completion
-        .answer
+        .parsed
         .as_ref()
         .map_or("no answer read".to_owned(), |answer| format!("answer: {}", shown(answer)));
     let _ = writeln!(

@@ -213,7 +213,7 @@ impl GrpoTrainer {
                     length: completion.tokens.len(),
                     truncated: completion.finish == FinishReason::Length,
                     solution: sample.solution.clone(),
-                    answer: Some(extract(&completion.text).to_string()),
+                    parsed: Some(extract(&completion.text).to_string()),
                     reward: self.rewards.total(scores).unwrap_or(f64::NAN),
                     rewards: names
                         .iter()

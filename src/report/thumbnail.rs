@@ -1,4 +1,4 @@
-//! Images small enough to carry inside the page.
+//! Images small enough to carry inside a report.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -12,21 +12,39 @@ use crate::processor::decode::load_for_model;
 /// Longer side of a thumbnail, in pixels: twice the width it is shown at.
 const SIDE: u32 = 460;
 
-/// What the model saw of the image, upright and shrunk to [`SIDE`], as a PNG in a `data:` address.
-///
-/// # Errors
-/// Those of reading the image, within the same bounds as for the model.
-pub fn data_uri(path: &Path) -> Result<String> {
-    let unfit = |what: &str| Error::Internal(format!("{}: {what}", path.display()));
-    let decoded = load_for_model(&ImageSource::File(path.to_path_buf()), "")?;
-    let image = RgbImage::from_raw(decoded.width as u32, decoded.height as u32, decoded.pixels);
-    let mut image = DynamicImage::from(image.ok_or_else(|| unfit("fewer pixels than its size tells"))?);
-    if image.width().max(image.height()) > SIDE {
-        image = image.thumbnail(SIDE, SIDE);
+/// A small image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picture {
+    /// Pixels across.
+    pub width: u32,
+    /// Pixels down.
+    pub height: u32,
+    /// The file, as PNG.
+    pub png: Vec<u8>,
+}
+
+impl Picture {
+    /// What the model saw of the image, upright and shrunk to [`SIDE`].
+    ///
+    /// # Errors
+    /// Those of reading the image, within the same bounds as for the model.
+    pub fn of(path: &Path) -> Result<Picture> {
+        let unfit = |what: &str| Error::Internal(format!("{}: {what}", path.display()));
+        let decoded = load_for_model(&ImageSource::File(path.to_path_buf()), "")?;
+        let image = RgbImage::from_raw(decoded.width as u32, decoded.height as u32, decoded.pixels);
+        let mut image = DynamicImage::from(image.ok_or_else(|| unfit("fewer pixels than its size tells"))?);
+        if image.width().max(image.height()) > SIDE {
+            image = image.thumbnail(SIDE, SIDE);
+        }
+        let mut png = Cursor::new(Vec::new());
+        image.write_to(&mut png, ImageFormat::Png).map_err(|error| unfit(&error.to_string()))?;
+        Ok(Picture { width: image.width(), height: image.height(), png: png.into_inner() })
     }
-    let mut png = Cursor::new(Vec::new());
-    image.write_to(&mut png, ImageFormat::Png).map_err(|error| unfit(&error.to_string()))?;
-    Ok(format!("data:image/png;base64,{}", base64(png.get_ref())))
+
+    /// The image as a `data:` address.
+    pub fn data_uri(&self) -> String {
+        format!("data:image/png;base64,{}", base64(&self.png))
+    }
 }
 
 /// RFC 4648 base64, padded.
@@ -62,10 +80,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("wide.png");
         image::RgbImage::new(920, 10).save(&path).unwrap();
-        assert!(data_uri(&path).unwrap().starts_with("data:image/png;base64,iVBORw0KGgo"));
+        let picture = Picture::of(&path).unwrap();
+        assert_eq!((picture.width, picture.height), (460, 5));
+        assert!(picture.data_uri().starts_with("data:image/png;base64,iVBORw0KGgo"));
         std::fs::write(&path, "not an image").unwrap();
-        assert!(data_uri(&path).is_err());
-        assert!(data_uri(&folder.path().join("none.png")).is_err());
+        assert!(Picture::of(&path).is_err());
+        assert!(Picture::of(&folder.path().join("none.png")).is_err());
     }
 
     #[cfg(unix)]
@@ -74,6 +94,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
         assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
-        assert!(data_uri(&path).unwrap_err().to_string().contains("a pipe"));
+        assert!(Picture::of(&path).unwrap_err().to_string().contains("a pipe"));
     }
 }
