@@ -33,8 +33,8 @@ pub use model::{DeviceChoice, DtypeChoice, HardwareOptions, ModelOptions};
 pub use optimiser::{LrSchedulerType, OptimiserOptions};
 pub use rollout::{OwnRolloutOptions, RolloutOptions};
 pub use run::{
-    CheckpointOptions, CompletionLogOptions, DryRunOptions, FileOptions, LoggingOptions, QuietOptions,
-    ReportTo, ResumeFrom, SeedOptions,
+    CheckpointOptions, CompletionLogOptions, DryRunOptions, EvaluationOptions, FileOptions, LoggingOptions,
+    QuietOptions, ReportTo, ResumeFrom, SeedOptions, Strategy,
 };
 pub use tools::{DemoConfig, Difficulty, DoctorConfig, InspectConfig, MakeTaskConfig};
 

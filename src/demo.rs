@@ -330,6 +330,9 @@ impl Run<'_> {
                 max_completion_length: recipe.max_completion_tok,
             },
             mask_truncated: false,
+            max_resample_times: None,
+            log_exact_kl: false,
+            reference_sync: None,
             prompt_limit: policy.prompt_limit(None, recipe.max_completion_tok)?,
             schedule: LrSchedule {
                 scheduler_type: LrSchedulerType::Linear,

@@ -7,10 +7,12 @@ use rayon::prelude::*;
 
 use super::{inputs, training};
 use crate::checkpoint::Identity;
-use crate::config::{BetaScheduleType, GrpoConfig, KlEstimator, KlOptions, Options, RolloutOptions};
-use crate::data::{ReadOptions, Sample, nearest};
+use crate::config::{
+    BetaScheduleType, GrpoConfig, KlEstimator, KlOptions, Options, RolloutOptions, Strategy,
+};
+use crate::data::{ReadOptions, Sample};
 use crate::disk::SystemDisk;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kl::{Adaptive, BetaController, BetaSchedule, Constant, Cosine, Linear, Othink};
 use crate::loss::LossConfig;
 use crate::processor::check_images;
@@ -22,13 +24,13 @@ use crate::rollout::sampler::SamplingParams;
 use crate::tensor::Placement;
 use crate::train::evaluate::EvaluationOptions;
 use crate::train::folder::{RunFolder, refuse_occupied};
-use crate::train::grpo::{GrpoOptions, GrpoTrainer};
+use crate::train::grpo::{GrpoOptions, GrpoTrainer, ReferenceSync};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
 use crate::train::policy::{Policy, prompt_limit};
 use crate::train::resume::{dataset_hash, identity_options, model_hash};
 use crate::train::run::{COMPLETIONS, Evaluation, METRICS, RunOptions, run};
-use crate::train::stream::{Stream, total_steps};
+use crate::train::stream::{Stream, epoch_steps, total_steps};
 
 /// Groups whose completions are shown in the report, for each of three steps.
 const REPORTED_GROUPS: usize = 3;
@@ -39,7 +41,7 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     training::check(&placement)?;
     let start = Instant::now();
     let rewards = rewards(options)?;
-    check_metric(options, &rewards)?;
+    training::check_metric(&options.completions.metric_for_best_model, &Evaluation::keys(&rewards))?;
     let need_solution = rewards.needs_solution();
     let read = inputs::read_options(&options.data, need_solution)?;
     let quiet = options.logging.quiet.quiet;
@@ -72,6 +74,10 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         evaluation.samples.par_iter().try_for_each(check_images)?;
     }
     let steps = steps(options, samples.len());
+    let epoch = epoch_steps(samples.len(), options.prompts_per_step(), options.group.num_iterations);
+    if let Some(evaluation) = &mut evaluation {
+        evaluation.every = options.evaluation.every(epoch);
+    }
     let identity = Identity {
         command: GrpoConfig::COMMAND.into(),
         options: identity_options(options, &placement)?,
@@ -92,6 +98,7 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
             &options.logging,
             &interrupt,
             options.to_toml()?,
+            epoch,
         )
     };
     let saved = run(&mut trainer, &samples, &run_options, identity, resumed, evaluation.as_ref())?;
@@ -108,21 +115,6 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         ..RunSummary::default()
     };
     training::finish(dir, &saved, &summary)
-}
-
-/// Refuses a metric that no evaluation has.
-fn check_metric(options: &GrpoConfig, rewards: &RewardSet) -> Result<()> {
-    let metric = &options.completions.metric_for_best_model;
-    let known = Evaluation::keys(rewards);
-    if known.contains(metric) {
-        return Ok(());
-    }
-    let hint = nearest(metric, known.iter().map(String::as_str));
-    let hint = hint.map_or(String::new(), |name| format!("; did you mean {name}?"));
-    Err(Error::Usage(format!(
-        "--metric_for_best_model {metric} is no key of eval_metrics.jsonl, which has {}{hint}",
-        known.join(", ")
-    )))
 }
 
 fn rewards(options: &GrpoConfig) -> Result<RewardSet> {
@@ -163,6 +155,13 @@ fn trainer(
             max_completion_length: options.rollout.max_completion_length,
         },
         mask_truncated: group.mask_truncated_completions,
+        max_resample_times: group.resample_times(),
+        log_exact_kl: options.kl.log_exact_kl,
+        reference_sync: options.kl.sync_ref_model.then_some(ReferenceSync {
+            every: options.kl.ref_model_sync_steps as u64,
+            mixup_alpha: options.kl.ref_model_mixup_alpha,
+            resets_optimizer: options.kl.ref_model_sync_resets_optimizer,
+        }),
         prompt_limit,
         schedule: training::learning_rate(optimiser, steps)?,
         max_grad_norm: optimiser.max_grad_norm,
@@ -213,13 +212,15 @@ fn beta_schedule(kl: &KlOptions) -> BetaSchedule {
 
 /// The evaluation during training: one greedy completion for each row of `eval_dataset`, as `eval` makes it.
 fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluation>> {
-    let (Some(dataset), every @ 1..) = (&options.completions.eval_dataset, options.completions.eval_steps)
+    let Some(dataset) =
+        options.evaluation.eval_dataset.as_ref().filter(|_| options.evaluation.strategy() != Strategy::No)
     else {
         return Ok(None);
     };
     let read = ReadOptions { split: "test".into(), max_samples: None, ..read.clone() };
     Ok(Some(Evaluation {
         samples: inputs::prompts(crate::data::read(dataset, &read)?),
+        supervised: None,
         rewards: rewards(options)?,
         options: EvaluationOptions {
             sampling: SamplingParams {
@@ -229,10 +230,14 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluat
             },
             stop_strings: options.rollout.stop_strings.clone(),
             max_prompt_length: options.rollout.max_prompt_length,
-            batch_size: options.optimiser.per_device_train_batch_size,
+            batch_size: options
+                .evaluation
+                .per_device_eval_batch_size
+                .unwrap_or(options.optimiser.per_device_train_batch_size),
             seed: options.seed.seed,
         },
-        every: every as u64,
+        // Known when the rows are.
+        every: 0,
     }))
 }
 

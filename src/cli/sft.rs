@@ -3,23 +3,30 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use rayon::prelude::*;
+
 use super::{inputs, training};
 use crate::checkpoint::Identity;
-use crate::config::{Options, SftConfig};
+use crate::config::{Options, SftConfig, Strategy};
 use crate::data::{ReadOptions, Sample};
 use crate::disk::SystemDisk;
 use crate::error::Result;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
+use crate::processor::check_images;
 use crate::report::html::RunSummary;
 use crate::report::read_rows;
+use crate::reward::RewardSet;
+use crate::rollout::sampler::SamplingParams;
 use crate::tensor::Placement;
+use crate::train::evaluate::EvaluationOptions;
 use crate::train::folder::{RunFolder, refuse_occupied};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
+use crate::train::policy::Policy;
 use crate::train::resume::{dataset_hash, identity_options, model_hash};
-use crate::train::run::{METRICS, run};
+use crate::train::run::{Evaluation, METRICS, RunOptions, run};
 use crate::train::sft::{SftOptions, SftTrainer};
-use crate::train::stream::{Stream, total_steps};
+use crate::train::stream::{Stream, epoch_steps, total_steps};
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
 pub fn train(options: &SftConfig) -> Result<()> {
@@ -31,6 +38,9 @@ pub fn train(options: &SftConfig) -> Result<()> {
     if !options.dry_run.dry_run {
         refuse_occupied(&options.checkpoint)?;
     }
+    let rewards = RewardSet::new(&["accuracy".to_owned()], &[])?;
+    let keys = [vec!["eval_loss".to_owned()], Evaluation::keys(&rewards)].concat();
+    training::check_metric(&options.metric_for_best_model, &keys)?;
     let read = ReadOptions { need_target: true, ..inputs::read_options(&options.data, false)? };
     let rows = inputs::read_rows(&options.data, &read, quiet)?;
     let samples = rows.iter().map(Sample::supervised).collect::<Result<Vec<_>>>()?;
@@ -50,6 +60,7 @@ pub fn train(options: &SftConfig) -> Result<()> {
     let fit =
         training::Fit { limit, supervised: true, overlong: options.order.overlong, interrupt: &interrupt };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
+    let mut evaluation = evaluation(options, &read, rewards, &fit, &policy)?;
     let steps = steps(options, samples.len());
     let trainer_options = SftOptions {
         micro_batch: optimiser.per_device_train_batch_size,
@@ -71,9 +82,21 @@ pub fn train(options: &SftConfig) -> Result<()> {
     let mut trainer = SftTrainer::new(policy, trainer_options, training::adamw(optimiser), stream)?;
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
+    let epoch = epoch_steps(samples.len(), optimiser.sequences_per_step(), 1);
+    if let Some(evaluation) = &mut evaluation {
+        evaluation.every = options.evaluation.every(epoch);
+    }
+    let run_options = training::run_options(
+        &folder,
+        &options.checkpoint,
+        &options.logging,
+        &interrupt,
+        options.to_toml()?,
+        epoch,
+    );
     let run_options =
-        training::run_options(&folder, &options.checkpoint, &options.logging, &interrupt, options.to_toml()?);
-    let saved = run(&mut trainer, &samples, &run_options, identity, resumed, None)?;
+        RunOptions { metric_for_best_model: options.metric_for_best_model.clone(), ..run_options };
+    let saved = run(&mut trainer, &samples, &run_options, identity, resumed, evaluation.as_ref())?;
     let (all, trained) = trainer.policy.params.count();
     let summary = RunSummary {
         title: format!("othink-train sft: {}", options.model.model),
@@ -86,10 +109,63 @@ pub fn train(options: &SftConfig) -> Result<()> {
             training::fact("seconds", format!("{:.1}", start.elapsed().as_secs_f64())),
         ],
         sft: read_rows(dir.join(METRICS))?,
+        evaluations: training::evaluations(dir, evaluation.is_some())?,
         config: options.to_toml()?,
         ..RunSummary::default()
     };
     training::finish(dir, &saved, &summary)
+}
+
+/// The evaluation during training: the loss of the answers of `eval_dataset`, and one greedy completion for each row that
+/// has a reference answer.
+fn evaluation(
+    options: &SftConfig,
+    read: &ReadOptions,
+    rewards: RewardSet,
+    fit: &training::Fit<'_>,
+    policy: &Policy,
+) -> Result<Option<Evaluation>> {
+    let given = options.evaluation.eval_dataset.as_ref();
+    let Some(dataset) = given.filter(|_| options.evaluation.strategy() != Strategy::No) else {
+        return Ok(None);
+    };
+    let quiet = options.logging.quiet.quiet;
+    let read = ReadOptions { split: "test".into(), max_samples: None, ..read.clone() };
+    let rows = crate::data::read(dataset, &read)?;
+    let answers = rows.iter().map(Sample::supervised).collect::<Result<Vec<_>>>()?;
+    let answers = fit.keep(&policy.processor, answers, quiet)?;
+    let longest = options.max_completion_length;
+    let prompts = match longest {
+        0 => Vec::new(),
+        _ => {
+            let judged = rows.into_iter().filter(|row| row.solution.is_some()).collect();
+            let limit = policy.prompt_limit(None, longest)?;
+            training::Fit { limit, supervised: false, ..*fit }.keep(
+                &policy.processor,
+                inputs::prompts(judged),
+                quiet,
+            )?
+        }
+    };
+    // Found now and not in the middle of the run.
+    answers.par_iter().try_for_each(check_images)?;
+    Ok(Some(Evaluation {
+        samples: prompts,
+        supervised: Some((answers, fit.limit)),
+        rewards,
+        options: EvaluationOptions {
+            sampling: SamplingParams { greedy: true, max_new_tokens: longest, ..SamplingParams::default() },
+            stop_strings: Vec::new(),
+            max_prompt_length: None,
+            batch_size: options
+                .evaluation
+                .per_device_eval_batch_size
+                .unwrap_or(options.optimiser.per_device_train_batch_size),
+            seed: options.seed.seed,
+        },
+        // Known when the rows are.
+        every: 0,
+    }))
 }
 
 /// Longest row: what the options say, within the model's context.

@@ -9,7 +9,7 @@ use super::inputs;
 use crate::config::{
     CheckpointOptions, LoggingOptions, ModelOptions, OptimiserOptions, Overlong, OwnPixelOptions, ReportTo,
 };
-use crate::data::{Part, Sample};
+use crate::data::{Part, Sample, nearest};
 use crate::error::{Error, Result};
 use crate::model::folder::ModelFolder;
 use crate::optim::schedule::warmup_steps;
@@ -84,13 +84,14 @@ pub(super) fn learning_rate(options: &OptimiserOptions, total_steps: u64) -> Res
     })
 }
 
-/// Where a run writes, and how often; completions are not logged.
+/// Where a run writes, and how often, an epoch having `epoch_steps`; completions are not logged.
 pub(super) fn run_options(
     folder: &RunFolder,
     checkpoint: &CheckpointOptions,
     logging: &LoggingOptions,
     interrupt: &Interrupt,
     config: String,
+    epoch_steps: u64,
 ) -> RunOptions {
     let dir = &checkpoint.output_dir;
     let events = || Events { dir: dir.join("runs").join(logging.run_name(dir)), config };
@@ -99,7 +100,7 @@ pub(super) fn run_options(
         dir: checkpoint.output_dir.clone(),
         disk: folder.disk.clone(),
         interrupt: interrupt.clone(),
-        save_steps: checkpoint.save_steps,
+        save_steps: checkpoint.every(epoch_steps) as usize,
         save_total_limit: checkpoint.save_total_limit,
         save_only_model: checkpoint.save_only_model,
         metric_for_best_model: String::new(),
@@ -259,4 +260,20 @@ pub(super) fn finish(dir: &Path, saved: &Path, summary: &RunSummary) -> Result<(
 /// The rows of a run's evaluations, where there were to be any.
 pub(super) fn evaluations(dir: &Path, are_made: bool) -> Result<Vec<Row>> {
     if are_made { read_rows(dir.join(EVAL_METRICS)) } else { Ok(Vec::new()) }
+}
+
+/// Refuses a metric that no evaluation has.
+///
+/// # Errors
+/// [`Error::Usage`] with the nearest of the `known` ones.
+pub(super) fn check_metric(metric: &str, known: &[String]) -> Result<()> {
+    if known.iter().any(|name| name == metric) {
+        return Ok(());
+    }
+    let hint = nearest(metric, known.iter().map(String::as_str));
+    let hint = hint.map_or(String::new(), |name| format!("; did you mean {name}?"));
+    Err(Error::Usage(format!(
+        "--metric_for_best_model {metric} is no key of eval_metrics.jsonl, which has {}{hint}",
+        known.join(", ")
+    )))
 }

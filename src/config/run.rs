@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::check::{Checked, Violation, at_least, if_set};
 use super::names::boolean;
@@ -54,6 +54,10 @@ pub struct CheckpointOptions {
     #[serde(skip)]
     pub overwrite_output_dir: bool,
 
+    /// When to save a checkpoint: every save_steps optimiser steps, after every epoch, or only at the end (no)
+    #[arg(long, value_enum, default_value = "steps", value_name = "WHEN")]
+    pub save_strategy: Strategy,
+
     /// Save a checkpoint every N optimiser steps; 0 saves only at the end
     #[arg(long, default_value = "100", value_name = "STEPS")]
     pub save_steps: usize,
@@ -92,6 +96,15 @@ pub enum ResumeFrom {
 }
 
 impl CheckpointOptions {
+    /// Optimiser steps from one checkpoint to the next where an epoch has `epoch_steps`; 0 saves only at the end.
+    pub fn every(&self, epoch_steps: u64) -> u64 {
+        match self.save_strategy {
+            Strategy::No => 0,
+            Strategy::Steps => self.save_steps as u64,
+            Strategy::Epoch => epoch_steps,
+        }
+    }
+
     /// What `resume_from_checkpoint` says; `true` and `false` are Hugging Face's words for the newest and for none.
     pub fn resume_from(&self) -> ResumeFrom {
         match self.resume_from_checkpoint.as_deref() {
@@ -210,23 +223,88 @@ pub struct CompletionLogOptions {
     /// Key of eval_metrics.jsonl whose largest value makes a checkpoint the best one, which save_total_limit keeps
     #[arg(long, default_value = "eval_reward", value_name = "KEY")]
     pub metric_for_best_model: String,
+}
+
+/// Evaluation while a run goes.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case", next_help_heading = "Evaluation")]
+pub struct EvaluationOptions {
+    /// Rows to evaluate on during training: a JSONL file or a folder that holds test.jsonl
+    #[arg(long, value_name = "FILE|DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_dataset: Option<PathBuf>,
+
+    /// When to evaluate: every eval_steps optimiser steps, after every epoch, or not; with either also after the last step
+    /// [default: steps where eval_steps is above 0, else no]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_strategy: Option<Strategy>,
 
     /// Evaluate on eval_dataset every N optimiser steps; 0 is never
     #[arg(long, default_value = "0", value_name = "STEPS")]
     pub eval_steps: usize,
 
-    /// Rows to evaluate on during training: a JSONL file or a folder that holds test.jsonl
-    #[arg(long, value_name = "FILE|DIR")]
+    /// Rows evaluated together; the result does not depend on it [default: per_device_train_batch_size]
+    #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub eval_dataset: Option<PathBuf>,
+    pub per_device_eval_batch_size: Option<usize>,
 }
 
-impl CompletionLogOptions {
+/// When something is done while a run goes.
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// Never.
+    No,
+    /// Every so many optimiser steps.
+    Steps,
+    /// After every pass over the rows.
+    Epoch,
+}
+
+impl EvaluationOptions {
+    /// What is in force.
+    pub fn strategy(&self) -> Strategy {
+        self.eval_strategy.unwrap_or(if self.eval_steps > 0 { Strategy::Steps } else { Strategy::No })
+    }
+
+    /// Optimiser steps from one evaluation to the next where an epoch has `epoch_steps`; 0 is never.
+    pub fn every(&self, epoch_steps: u64) -> u64 {
+        match self.strategy() {
+            Strategy::No => 0,
+            Strategy::Steps => self.eval_steps as u64,
+            Strategy::Epoch => epoch_steps,
+        }
+    }
+
     pub(super) fn check(&self) -> Checked {
-        if self.eval_steps > 0 && self.eval_dataset.is_none() {
+        if_set("per_device_eval_batch_size", self.per_device_eval_batch_size, |option, value| {
+            at_least(option, value, 1)
+        })?;
+        let (option, says) = match self.eval_strategy {
+            Some(Strategy::Steps) if self.eval_steps == 0 => {
+                return Err(Violation::new(
+                    "eval_strategy",
+                    "is steps, but --eval_steps is 0: give their number",
+                ));
+            }
+            Some(Strategy::No | Strategy::Epoch) if self.eval_steps > 0 => {
+                return Err(Violation::new(
+                    "eval_steps",
+                    format!(
+                        "is {}, but only --eval_strategy steps takes it: drop one of them",
+                        self.eval_steps
+                    ),
+                ));
+            }
+            Some(Strategy::Epoch) => ("eval_strategy", "epoch".to_owned()),
+            _ => ("eval_steps", self.eval_steps.to_string()),
+        };
+        if self.strategy() != Strategy::No && self.eval_dataset.is_none() {
             return Err(Violation::new(
-                "eval_steps",
-                format!("is {}, but there is nothing to evaluate on: give --eval_dataset", self.eval_steps),
+                option,
+                format!("is {says}, but there is nothing to evaluate on: give --eval_dataset"),
             ));
         }
         Ok(())

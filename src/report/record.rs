@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::jsonl::Row;
+use crate::checkpoint::Refills;
 
 /// What one optimiser step of GRPO measured.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,6 +23,10 @@ pub struct StepReport {
     pub beta: f64,
     /// Mean KL to the reference in nats per token, by the estimator in force; `None` without a reference.
     pub kl: Option<f64>,
+    /// The estimates k1 and k3 and the exact KL, each where it was measured, whichever is in force.
+    pub kl_estimates: [Option<f64>; 3],
+    /// What dynamic sampling did, where it is on.
+    pub refills: Option<Refills>,
     /// Mean entropy of the policy over the sampled tokens, in nats.
     pub entropy: f64,
     /// Mean weighted reward.
@@ -173,6 +178,11 @@ impl StepReport {
         put("learning_rate", self.learning_rate);
         put("beta", self.beta);
         put("kl", self.kl.unwrap_or(f64::NAN));
+        for (name, value) in ["kl/k1", "kl/k3", "kl/exact"].into_iter().zip(self.kl_estimates) {
+            if let Some(value) = value {
+                put(name, value);
+            }
+        }
         put("entropy", self.entropy);
         put("reward", self.reward);
         put("reward_std", self.reward_std);
@@ -181,6 +191,10 @@ impl StepReport {
             put(&format!("rewards/{}/std", reward.name), reward.std);
         }
         put("frac_reward_zero_std", self.frac_reward_zero_std);
+        if let Some(refills) = self.refills {
+            put("dynamic_sample/dropped_groups", refills.dropped as f64);
+            put("dynamic_sample/resample_times", refills.times as f64);
+        }
         put("completions/mean_length", self.lengths.mean);
         put("completions/min_length", self.lengths.min);
         put("completions/max_length", self.lengths.max);

@@ -4,14 +4,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
-use super::evaluate::{EvaluationOptions, evaluate, mean_score};
+pub use super::evaluate::Evaluation;
 use super::guard::off_policy;
 use super::interrupt::Interrupt;
-use super::policy::Policy;
 use super::trainer::{Skipped, Step, Trainer};
 use crate::checkpoint::{
     Best, Identity, Log, ResumeState, SavePlan, Saver, Snapshot, TrainerState, list_checkpoints,
@@ -21,12 +20,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::report::console::escape_control;
-use crate::report::{
-    Appended, Backlog, CompletionLengths, CompletionRecord, EventLog, JsonLines, Progress, Row,
-};
-use crate::reward::RewardSet;
-use crate::rollout::Watch;
-use crate::rollout::sequence::FinishReason;
+use crate::report::{Appended, Backlog, CompletionRecord, EventLog, JsonLines, Progress, Row};
 
 /// One object per optimiser step.
 pub const METRICS: &str = "metrics.jsonl";
@@ -68,7 +62,7 @@ pub struct RunOptions {
     pub save_total_limit: Option<usize>,
     /// Checkpoints hold the model alone, and no run can resume from them.
     pub save_only_model: bool,
-    /// Key of `eval_metrics.jsonl` whose largest value makes a checkpoint the best one.
+    /// Key of `eval_metrics.jsonl` whose largest value (of a loss the smallest) makes a checkpoint the best one.
     pub metric_for_best_model: String,
     /// A line on the console every so many steps, 0 for none. Every step has its row of metrics.
     pub logging_steps: usize,
@@ -84,52 +78,6 @@ pub struct RunOptions {
     pub quiet: bool,
     /// What asks the run to stop.
     pub interrupt: Interrupt,
-}
-
-/// Held-out rows on which a run is measured while it goes.
-pub struct Evaluation {
-    /// The rows.
-    pub samples: Vec<Sample>,
-    /// What is measured: the mean of each reward, and of their weighted sum.
-    pub rewards: RewardSet,
-    /// How completions are made.
-    pub options: EvaluationOptions,
-    /// Optimiser steps from one evaluation to the next; 0 is never.
-    pub every: u64,
-}
-
-impl Evaluation {
-    /// The numbers of a row of `eval_metrics.jsonl` by which checkpoints can be compared.
-    pub fn keys(rewards: &RewardSet) -> Vec<String> {
-        let each = rewards.names().into_iter().map(|name| format!("eval_rewards/{name}/mean"));
-        let lengths = ["eval_completions/mean_length", "eval_completions/clipped_ratio"].map(String::from);
-        ["eval_reward".to_owned()].into_iter().chain(each).chain(lengths).collect()
-    }
-
-    fn is_due(&self, done: u64) -> bool {
-        done > 0 && self.every > 0 && done.is_multiple_of(self.every)
-    }
-
-    /// The row of `eval_metrics.jsonl` for the weights that optimiser step `step` left: one completion per row.
-    fn row(&self, policy: &Policy, step: u64, watch: Watch<'_>) -> Result<Row> {
-        let start = Instant::now();
-        let results = evaluate(policy, &policy.params, &self.samples, &self.rewards, &self.options, watch)?;
-        let totals: Vec<f64> = results.iter().filter_map(|r| self.rewards.total(&r.scores)).collect();
-        let mean = totals.iter().sum::<f64>() / totals.len().max(1) as f64;
-        let lengths = CompletionLengths::of(
-            results.iter().map(|r| (r.completion.tokens.len(), r.completion.finish == FinishReason::Length)),
-        );
-        let mut row = Row::new();
-        row.insert("step".into(), step.into());
-        row.insert("eval_reward".into(), mean.into());
-        for (i, name) in self.rewards.names().iter().enumerate() {
-            row.insert(format!("eval_rewards/{name}/mean"), mean_score(&results, i).into());
-        }
-        row.insert("eval_completions/mean_length".into(), lengths.mean.into());
-        row.insert("eval_completions/clipped_ratio".into(), lengths.clipped_ratio.into());
-        row.insert("eval_runtime".into(), start.elapsed().as_secs_f64().into());
-        Ok(row)
-    }
 }
 
 /// Trains until the last step of `identity`, from `resumed` (what the trainer was restored from) or from the start.
@@ -190,7 +138,7 @@ impl Logs {
             if done == 0 { JsonLines::create(disk, path) } else { JsonLines::resume(disk, path, first_step) }
         };
         // An evaluation after the last step that this state does not know of is made again.
-        let due = evaluation.is_some_and(|evaluation| evaluation.is_due(done));
+        let due = evaluation.is_some_and(|evaluation| evaluation.is_due(done, state.identity.max_steps));
         let is_made_again = due && state.evaluated_step < done;
         let evaluated = if is_made_again { done.saturating_sub(1) } else { done };
         let events = options.events.as_ref().map(|Events { dir, config }| {
@@ -245,6 +193,8 @@ impl<'a> Run<'a> {
                 guard: Default::default(),
                 evaluated_step: 0,
                 best: None,
+                stream: None,
+                reference_synced: None,
             },
         };
         let logs = Logs::open(options, &state, evaluation)?;
@@ -333,6 +283,7 @@ impl<'a> Run<'a> {
     fn accept(&mut self, step: u64, done: Step) -> Result<()> {
         let mut told = self.state.guard.accept(step, &done.watched);
         told.extend(off_policy(step, &done.row));
+        told.extend(done.told);
         self.tell(told);
         self.log_step(done.row)?;
         if self.is_logged(step) {
@@ -414,7 +365,8 @@ impl<'a> Run<'a> {
 
     /// Whether there was an evaluation.
     fn evaluate_if_due(&mut self, done: u64) -> Result<bool> {
-        let Some(evaluation) = self.evaluation.filter(|evaluation| evaluation.is_due(done)) else {
+        let steps = self.state.identity.max_steps;
+        let Some(evaluation) = self.evaluation.filter(|evaluation| evaluation.is_due(done, steps)) else {
             return Ok(false);
         };
         if self.state.evaluated_step == done {
@@ -432,7 +384,7 @@ impl<'a> Run<'a> {
         let every = self.options.save_steps as u64;
         let is_saved = done == self.state.identity.max_steps || (every > 0 && done.is_multiple_of(every));
         if let Some(value) = value.filter(|_| is_saved)
-            && self.state.best.as_ref().is_none_or(|best| value > best.value)
+            && self.state.best.as_ref().is_none_or(|best| self.is_better(value, best.value))
         {
             let metric = self.options.metric_for_best_model.clone();
             self.state.best = Some(Best { step: done, value, metric });
@@ -440,14 +392,25 @@ impl<'a> Run<'a> {
         Ok(true)
     }
 
+    /// As Hugging Face's trainer compares: a loss is better the smaller it is.
+    fn is_better(&self, value: f64, than: f64) -> bool {
+        if self.options.metric_for_best_model.ends_with("loss") { value < than } else { value > than }
+    }
+
     fn snapshot(&self) -> Result<Snapshot> {
         // A run that is stopped is to go on, whatever the options say.
         let resumes = self.stopping || !self.options.save_only_model;
         let resume = resumes.then(|| -> Result<ResumeState> {
             let parts = self.trainer.state()?;
-            let state =
-                TrainerState { num_input_tokens_seen: parts.tokens, beta: parts.beta, ..self.state.clone() };
-            Ok(ResumeState { state, optimiser: parts.optimiser, rollout: parts.rollout })
+            let state = TrainerState {
+                num_input_tokens_seen: parts.tokens,
+                beta: parts.beta,
+                stream: parts.stream,
+                reference_synced: parts.reference.as_ref().map(|reference| reference.synced),
+                ..self.state.clone()
+            };
+            let reference = parts.reference.map(|reference| reference.weights);
+            Ok(ResumeState { state, optimiser: parts.optimiser, rollout: parts.rollout, reference })
         });
         Ok(Snapshot {
             step: self.state.global_step,

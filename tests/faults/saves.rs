@@ -59,6 +59,8 @@ fn snapshot(step: u64, variant: u64) -> Snapshot {
     };
     let rollout = SavedRollout {
         beta: f64::from(shift),
+        places: vec![3, 5],
+        refills: Default::default(),
         prompts: vec!["a".into(), "b".into()],
         completions: vec![vec![completion; 2]],
         scores: vec![vec![Some(1.0), None]; 2],
@@ -78,8 +80,14 @@ fn snapshot(step: u64, variant: u64) -> Snapshot {
         guard: Default::default(),
         evaluated_step: 0,
         best: Some(Best { step: 1, value: 0.5, metric: "eval_reward".into() }),
+        stream: None,
+        reference_synced: None,
     };
-    Snapshot { step, params, resume: Some(ResumeState { state, optimiser, rollout: Some(rollout) }) }
+    Snapshot {
+        step,
+        params,
+        resume: Some(ResumeState { state, optimiser, rollout: Some(rollout), reference: None }),
+    }
 }
 
 type Tensors = BTreeMap<String, Vec<u32>>;

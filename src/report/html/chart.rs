@@ -87,14 +87,12 @@ pub fn grpo_cards(rows: &[Row], evaluations: &[Row]) -> Vec<String> {
     }));
     charts.extend([
         Chart {
-            lines: vec![
-                Line { label: "in force", key: "kl", smooth: true },
-                Line { label: "exact", key: "kl/exact", smooth: true },
-                Line { label: "k3", key: "kl/k3", smooth: true },
-                Line { label: "k1", key: "kl/k1", smooth: true },
-            ],
+            lines: vec![Line { label: "in force", key: "kl", smooth: true }],
             ..Chart::new("KL and its weight", "kl", "KL to the reference, nats per token; at the right its weight beta(s).")
         }
+        .with("exact", "kl/exact")
+        .with("k3", "kl/k3")
+        .with("k1", "kl/k1")
         .on_the_right("beta", "beta"),
         Chart::new(
             "Reward spread",
