@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use othink::checkpoint::SavedReference;
 use othink::config::KlEstimator;
-use othink::data::Sample;
+use othink::data::Dataset;
 use othink::error::Result;
 use othink::reward::{Completed, Reward};
 use othink::rollout::Watch;
@@ -16,12 +16,12 @@ use othink::train::trainer::Trainer;
 
 const BUNDLE: &str = "tied_kv1_odd";
 
-fn samples() -> Vec<Sample> {
-    conversations(BUNDLE).iter().map(Sample::prompt).collect()
+fn samples() -> Dataset {
+    Dataset::from_samples(conversations(BUNDLE)).prompts()
 }
 
 fn trainer(recipe: &Recipe, reward: Box<dyn Reward>) -> GrpoTrainer {
-    grpo_trainer(policy(BUNDLE, DType::F32), recipe, reward, samples().len())
+    grpo_trainer(policy(BUNDLE, DType::F32), recipe, reward, samples().rows())
 }
 
 fn step(trainer: &mut GrpoTrainer, step: u64) -> StepOutcome {
@@ -48,7 +48,7 @@ impl Reward for Even {
 
 /// The places that each step's groups come from, by the rule alone: a slot whose row teaches nothing takes the next row.
 fn expected_places(recipe: &Recipe, steps: u64, most: usize) -> (Vec<Vec<u64>>, Vec<usize>, Vec<u64>) {
-    let mut stream = Stream::new(samples().len(), recipe.seed, true).unwrap();
+    let mut stream = Stream::new(samples().rows(), recipe.seed, true).unwrap();
     let (mut next, mut all, mut dropped, mut ends) = (0, Vec::new(), Vec::new(), Vec::new());
     for _ in 0..steps {
         let mut slots: Vec<u64> = (next..next + recipe.prompts as u64).collect();
@@ -70,7 +70,7 @@ fn expected_places(recipe: &Recipe, steps: u64, most: usize) -> (Vec<Vec<u64>>, 
 
 #[test]
 fn dynamic_sampling_fills_places_of_equal_groups_from_the_next_rows() {
-    let rows = samples().len() as f64;
+    let rows = samples().rows() as f64;
     let recipe = Recipe { prompts: 3, max_resample_times: Some(2), ..Recipe::default() };
     let mut trainer = trainer(&recipe, Box::new(EvenInTheFirstRow));
     let (places, dropped, ends) = expected_places(&recipe, 5, 2);

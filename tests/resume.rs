@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use othink::checkpoint::{Identity, SavedRun, TrainerState, checkpoint_dir};
 use othink::config::KlEstimator;
-use othink::data::Sample;
+use othink::data::Dataset;
 use othink::disk::SystemDisk;
 use othink::error::{Error, Result};
 use othink::nn::Params;
@@ -45,7 +45,7 @@ fn options(dir: &Path) -> RunOptions {
 /// Runs to the end; from the checkpoint of `from`, if there is one.
 fn go(
     trainer: &mut dyn Trainer,
-    samples: &[Sample],
+    samples: &Dataset,
     steps: u64,
     options: &RunOptions,
     from: Option<&Path>,
@@ -54,7 +54,7 @@ fn go(
         command: "test".into(),
         options: Map::new(),
         model_hash: model_hash(trainer.policy(), None).unwrap(),
-        dataset_hash: dataset_hash(samples),
+        dataset_hash: dataset_hash(samples).unwrap(),
         max_steps: steps,
     };
     let state: Option<TrainerState> = from.map(|checkpoint| {
@@ -94,7 +94,7 @@ fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// Runs `steps` steps at once, then again from each of its checkpoints, with a new trainer: the folders are the same.
-fn check(steps: u64, samples: &[Sample], new: impl Fn() -> Box<dyn Trainer>) {
+fn check(steps: u64, samples: &Dataset, new: impl Fn() -> Box<dyn Trainer>) {
     let whole = tempfile::tempdir().unwrap();
     go(&mut *new(), samples, steps, &options(whole.path()), None).unwrap();
     let expected = content(whole.path());
@@ -130,8 +130,8 @@ fn check(steps: u64, samples: &[Sample], new: impl Fn() -> Box<dyn Trainer>) {
 }
 
 fn grpo(bundle: &'static str, recipe: Recipe, steps: u64) {
-    let samples: Vec<_> = conversations(bundle).iter().map(Sample::prompt).collect();
-    let rows = samples.len();
+    let samples = Dataset::from_samples(conversations(bundle)).prompts();
+    let rows = samples.rows();
     check(steps, &samples, || {
         Box::new(grpo_trainer(policy(bundle, DType::F32), &recipe, Box::new(EvenInTheFirstRow), rows))
     });
@@ -169,9 +169,9 @@ fn weights_that_are_stored_in_bf16_go_on_in_f32() {
 
 #[test]
 fn sft_goes_on_from_every_step() {
-    let samples = conversations("bf16_sharded");
+    let samples = Dataset::from_samples(conversations("bf16_sharded"));
     check(3, &samples, || {
-        Box::new(sft_trainer(policy("bf16_sharded", DType::F32), samples.len(), 2, 1e-3, false))
+        Box::new(sft_trainer(policy("bf16_sharded", DType::F32), samples.rows(), 2, 1e-3, false))
     });
 }
 
@@ -187,7 +187,7 @@ impl Trainer for Stopped<'_> {
         self.trainer.policy()
     }
 
-    fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<Step> {
+    fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<Step> {
         let (looks, at) = (&self.looks, self.at);
         self.trainer.step(step, samples, &|n| {
             if looks.fetch_add(1, Ordering::Relaxed) == at {
@@ -197,7 +197,7 @@ impl Trainer for Stopped<'_> {
         })
     }
 
-    fn skipped(&mut self, step: u64, samples: &[Sample]) -> Skipped {
+    fn skipped(&mut self, step: u64, samples: &Dataset) -> Skipped {
         self.trainer.skipped(step, samples)
     }
 
@@ -209,7 +209,7 @@ impl Trainer for Stopped<'_> {
         self.trainer.state()
     }
 
-    fn restore(&mut self, saved: SavedRun, samples: &[Sample]) -> Result<()> {
+    fn restore(&mut self, saved: SavedRun, samples: &Dataset) -> Result<()> {
         self.trainer.restore(saved, samples)
     }
 }
@@ -228,8 +228,9 @@ fn case_62_also_where_stream_and_reference_are_state() {
 /// Stops a run at every `nth` look whether to go on.
 fn stops_at_any_moment(recipe: &Recipe, nth: usize) {
     let bundle = "tied_kv1_odd";
-    let samples: Vec<_> = conversations(bundle).iter().map(Sample::prompt).collect();
-    let new = || grpo_trainer(policy(bundle, DType::F32), recipe, Box::new(EvenInTheFirstRow), samples.len());
+    let samples = Dataset::from_samples(conversations(bundle)).prompts();
+    let new =
+        || grpo_trainer(policy(bundle, DType::F32), recipe, Box::new(EvenInTheFirstRow), samples.rows());
     let steps = 4;
     let whole = tempfile::tempdir().unwrap();
     let quiet = |dir: &Path| RunOptions { save_steps: 0, ..options(dir) };
@@ -320,7 +321,7 @@ impl Trainer for Broken {
         &self.trainer.policy
     }
 
-    fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<Step> {
+    fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<Step> {
         let good = self.trainer.policy.params.clone();
         if self.steps.contains(&step) {
             edit(&mut self.trainer.policy.params, "model.norm.weight", |weights| weights.fill(f32::NAN));
@@ -332,7 +333,7 @@ impl Trainer for Broken {
         done
     }
 
-    fn skipped(&mut self, step: u64, samples: &[Sample]) -> Skipped {
+    fn skipped(&mut self, step: u64, samples: &Dataset) -> Skipped {
         self.trainer.skipped(step, samples)
     }
 
@@ -344,7 +345,7 @@ impl Trainer for Broken {
         Trainer::state(&self.trainer)
     }
 
-    fn restore(&mut self, saved: SavedRun, samples: &[Sample]) -> Result<()> {
+    fn restore(&mut self, saved: SavedRun, samples: &Dataset) -> Result<()> {
         self.trainer.restore(saved, samples)
     }
 }
@@ -357,9 +358,9 @@ fn rows(path: &Path) -> Vec<Map<String, Value>> {
 /// A run of 6 steps, two of which share a rollout, in which some steps have NaN for weights. Gives its folder and end.
 fn with_broken_steps(steps: std::ops::Range<u64>) -> (tempfile::TempDir, Result<()>) {
     let bundle = "qwen2_vl_a";
-    let samples: Vec<_> = conversations(bundle).iter().map(Sample::prompt).collect();
+    let samples = Dataset::from_samples(conversations(bundle)).prompts();
     let recipe = Recipe { num_iterations: 2, ..Recipe::default() };
-    let trainer = grpo_trainer(policy(bundle, DType::F32), &recipe, Box::new(Vowels), samples.len());
+    let trainer = grpo_trainer(policy(bundle, DType::F32), &recipe, Box::new(Vowels), samples.rows());
     let dir = tempfile::tempdir().unwrap();
     let options = RunOptions { save_total_limit: Some(1), ..options(dir.path()) };
     let ended = go(&mut Broken { trainer, steps }, &samples, 6, &options, None);

@@ -3,12 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use rayon::prelude::*;
-
 use super::{inputs, training};
 use crate::checkpoint::Identity;
 use crate::config::{Options, SftConfig, Strategy};
-use crate::data::{ReadOptions, Sample};
+use crate::data::{Dataset, ReadOptions};
 use crate::disk::SystemDisk;
 use crate::error::Result;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
@@ -26,7 +24,7 @@ use crate::train::policy::Policy;
 use crate::train::resume::{dataset_hash, identity_options, model_hash};
 use crate::train::run::{Evaluation, METRICS, RunOptions, run};
 use crate::train::sft::{SftOptions, SftTrainer};
-use crate::train::stream::{Stream, epoch_steps, total_steps};
+use crate::train::stream::{epoch_steps, total_steps};
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
 pub fn train(options: &SftConfig) -> Result<()> {
@@ -42,8 +40,7 @@ pub fn train(options: &SftConfig) -> Result<()> {
     let keys = [vec!["eval_loss".to_owned()], Evaluation::keys(&rewards)].concat();
     training::check_metric(&options.metric_for_best_model, &keys)?;
     let read = ReadOptions { need_target: true, ..inputs::read_options(&options.data, false)? };
-    let rows = inputs::read_rows(&options.data, &read, quiet)?;
-    let samples = rows.iter().map(Sample::supervised).collect::<Result<Vec<_>>>()?;
+    let samples = inputs::read_rows(&options.data, &read, quiet)?.supervised();
     if options.dry_run.dry_run {
         return dry_run(options, &samples, &placement);
     }
@@ -61,7 +58,12 @@ pub fn train(options: &SftConfig) -> Result<()> {
         training::Fit { limit, supervised: true, overlong: options.order.overlong, interrupt: &interrupt };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
     let mut evaluation = evaluation(options, &read, rewards, &fit, &policy)?;
-    let steps = steps(options, samples.len());
+    let stream = training::stream(&samples, &options.order, options.seed.seed)?;
+    let steps = steps(options, stream.rows());
+    let epoch = epoch_steps(stream.rows(), optimiser.sequences_per_step(), 1);
+    if let Some(evaluation) = &mut evaluation {
+        evaluation.every = options.evaluation.every(epoch);
+    }
     let trainer_options = SftOptions {
         micro_batch: optimiser.per_device_train_batch_size,
         accumulation: optimiser.gradient_accumulation_steps,
@@ -71,21 +73,16 @@ pub fn train(options: &SftConfig) -> Result<()> {
         recompute: optimiser.gradient_checkpointing,
         placement: placement.clone(),
     };
-    let stream = Stream::new(samples.len(), options.seed.seed, options.order.shuffle_dataset)?;
     let identity = Identity {
         command: SftConfig::COMMAND.into(),
         options: identity_options(options, &placement)?,
         model_hash: model_hash(&policy, options.model.chat_template.as_deref())?,
-        dataset_hash: dataset_hash(&samples),
+        dataset_hash: dataset_hash(&samples)?,
         max_steps: steps,
     };
     let mut trainer = SftTrainer::new(policy, trainer_options, training::adamw(optimiser), stream)?;
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
-    let epoch = epoch_steps(samples.len(), optimiser.sequences_per_step(), 1);
-    if let Some(evaluation) = &mut evaluation {
-        evaluation.every = options.evaluation.every(epoch);
-    }
     let run_options = training::run_options(
         &folder,
         &options.checkpoint,
@@ -102,7 +99,7 @@ pub fn train(options: &SftConfig) -> Result<()> {
         title: format!("othink-train sft: {}", options.model.model),
         facts: vec![
             training::fact("model", &options.model.model),
-            training::fact("dataset", format!("{} ({} rows)", options.data.dataset.display(), samples.len())),
+            training::fact("dataset", format!("{} ({} rows)", options.data.names(), samples.rows())),
             training::fact("parameters", format!("{all}, {trained} of them trained")),
             training::fact("steps", format!("{steps} of {} rows", optimiser.sequences_per_step())),
             training::fact("seed", options.seed.seed),
@@ -132,23 +129,22 @@ fn evaluation(
     let quiet = options.logging.quiet.quiet;
     let read = ReadOptions { split: "test".into(), max_samples: None, ..read.clone() };
     let rows = crate::data::read(dataset, &read)?;
-    let answers = rows.iter().map(Sample::supervised).collect::<Result<Vec<_>>>()?;
-    let answers = fit.keep(&policy.processor, answers, quiet)?;
+    let answers = fit.keep(&policy.processor, rows.supervised(), quiet)?;
+    // Found now and not in the middle of the run.
+    answers.each(|_, sample| check_images(&sample?), |_, check| check)?;
     let longest = options.max_completion_length;
     let prompts = match longest {
-        0 => Vec::new(),
+        0 => rows.view(Vec::new()),
         _ => {
-            let judged = rows.into_iter().filter(|row| row.solution.is_some()).collect();
+            let mut judged = Vec::new();
+            for (row, sample) in (0..).zip(rows.iter()) {
+                judged.extend(sample?.solution.is_some().then_some(row));
+            }
             let limit = policy.prompt_limit(None, longest)?;
-            training::Fit { limit, supervised: false, ..*fit }.keep(
-                &policy.processor,
-                inputs::prompts(judged),
-                quiet,
-            )?
+            let fit = training::Fit { limit, supervised: false, ..*fit };
+            fit.keep(&policy.processor, rows.view(judged).prompts(), quiet)?
         }
     };
-    // Found now and not in the middle of the run.
-    answers.par_iter().try_for_each(check_images)?;
     Ok(Some(Evaluation {
         samples: prompts,
         supervised: Some((answers, fit.limit)),
@@ -180,12 +176,13 @@ fn steps(options: &SftConfig, rows: usize) -> u64 {
 }
 
 /// Prints the resolved config and what a run with it would take.
-fn dry_run(options: &SftConfig, samples: &[Sample], placement: &Placement) -> Result<()> {
+fn dry_run(options: &SftConfig, samples: &Dataset, placement: &Placement) -> Result<()> {
     let pixels = inputs::given(options.data.pixels);
     let quiet = options.logging.quiet.quiet;
     let measured = training::measure(&options.model, pixels, samples, true, quiet)?;
     let (config, longest) = (&measured.folder.config, measured.longest);
     let limit = max_length(options, config);
+    let rows = training::stream(samples, &options.order, options.seed.seed)?.rows();
     let shape = TrainingShape {
         micro_batch: options.optimiser.per_device_train_batch_size,
         group: 1,
@@ -200,7 +197,7 @@ fn dry_run(options: &SftConfig, samples: &[Sample], placement: &Placement) -> Re
         recompute: options.optimiser.gradient_checkpointing,
     };
     let facts = [
-        format!("{} rows, {} optimiser steps", samples.len(), steps(options, samples.len())),
+        format!("{} rows, {} optimiser steps", samples.rows(), steps(options, rows)),
         format!("{} rows for each step", options.optimiser.sequences_per_step()),
         format!(
             "longest row at most {} tokens ({} of text, {} of images, {} of answer); {limit} fit",

@@ -220,7 +220,8 @@ pub struct CompletionLogOptions {
     #[arg(long, default_value = "0", value_name = "N")]
     pub num_completions_to_print: usize,
 
-    /// Key of eval_metrics.jsonl whose largest value makes a checkpoint the best one, which save_total_limit keeps
+    /// Key of eval_metrics.jsonl whose largest value (of a loss the smallest) makes a checkpoint the best one, which
+    /// save_total_limit keeps
     #[arg(long, default_value = "eval_reward", value_name = "KEY")]
     pub metric_for_best_model: String,
 }
@@ -229,7 +230,7 @@ pub struct CompletionLogOptions {
 #[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
 #[command(rename_all = "snake_case", next_help_heading = "Evaluation")]
 pub struct EvaluationOptions {
-    /// Rows to evaluate on during training: a JSONL file or a folder that holds test.jsonl
+    /// Rows to evaluate on during training: a file, a folder, or ORG/NAME; split test unless PATH@SPLIT says another
     #[arg(long, value_name = "FILE|DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_dataset: Option<PathBuf>,

@@ -3,7 +3,7 @@
 use super::policy::{Policy, check_length};
 use super::update::scores;
 use crate::batch::{Group, micro_batches};
-use crate::data::Sample;
+use crate::data::{Dataset, Sample};
 use crate::error::Result;
 use crate::nn::Params;
 use crate::report::{CompletionLengths, Row};
@@ -45,7 +45,7 @@ pub struct Evaluated {
 pub fn evaluate(
     policy: &Policy,
     params: &Arc<Params>,
-    samples: &[Sample],
+    samples: &Dataset,
     rewards: &RewardSet,
     options: &EvaluationOptions,
     watch: Watch<'_>,
@@ -54,8 +54,11 @@ pub fn evaluate(
     let decoding = policy.decoding(options.sampling.clone(), &options.stop_strings, false)?;
     let detokenize = |ids: &[u32]| policy.detokenize(ids);
     let engine = policy.engine(params, &decoding, &detokenize);
-    let mut results = Vec::with_capacity(samples.len());
-    for chunk in samples.chunks(options.batch_size.max(1)) {
+    let mut results = Vec::with_capacity(samples.rows());
+    let batch = options.batch_size.max(1);
+    for first in (0..samples.rows()).step_by(batch) {
+        let rows = first..(first + batch).min(samples.rows());
+        let chunk = rows.map(|row| samples.sample(row)).collect::<Result<Vec<Sample>>>()?;
         let prompts = policy.encode(&chunk.iter().collect::<Vec<_>>(), limit)?;
         let first = results.len() as u32;
         let requests: Vec<_> =
@@ -86,18 +89,21 @@ pub fn mean_score(results: &[Evaluated], reward: usize) -> f64 {
 /// Those of reading a row, of one longer than `max_length` tokens, and of `watch`.
 pub fn supervised_loss_of(
     policy: &Policy,
-    samples: &[Sample],
+    samples: &Dataset,
     batch_size: usize,
     max_length: usize,
     watch: Watch<'_>,
 ) -> Result<f64> {
     let (mut sum, mut tokens) = (0.0, 0_usize);
-    for chunk in samples.chunks(batch_size.max(1)) {
-        let encoded = chunk
-            .par_iter()
-            .map(|sample| {
-                let (prompt, completion) = policy.processor.encode_with_completion(sample)?;
-                check_length(sample, prompt.tokens.len() + completion.len(), max_length)?;
+    let size = batch_size.max(1);
+    for first in (0..samples.rows()).step_by(size) {
+        let rows = first..(first + size).min(samples.rows());
+        let encoded = rows
+            .into_par_iter()
+            .map(|row| {
+                let sample = samples.sample(row)?;
+                let (prompt, completion) = policy.processor.encode_with_completion(&sample)?;
+                check_length(&sample, prompt.tokens.len() + completion.len(), max_length)?;
                 Ok((prompt, completion))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -118,9 +124,9 @@ pub fn supervised_loss_of(
 /// Held-out rows on which a run is measured while it goes.
 pub struct Evaluation {
     /// The rows, as prompts; without any no completions are made.
-    pub samples: Vec<Sample>,
+    pub samples: Dataset,
     /// The rows with their answers, and the most tokens of one, where the loss of these is measured.
-    pub supervised: Option<(Vec<Sample>, usize)>,
+    pub supervised: Option<(Dataset, usize)>,
     /// What is measured: the mean of each reward, and of their weighted sum.
     pub rewards: RewardSet,
     /// How completions are made.
@@ -151,7 +157,7 @@ impl Evaluation {
             let loss = supervised_loss_of(policy, samples, self.options.batch_size, *max_length, watch)?;
             row.insert("eval_loss".into(), loss.into());
         }
-        if !self.samples.is_empty() {
+        if self.samples.rows() > 0 {
             self.complete(policy, &mut row, watch)?;
         }
         row.insert("eval_runtime".into(), start.elapsed().as_secs_f64().into());

@@ -15,7 +15,7 @@ use crate::batch::MicroBatch;
 use crate::checkpoint::{SavedRun, StreamPosition};
 use crate::config::{KlEstimator, ScaleRewards};
 use crate::cuda::Gpu;
-use crate::data::Sample;
+use crate::data::{Dataset, Sample};
 use crate::error::{Error, Result};
 use crate::kl::BetaController;
 use crate::loss::{LossConfig, LossMetrics, ScoreInputs, Window, loss_of_scores};
@@ -159,7 +159,7 @@ impl GrpoTrainer {
     /// # Errors
     /// [`Error::Protect`] for a log-probability, loss, KL or gradient that is NaN or infinite; those of rows that cannot
     /// be read, and of `watch`. The trainer is as it was then.
-    pub fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<StepOutcome> {
+    pub fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<StepOutcome> {
         let start = Instant::now();
         self.follow_policy(step)?;
         let beta = self.beta.beta(step);
@@ -184,10 +184,7 @@ impl GrpoTrainer {
             self.position = position;
         }
         let completions = match (&learned, is_new) {
-            (Ok(_), true) | (Err(Error::Protect(_)), _) => {
-                let chosen = self.rows_at(&rollout.places, samples);
-                self.records(step, &chosen, &rollout)
-            }
+            (Ok(_), true) | (Err(Error::Protect(_)), _) => self.records(step, &rollout),
             _ => Vec::new(),
         };
         let more = self.iteration(step + 1) > 0;
@@ -239,8 +236,8 @@ impl GrpoTrainer {
         self.next_place(step) as f64 / self.stream.rows() as f64
     }
 
-    fn encode(&self, chosen: &[(u64, &Sample)]) -> Result<Vec<Prompt>> {
-        let rows: Vec<&Sample> = chosen.iter().map(|(_, s)| *s).collect();
+    fn encode(&self, chosen: &[(u64, Sample)]) -> Result<Vec<Prompt>> {
+        let rows: Vec<&Sample> = chosen.iter().map(|(_, s)| s).collect();
         self.policy.encode(&rows, self.options.prompt_limit)
     }
 
@@ -386,7 +383,7 @@ impl Trainer for GrpoTrainer {
         &self.policy
     }
 
-    fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<Step> {
+    fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<Step> {
         let StepOutcome { report, completions, still_equal } = GrpoTrainer::step(self, step, samples, watch)?;
         let mut watched = vec![
             Watched { name: "loss", floor: 0.1, value: report.loss },
@@ -409,7 +406,7 @@ impl Trainer for GrpoTrainer {
         })
     }
 
-    fn skipped(&mut self, step: u64, samples: &[Sample]) -> Skipped {
+    fn skipped(&mut self, step: u64, samples: &Dataset) -> Skipped {
         let report = StepReport {
             step: step as usize,
             epoch: self.epoch(step),
@@ -431,7 +428,8 @@ impl Trainer for GrpoTrainer {
         // Without completions the rollout itself has failed.
         let batch = if completions.is_empty() {
             let places = self.first_places(step);
-            self.rows_at(&places, samples).into_iter().map(|(_, sample)| sample_row(sample)).collect()
+            let chosen = self.rows_at(&places, samples).unwrap_or_default();
+            chosen.iter().map(|(_, sample)| sample_row(sample)).collect()
         } else {
             completions.into_iter().map(as_row).collect()
         };
@@ -454,7 +452,7 @@ impl Trainer for GrpoTrainer {
         })
     }
 
-    fn restore(&mut self, saved: SavedRun, samples: &[Sample]) -> Result<()> {
+    fn restore(&mut self, saved: SavedRun, samples: &Dataset) -> Result<()> {
         restore_weights(&mut self.policy, &mut self.optimiser, &saved)?;
         self.tokens = saved.state.num_input_tokens_seen;
         if let Some(beta) = saved.state.beta {

@@ -15,7 +15,7 @@ use super::trainer::{Skipped, Step, Trainer};
 use crate::checkpoint::{
     Best, Identity, Log, ResumeState, SavePlan, Saver, Snapshot, TrainerState, list_checkpoints,
 };
-use crate::data::Sample;
+use crate::data::Dataset;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::nn::Params;
@@ -90,7 +90,7 @@ pub struct RunOptions {
 /// a step and of writing.
 pub fn run(
     trainer: &mut dyn Trainer,
-    samples: &[Sample],
+    samples: &Dataset,
     options: &RunOptions,
     identity: Identity,
     resumed: Option<TrainerState>,
@@ -107,7 +107,7 @@ pub fn run(
 /// A run under way.
 struct Run<'a> {
     trainer: &'a mut dyn Trainer,
-    samples: &'a [Sample],
+    samples: &'a Dataset,
     options: &'a RunOptions,
     evaluation: Option<&'a Evaluation>,
     state: TrainerState,
@@ -170,7 +170,7 @@ impl Logs {
 impl<'a> Run<'a> {
     fn new(
         trainer: &'a mut dyn Trainer,
-        samples: &'a [Sample],
+        samples: &'a Dataset,
         options: &'a RunOptions,
         identity: Identity,
         resumed: Option<TrainerState>,

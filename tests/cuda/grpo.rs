@@ -9,7 +9,7 @@ use othink::checkpoint::{
 };
 use othink::config::KlEstimator;
 use othink::cuda::Gpu;
-use othink::data::Sample;
+use othink::data::Dataset;
 use othink::disk::SystemDisk;
 use othink::report::StepReport;
 use othink::rollout::sampler::SamplingParams;
@@ -27,8 +27,8 @@ fn on(gpu: &Gpu, dtype: DType) -> Placement {
     Placement { device: Device::Cuda(gpu.clone()), dtype }
 }
 
-fn samples() -> Vec<Sample> {
-    conversations(BUNDLE).iter().map(Sample::prompt).collect()
+fn samples() -> Dataset {
+    Dataset::from_samples(conversations(BUNDLE)).prompts()
 }
 
 fn trainer(recipe: &Recipe, rows: usize) -> GrpoTrainer {
@@ -38,7 +38,7 @@ fn trainer(recipe: &Recipe, rows: usize) -> GrpoTrainer {
 /// The numbers of some steps: loss, gradient norm, KL, entropy, largest difference between sampling and training.
 fn steps(recipe: &Recipe) -> Vec<[f64; 5]> {
     let samples = samples();
-    let mut trainer = trainer(recipe, samples.len());
+    let mut trainer = trainer(recipe, samples.rows());
     let reports = (0..recipe.steps).map(|step| trainer.step(step, &samples, &|_| Ok(())).unwrap().report);
     reports.map(|r| [r.loss, r.grad_norm, r.kl.unwrap(), r.entropy, r.sampling_logp_difference_max]).collect()
 }
@@ -92,7 +92,7 @@ fn more_state_follows_the_cpus_and_goes_on_to_the_bit() {
     };
     let samples = samples();
     let new = |recipe: &Recipe| {
-        grpo_trainer(policy(BUNDLE, DType::F32), recipe, Box::new(EvenInTheFirstRow), samples.len())
+        grpo_trainer(policy(BUNDLE, DType::F32), recipe, Box::new(EvenInTheFirstRow), samples.rows())
     };
     let go_on = |trainer: &mut GrpoTrainer, steps: std::ops::Range<u64>| -> Vec<StepReport> {
         steps.map(|step| trainer.step(step, &samples, &|_| Ok(())).unwrap().report).collect()
@@ -221,7 +221,7 @@ fn one_traced_step() {
     };
     let placement = on(gpu, DType::Bf16);
     let recipe = Recipe { steps: 2, sampling, placement, estimator: KlEstimator::Full, ..Recipe::default() };
-    let mut trainer = trainer(&recipe, samples.len());
+    let mut trainer = trainer(&recipe, samples.rows());
     let mark = |name: &str| {
         let path = std::env::var_os("OTHINK_TRACE").unwrap();
         let mut file = fs::File::options().append(true).open(path).unwrap();

@@ -183,9 +183,9 @@ impl Scenario {
             // A refused line waits; the save comes only when none does.
             let _ = log.append(&row(step));
         }
-        log.flush()?;
+        log.file().flush()?;
         let kept = list_checkpoints(&run)?.into_iter().filter(|&step| step <= self.starts()).collect();
-        let mut saver = Saver::new(shared, &run, plan(), self.limit, vec![log.log()], kept, self.best);
+        let mut saver = Saver::new(shared, &run, plan(), self.limit, vec![log.file().clone()], kept, self.best);
         saver.save(snapshot(self.saves, 1), self.best)?;
         saver.finish()?;
         drop(lock);

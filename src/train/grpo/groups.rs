@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::scored::{Scored, prompt_hash};
 use super::{GrpoTrainer, StepFailure};
 use crate::checkpoint::{Refills, SavedRollout, StreamPosition};
-use crate::data::Sample;
+use crate::data::{Dataset, Sample};
 use crate::error::{Error, Result};
 use crate::processor::Prompt;
 use crate::reward::Completed;
@@ -18,6 +18,7 @@ use crate::rollout::{Completion, Request, Watch};
 /// A group as it was sampled.
 struct Group {
     place: u64,
+    sample: Sample,
     prompt: Prompt,
     completions: Vec<Completion>,
     /// Each reward of each completion, unweighted, `[G]`.
@@ -54,9 +55,12 @@ impl GrpoTrainer {
         self.first_place(step) + used
     }
 
-    /// The rows at some places of the stream.
-    pub(super) fn rows_at<'a>(&mut self, places: &[u64], samples: &'a [Sample]) -> Vec<(u64, &'a Sample)> {
-        places.iter().map(|&place| (place, &samples[self.stream.row(place)])).collect()
+    /// The rows at some places of the stream, each with its place.
+    ///
+    /// # Errors
+    /// Those of reading them.
+    pub(super) fn rows_at(&mut self, places: &[u64], samples: &Dataset) -> Result<Vec<(u64, Sample)>> {
+        places.iter().map(|&place| Ok((place, samples.sample(self.stream.row(place))?))).collect()
     }
 
     /// The first places of the rollout of `step`.
@@ -72,7 +76,7 @@ impl GrpoTrainer {
     pub(super) fn roll_out(
         &mut self,
         step: u64,
-        samples: &[Sample],
+        samples: &Dataset,
         beta: f64,
         watch: Watch<'_>,
     ) -> std::result::Result<(Scored, StreamPosition, [f64; 2]), StepFailure> {
@@ -94,9 +98,13 @@ impl GrpoTrainer {
                     refills,
                     completions: Vec::new(),
                 };
-                let (prompts, completions) =
-                    groups.into_iter().map(|group| (group.prompt, group.completions)).unzip();
-                let scored = self.scored(prompts, SavedRollout { completions, ..rollout }, watch)?;
+                let (mut chosen, mut prompts, mut completions) = (Vec::new(), Vec::new(), Vec::new());
+                for Group { place, sample, prompt, completions: of_group, .. } in groups {
+                    chosen.push((place, sample));
+                    prompts.push(prompt);
+                    completions.push(of_group);
+                }
+                let scored = self.scored(chosen, prompts, SavedRollout { completions, ..rollout }, watch)?;
                 self.finish_work()?;
                 Ok(scored)
             });
@@ -112,7 +120,7 @@ impl GrpoTrainer {
     fn groups(
         &mut self,
         position: &mut StreamPosition,
-        samples: &[Sample],
+        samples: &Dataset,
         sampled_seconds: &mut f64,
         watch: Watch<'_>,
     ) -> Result<(Vec<Group>, Refills)> {
@@ -125,8 +133,8 @@ impl GrpoTrainer {
             let places: Vec<u64> = (next..next + vacant.len() as u64).collect();
             next += vacant.len() as u64;
             position.used = next - position.first;
-            let chosen = self.rows_at(&places, samples);
-            for (&slot, group) in vacant.iter().zip(self.sample(&chosen, sampled_seconds, watch)?) {
+            let chosen = self.rows_at(&places, samples)?;
+            for (&slot, group) in vacant.iter().zip(self.sample(chosen, sampled_seconds, watch)?) {
                 match groups.get_mut(slot) {
                     Some(before) => {
                         refills.dropped += 1;
@@ -157,12 +165,12 @@ impl GrpoTrainer {
     /// Samples G completions for each row and asks the rewards for their worth.
     fn sample(
         &self,
-        chosen: &[(u64, &Sample)],
+        chosen: Vec<(u64, Sample)>,
         sampled_seconds: &mut f64,
         watch: Watch<'_>,
     ) -> Result<Vec<Group>> {
         let start = Instant::now();
-        let prompts = self.encode(chosen)?;
+        let prompts = self.encode(&chosen)?;
         let requests: Vec<_> = chosen
             .iter()
             .zip(&prompts)
@@ -184,10 +192,10 @@ impl GrpoTrainer {
             })
             .collect();
         let mut scores = self.rewards.score(&completed, watch)?.into_iter();
-        let places = chosen.iter().map(|(place, _)| *place);
-        let groups = places.zip(prompts).zip(completions).map(|((place, prompt), completions)| {
+        let groups = chosen.into_iter().zip(prompts).zip(completions);
+        let groups = groups.map(|(((place, sample), prompt), completions)| {
             let scores = scores.by_ref().take(completions.len()).collect();
-            Group { place, prompt, completions, scores }
+            Group { place, sample, prompt, completions, scores }
         });
         Ok(groups.collect())
     }
@@ -200,18 +208,13 @@ impl GrpoTrainer {
         &mut self,
         step: u64,
         rollout: SavedRollout,
-        samples: &[Sample],
+        samples: &Dataset,
     ) -> Result<Scored> {
         let groups = self.prompts_per_rollout();
         // An older checkpoint does not tell them.
         let places = if rollout.places.is_empty() { self.first_places(step) } else { rollout.places.clone() };
-        let prompts = match places.len() == groups {
-            true => {
-                let chosen = self.rows_at(&places, samples);
-                self.encode(&chosen)?
-            }
-            false => Vec::new(),
-        };
+        let chosen = if places.len() == groups { self.rows_at(&places, samples)? } else { Vec::new() };
+        let prompts = self.encode(&chosen)?;
         let group = self.options.num_generations;
         let same_prompts = prompts.iter().map(prompt_hash).eq(rollout.prompts.iter().cloned());
         if !same_prompts
@@ -225,6 +228,6 @@ impl GrpoTrainer {
                     .into(),
             ));
         }
-        self.scored(prompts, SavedRollout { places, ..rollout }, &|_| Ok(()))
+        self.scored(chosen, prompts, rollout, &|_| Ok(()))
     }
 }

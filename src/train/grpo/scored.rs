@@ -23,8 +23,8 @@ use xxhash_rust::xxh3::Xxh3Default;
 pub(super) struct Scored {
     /// The KL weight at the step that sampled it, which `k1` penalises with.
     pub(super) beta: f64,
-    /// The prompts' places in the stream.
-    pub(super) places: Vec<u64>,
+    /// The rows, with their places in the stream, `[P]`.
+    pub(super) chosen: Vec<(u64, Sample)>,
     /// What dynamic sampling did.
     pub(super) refills: Refills,
     pub(super) prompts: Vec<Prompt>,
@@ -103,7 +103,7 @@ impl Scored {
         completions.iter_mut().flatten().zip(&mut logps).for_each(|(c, logps)| c.logps = logps);
         Ok(SavedRollout {
             beta: self.beta,
-            places: self.places.clone(),
+            places: self.chosen.iter().map(|(place, _)| *place).collect(),
             refills: self.refills,
             prompts: self.prompts.iter().map(prompt_hash).collect(),
             completions,
@@ -122,12 +122,12 @@ impl GrpoTrainer {
     /// What all iterations over a rollout share: micro-batches, the reference's log-probabilities, advantages.
     pub(super) fn scored(
         &self,
+        chosen: Vec<(u64, Sample)>,
         prompts: Vec<Prompt>,
         rollout: SavedRollout,
         watch: Watch<'_>,
     ) -> Result<Scored> {
-        let SavedRollout { beta, places, refills, completions, scores: rewards_of_each, difference, .. } =
-            rollout;
+        let SavedRollout { beta, refills, completions, scores: rewards_of_each, difference, .. } = rollout;
         let (group, device) = (self.options.num_generations, &self.options.placement.device);
         let groups: Vec<Group<'_>> = prompts
             .iter()
@@ -169,7 +169,7 @@ impl GrpoTrainer {
         drop(groups);
         Ok(Scored {
             beta,
-            places,
+            chosen,
             refills,
             prompts,
             completions,
@@ -220,15 +220,11 @@ impl GrpoTrainer {
     }
 
     /// The rows of `completions.jsonl`.
-    pub(super) fn records(
-        &self,
-        step: u64,
-        chosen: &[(u64, &Sample)],
-        rollout: &Scored,
-    ) -> Vec<CompletionRecord> {
+    pub(super) fn records(&self, step: u64, rollout: &Scored) -> Vec<CompletionRecord> {
         let names = self.rewards.names();
         let mut records = Vec::new();
-        for (p, ((place, sample), completions)) in chosen.iter().zip(&rollout.completions).enumerate() {
+        for (p, ((place, sample), completions)) in rollout.chosen.iter().zip(&rollout.completions).enumerate()
+        {
             for (g, completion) in completions.iter().enumerate() {
                 let scores = &rollout.scores[p * completions.len() + g];
                 records.push(CompletionRecord {
