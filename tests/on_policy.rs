@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use othink::config::KlEstimator;
 use othink::data::Sample;
-use othink::model::qwen2_vl::Qwen2Vl;
+use othink::model::Model;
 use othink::nn::Params;
 use othink::packed::Packed;
 use othink::processor::Prompt;
@@ -121,7 +121,7 @@ fn rollout_log_probs_are_the_training_log_probs() {
 
 /// Hidden states of the last prompt row and of every completion row but the last, from the cache.
 fn cached_states(
-    model: &Qwen2Vl,
+    model: &Model,
     params: &Arc<Params>,
     prompt: &Prompt,
     completion: &[u32],

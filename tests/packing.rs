@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use othink::autograd::{ParamGrads, Tape};
 use othink::config::KlEstimator;
-use othink::model::qwen2_vl::Qwen2Vl;
+use othink::model::Model;
 use othink::nn::{Params, Scope};
 use othink::ops::log_softmax_kl::{LogSoftmaxKl, Reference};
 use othink::packed::{Packed, Target};
@@ -23,7 +23,7 @@ const TEMPERATURE: f64 = 0.8;
 /// One forward and backward pass: log-prob, entropy and exact KL of each target, and the gradient of
 /// `sum (a logp + b entropy + c kl)` with the rows of `weights` as a, b, c.
 fn pass(
-    model: &Qwen2Vl,
+    model: &Model,
     params: &Arc<Params>,
     reference: &Arc<Params>,
     packed: &Packed,

@@ -6,9 +6,10 @@ use common::{bits, grad_bits, normal};
 use othink::autograd::{Op, ParamGrads};
 use othink::batch::{Group, micro_batches};
 use othink::kl::{BetaController, BetaSchedule, Othink};
-use othink::model::qwen2_vl::Qwen2Vl;
-use othink::model::qwen2_vl::config::{Qwen2VlConfig, TextConfig, VisionConfig};
-use othink::model::qwen2_vl::weights::parameters;
+use othink::model::Model;
+use othink::model::config::{BlockKind, ModelConfig, TextConfig, VisionConfig};
+use othink::model::family::Family;
+use othink::model::weights::parameters;
 use othink::nn::Params;
 use othink::ops::activation::{Gelu, QuickGelu, SwiGlu};
 use othink::ops::linear::LinearBias;
@@ -34,12 +35,12 @@ fn cases(cases: u32) -> Config {
 /// A random architecture with random weights.
 #[derive(Debug)]
 struct Tiny {
-    model: Qwen2Vl,
+    model: Model,
     params: Arc<Params>,
 }
 
 impl Tiny {
-    fn config(&self) -> &Qwen2VlConfig {
+    fn config(&self) -> &ModelConfig {
         self.model.config()
     }
 
@@ -86,13 +87,14 @@ fn vision(width: usize) -> impl Strategy<Value = VisionConfig> {
         move |(depth, heads, quarter, mlp, patch, merge, frames)| VisionConfig {
             depth,
             embed_dim: 4 * quarter * heads,
-            hidden_size: width,
+            out_hidden_size: width,
             num_heads: heads,
             mlp_dim: mlp,
             in_channels: 3,
             patch_size: patch,
             spatial_merge_size: merge,
             temporal_patch_size: frames,
+            block: BlockKind::QuickGelu,
         },
     )
 }
@@ -104,7 +106,8 @@ fn tiny() -> impl Strategy<Value = Tiny> {
     });
     whole.prop_map(|(text, vision, tie_word_embeddings, seed)| {
         let last = text.vocab_size as u32 - 1;
-        let config = Qwen2VlConfig {
+        let config = ModelConfig {
+            family: Family::Qwen2Vl,
             text,
             vision,
             tie_word_embeddings,
@@ -124,7 +127,7 @@ fn tiny() -> impl Strategy<Value = Tiny> {
         });
         let params = Arc::new(Params::new(weights));
         let normalisation = Normalisation { rescale_factor: 1.0 / 255.0, mean: [0.5; 3], std: [0.25; 3] };
-        Tiny { model: Qwen2Vl::new(config, &normalisation).unwrap(), params }
+        Tiny { model: Model::new(config, &normalisation).unwrap(), params }
     })
 }
 

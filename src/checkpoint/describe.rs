@@ -12,9 +12,9 @@ use super::manifest::Manifest;
 use super::plan::COMPANION_FILES;
 use super::state::{Identity, has_trainer_state, read_trainer_state};
 use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
 use crate::model::folder::{Dialect, ModelFolder};
 use crate::model::hub;
-use crate::model::qwen2_vl::config::Qwen2VlConfig;
 
 /// What a folder holds.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub struct CheckpointDescription {
     /// The folder.
     pub dir: PathBuf,
     /// Sizes and special ids.
-    pub config: Qwen2VlConfig,
+    pub config: ModelConfig,
     /// How `config.json` is arranged.
     pub dialect: Dialect,
     /// Number of values per module, in the order of the data flow.
@@ -263,9 +263,9 @@ impl CheckpointDescription {
 
 impl fmt::Display for CheckpointDescription {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Qwen2VlConfig { text, vision, .. } = &self.config;
+        let ModelConfig { family, text, vision, .. } = &self.config;
         writeln!(f, "checkpoint     {}", self.dir.display())?;
-        writeln!(f, "family         {}", Qwen2VlConfig::MODEL_TYPE)?;
+        writeln!(f, "family         {}", family.model_type())?;
         writeln!(f, "config.json    {}", self.dialect)?;
         writeln!(
             f,

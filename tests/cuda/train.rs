@@ -9,8 +9,8 @@ use othink::cuda::{Gpu, Purpose};
 use othink::data::{Message, Part, Sample};
 use othink::disk::SystemDisk;
 use othink::error::{Error, Result};
-use othink::model::qwen2_vl::Qwen2Vl;
-use othink::model::qwen2_vl::weights::parameters;
+use othink::model::Model;
+use othink::model::weights::parameters;
 use othink::nn::Params;
 use othink::report::SftReport;
 use othink::tensor::{DType, Device, Placement, Tensor};
@@ -172,7 +172,7 @@ fn wide() -> Result<(Policy, Vec<Sample>)> {
         Ok((name, Tensor::new(&shape, noise.map(|x| (mean + 0.1 * x) as f32).collect::<Vec<_>>())?))
     });
     policy.params = Arc::new(Params::new(weights.collect::<Result<Vec<_>>>()?));
-    policy.model = Qwen2Vl::new(config, &policy.processor.image_config().normalisation)?;
+    policy.model = Model::new(config, &policy.processor.image_config().normalisation)?;
     let message =
         |role: &str, text: &str| Message { role: role.into(), content: vec![Part::Text(text.into())] };
     let messages = vec![message("system", "a"), message("user", "b"), message("assistant", "c")];

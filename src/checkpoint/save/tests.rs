@@ -8,9 +8,10 @@ use serde_json::Value;
 use super::*;
 use crate::checkpoint::{FloatDtype, NewFolder, OnExisting, write_folder};
 use crate::disk::SystemDisk;
+use crate::model::config::{BlockKind, ModelConfig, TextConfig, VisionConfig};
+use crate::model::family::Family;
 use crate::model::folder::ModelFolder;
-use crate::model::qwen2_vl::config::{Qwen2VlConfig, TextConfig, VisionConfig};
-use crate::model::qwen2_vl::weights::parameters;
+use crate::model::weights::parameters;
 
 fn bundle() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bundles/qwen2_vl_a")
@@ -30,8 +31,9 @@ fn refs(weights: &[Weight]) -> impl Iterator<Item = WeightRef<'_>> {
 }
 
 /// A tied one-layer model with one key/value head.
-fn tiny() -> Qwen2VlConfig {
-    Qwen2VlConfig {
+fn tiny() -> ModelConfig {
+    ModelConfig {
+        family: Family::Qwen2Vl,
         text: TextConfig {
             vocab_size: 20,
             hidden_size: 16,
@@ -48,13 +50,14 @@ fn tiny() -> Qwen2VlConfig {
         vision: VisionConfig {
             depth: 1,
             embed_dim: 8,
-            hidden_size: 16,
+            out_hidden_size: 16,
             num_heads: 2,
             mlp_dim: 32,
             in_channels: 3,
             patch_size: 4,
             spatial_merge_size: 2,
             temporal_patch_size: 2,
+            block: BlockKind::QuickGelu,
         },
         tie_word_embeddings: true,
         image_token_id: 17,
@@ -65,7 +68,7 @@ fn tiny() -> Qwen2VlConfig {
 }
 
 /// Values with all their f32 bits in use.
-fn random_weights(config: &Qwen2VlConfig) -> Vec<Weight> {
+fn random_weights(config: &ModelConfig) -> Vec<Weight> {
     let mut state = 1u64;
     let mut next = || {
         // Knuth's MMIX generator: any bits will do here.
@@ -222,7 +225,7 @@ fn tensor_names_stay_as_they_were_loaded() {
 #[test]
 fn a_fresh_model_is_read_back() {
     for tied in [true, false] {
-        let config = Qwen2VlConfig { tie_word_embeddings: tied, ..tiny() };
+        let config = ModelConfig { tie_word_embeddings: tied, ..tiny() };
         let weights = random_weights(&config);
         let files: [(&str, &[u8]); 2] =
             [("tokenizer.json", b"{}"), ("additional_chat_templates/short.jinja", b"{{ messages }}")];

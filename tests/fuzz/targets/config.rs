@@ -7,9 +7,9 @@ use std::path::Path;
 use othink::cli::arguments::{Command, Request, parse};
 use othink::config::Options;
 use othink::files::parse_json;
+use othink::model::config::ModelConfig;
 use othink::model::generation::GenerationConfig;
-use othink::model::qwen2_vl::config::Qwen2VlConfig;
-use othink::model::qwen2_vl::weights::parameters;
+use othink::model::weights::parameters;
 use othink::processor::decode::RgbImage;
 use othink::processor::patches::patches_of;
 use othink::processor::{ChatTemplate, ImageConfig};
@@ -105,7 +105,7 @@ fn checkpoint_settings(input: &[u8]) -> Outcome {
         Ok(root) => root,
         Err(error) => return refused(&error, &[65]),
     };
-    let model = match Qwen2VlConfig::from_json(path, &root) {
+    let model = match ModelConfig::from_json(path, &root) {
         Ok(config) => {
             sizes_hold(&config);
             Outcome::of("model")
@@ -121,7 +121,7 @@ fn checkpoint_settings(input: &[u8]) -> Outcome {
 
 /// What every later computation takes for granted: no product of sizes overflows (this is built with overflow checks under
 /// libFuzzer), the parameters are those of the memory plan, and the sizes read back as themselves.
-fn sizes_hold(config: &Qwen2VlConfig) {
+fn sizes_hold(config: &ModelConfig) {
     config.check().expect("from_json has checked it");
     let count =
         |shape: &[usize]| shape.iter().try_fold(1u64, |product, &side| product.checked_mul(side as u64));

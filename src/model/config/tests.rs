@@ -4,8 +4,8 @@ use super::*;
 
 const PATH: &str = "some/config.json";
 
-fn parse(root: &Value) -> Result<Qwen2VlConfig> {
-    Qwen2VlConfig::from_json(Path::new(PATH), root)
+fn parse(root: &Value) -> Result<ModelConfig> {
+    ModelConfig::from_json(Path::new(PATH), root)
 }
 
 /// A small published-style (flat) config.
@@ -82,7 +82,8 @@ fn nested() -> Value {
 
 #[test]
 fn case_03_every_dialect_gives_the_same_model() {
-    let expected = Qwen2VlConfig {
+    let expected = ModelConfig {
+        family: Family::Qwen2Vl,
         text: TextConfig {
             vocab_size: 600,
             hidden_size: 64,
@@ -99,13 +100,14 @@ fn case_03_every_dialect_gives_the_same_model() {
         vision: VisionConfig {
             depth: 2,
             embed_dim: 64,
-            hidden_size: 64,
+            out_hidden_size: 64,
             num_heads: 4,
             mlp_dim: 128,
             in_channels: 3,
             patch_size: 14,
             spatial_merge_size: 2,
             temporal_patch_size: 2,
+            block: BlockKind::QuickGelu,
         },
         tie_word_embeddings: true,
         image_token_id: 511,
@@ -123,7 +125,7 @@ fn the_reference_bundle_says_the_same_in_both_its_dialects() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bundles/qwen2_vl_a");
     let [flat, nested] = ["config.flat.json", "config.json"].map(|name| {
         let path = dir.join(name);
-        Qwen2VlConfig::from_json(&path, &crate::files::read_json(&path).expect("JSON")).expect(name)
+        ModelConfig::from_json(&path, &crate::files::read_json(&path).expect("JSON")).expect(name)
     });
     assert_eq!(flat, nested);
     assert_eq!(flat.text.mrope_section, [2, 3, 3]);
