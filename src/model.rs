@@ -9,6 +9,7 @@ pub mod family;
 pub mod folder;
 pub mod generation;
 pub mod hub;
+mod qwen2_5_vl;
 mod qwen2_vl;
 pub mod safetensors;
 pub mod text;

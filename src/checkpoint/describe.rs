@@ -12,7 +12,7 @@ use super::manifest::Manifest;
 use super::plan::COMPANION_FILES;
 use super::state::{Identity, has_trainer_state, read_trainer_state};
 use crate::error::{Error, Result};
-use crate::model::config::ModelConfig;
+use crate::model::config::{ModelConfig, WindowConfig};
 use crate::model::folder::{Dialect, ModelFolder};
 use crate::model::hub;
 
@@ -279,7 +279,7 @@ impl fmt::Display for CheckpointDescription {
             text.vocab_size,
             text.max_position_embeddings
         )?;
-        writeln!(
+        write!(
             f,
             "vision         {} blocks, width {}, {} heads, MLP {}, patch {}x{}x{}, merge {}x{}",
             vision.depth,
@@ -292,6 +292,12 @@ impl fmt::Display for CheckpointDescription {
             vision.spatial_merge_size,
             vision.spatial_merge_size
         )?;
+        match &vision.windows {
+            None => writeln!(f)?,
+            Some(WindowConfig { size, full_blocks }) => {
+                writeln!(f, ", windows of {size}x{size} pixels but in blocks {full_blocks:?}")?;
+            }
+        }
         let head = if self.config.tie_word_embeddings { "tied to the embedding" } else { "its own matrix" };
         writeln!(f, "output head    {head}")?;
         writeln!(f, "end tokens     {:?}", self.eos_token_ids)?;

@@ -68,6 +68,7 @@ fn config(tokenizer: &Trained) -> Result<ModelConfig> {
             spatial_merge_size: 2,
             temporal_patch_size: 2,
             block: BlockKind::QuickGelu,
+            windows: None,
         },
         tie_word_embeddings: true,
         image_token_id: tokenizer.id("<|image_pad|>")?,

@@ -80,6 +80,8 @@ pub struct VisionConfig {
     pub temporal_patch_size: usize,
     /// What the blocks are made of.
     pub block: BlockKind,
+    /// The windows in which most blocks attend; absent where every block attends over the whole image.
+    pub windows: Option<WindowConfig>,
 }
 
 /// Norms and MLP of the vision tower's blocks.
@@ -87,6 +89,34 @@ pub struct VisionConfig {
 pub enum BlockKind {
     /// LayerNorm; `fc2(quick_gelu(fc1(x)))`.
     QuickGelu,
+    /// RMSNorm; `down(silu(gate(x)) * up(x))`.
+    SwiGlu,
+}
+
+impl BlockKind {
+    /// Tensors of the MLP's width in a forward pass.
+    pub fn mlp_tensors(self) -> usize {
+        match self {
+            BlockKind::QuickGelu => 2,
+            BlockKind::SwiGlu => 3,
+        }
+    }
+}
+
+/// Attention within windows of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WindowConfig {
+    /// Side of a window, pixels of the resized image.
+    pub size: usize,
+    /// Numbers of the blocks that attend over the whole image all the same.
+    pub full_blocks: Vec<usize>,
+}
+
+impl VisionConfig {
+    /// Side of a window of `size` pixels in merge blocks; transformers rounds it down.
+    pub fn window_side(&self, windows: &WindowConfig) -> usize {
+        windows.size / self.spatial_merge_size / self.patch_size
+    }
 }
 
 impl ModelConfig {
@@ -167,6 +197,12 @@ impl ModelConfig {
             return Err(format!(
                 "the vision head dimension ({} {} / num_heads {} = {vision_head_dim}) is not a multiple of 4, which the 2-axis rotary embedding needs",
                 keys.width, vision.embed_dim, vision.num_heads
+            ));
+        }
+        if let Some(windows) = vision.windows.as_ref().filter(|windows| vision.window_side(windows) == 0) {
+            return Err(format!(
+                "vision_config.window_size ({}) is less than a merged patch (spatial_merge_size {} * patch_size {})",
+                windows.size, vision.spatial_merge_size, vision.patch_size
             ));
         }
         if vision.out_hidden_size != text.hidden_size {

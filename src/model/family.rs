@@ -5,7 +5,7 @@
 
 use super::config::VisionConfig;
 use super::config::parse::{Group, Parsed};
-use super::qwen2_vl;
+use super::{qwen2_5_vl, qwen2_vl};
 use serde_json::Value;
 
 /// A family of models.
@@ -13,6 +13,8 @@ use serde_json::Value;
 pub enum Family {
     /// Qwen2-VL (Wang et al. 2024).
     Qwen2Vl,
+    /// Qwen2.5-VL (Bai et al. 2025).
+    Qwen2_5Vl,
 }
 
 /// What a family has of its own.
@@ -41,11 +43,12 @@ pub(super) struct VisionKeys {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 1] = [Family::Qwen2Vl];
+    pub const ALL: [Family; 2] = [Family::Qwen2Vl, Family::Qwen2_5Vl];
 
     fn spec(self) -> &'static Spec {
         match self {
             Family::Qwen2Vl => &qwen2_vl::SPEC,
+            Family::Qwen2_5Vl => &qwen2_5_vl::SPEC,
         }
     }
 

@@ -37,6 +37,7 @@ fn read_vision(group: &Group) -> Parsed<VisionConfig> {
         spatial_merge_size: group.size("spatial_merge_size", 2)?,
         temporal_patch_size: group.size("temporal_patch_size", 2)?,
         block: BlockKind::QuickGelu,
+        windows: None,
     })
 }
 

@@ -5,7 +5,7 @@
 //! default in every version: `model.embed_tokens.weight`, `model.layers.N.*`, `model.norm.weight`,
 //! `visual.*`, `lm_head.weight`.
 
-use super::config::{ModelConfig, VisionConfig};
+use super::config::{BlockKind, ModelConfig, VisionConfig};
 
 /// Canonical name of the embedding matrix, `[V, C]`.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -58,26 +58,35 @@ fn vision_parameters(vision: &VisionConfig, add: &mut impl FnMut(String, &[usize
     );
     for n in 0..vision.depth {
         let at = |name: &str| format!("visual.blocks.{n}.{name}");
-        add(at("norm1.weight"), &[width]);
-        add(at("norm1.bias"), &[width]);
-        add(at("attn.qkv.weight"), &[3 * width, width]);
-        add(at("attn.qkv.bias"), &[3 * width]);
-        add(at("attn.proj.weight"), &[width, width]);
-        add(at("attn.proj.bias"), &[width]);
-        add(at("norm2.weight"), &[width]);
-        add(at("norm2.bias"), &[width]);
-        add(at("mlp.fc1.weight"), &[vision.mlp_dim, width]);
-        add(at("mlp.fc1.bias"), &[vision.mlp_dim]);
-        add(at("mlp.fc2.weight"), &[width, vision.mlp_dim]);
-        add(at("mlp.fc2.bias"), &[width]);
+        norm(vision.block, at("norm1"), width, add);
+        linear(at("attn.qkv"), [3 * width, width], add);
+        linear(at("attn.proj"), [width, width], add);
+        norm(vision.block, at("norm2"), width, add);
+        let (inner, outer): (&[&str], &str) = match vision.block {
+            BlockKind::QuickGelu => (&["mlp.fc1"], "mlp.fc2"),
+            BlockKind::SwiGlu => (&["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj"),
+        };
+        inner.iter().for_each(|name| linear(at(name), [vision.mlp_dim, width], add));
+        linear(at(outer), [width, vision.mlp_dim], add);
     }
     let merged = width * vision.spatial_merge_size * vision.spatial_merge_size;
-    add("visual.merger.ln_q.weight".into(), &[width]);
-    add("visual.merger.ln_q.bias".into(), &[width]);
-    add("visual.merger.mlp.0.weight".into(), &[merged, merged]);
-    add("visual.merger.mlp.0.bias".into(), &[merged]);
-    add("visual.merger.mlp.2.weight".into(), &[vision.out_hidden_size, merged]);
-    add("visual.merger.mlp.2.bias".into(), &[vision.out_hidden_size]);
+    norm(vision.block, "visual.merger.ln_q".into(), width, add);
+    linear("visual.merger.mlp.0".into(), [merged, merged], add);
+    linear("visual.merger.mlp.2".into(), [vision.out_hidden_size, merged], add);
+}
+
+/// A norm, with a bias where it is a LayerNorm.
+fn norm(block: BlockKind, name: String, width: usize, add: &mut impl FnMut(String, &[usize])) {
+    add(format!("{name}.weight"), &[width]);
+    if block == BlockKind::QuickGelu {
+        add(format!("{name}.bias"), &[width]);
+    }
+}
+
+/// A layer with a bias, `[out, in]`.
+fn linear(name: String, shape: [usize; 2], add: &mut impl FnMut(String, &[usize])) {
+    add(format!("{name}.weight"), &shape);
+    add(format!("{name}.bias"), &shape[..1]);
 }
 
 /// The canonical form of a name found in a file: published names stay, `model.visual.*` and

@@ -190,7 +190,7 @@ pub fn memory_plan(config: &ModelConfig, shape: TrainingShape, placement: &Place
     let text_layer = (7 * text.hidden_size
         + (3 * text.num_attention_heads + 3 * text.num_key_value_heads) * text.head_dim
         + 3 * text.intermediate_size) as u64;
-    let vision_layer = (14 * vision.embed_dim + 2 * vision.mlp_dim) as u64;
+    let vision_layer = (14 * vision.embed_dim + vision.block.mlp_tensors() * vision.mlp_dim) as u64;
     let (layers, blocks) = (text.num_hidden_layers as u64, vision.depth as u64);
     let kept = |layer: u64, count: u64, width: u64| {
         if shape.recompute { layer + count * width } else { layer * count }

@@ -58,6 +58,7 @@ fn tiny() -> ModelConfig {
             spatial_merge_size: 2,
             temporal_patch_size: 2,
             block: BlockKind::QuickGelu,
+            windows: None,
         },
         tie_word_embeddings: true,
         image_token_id: 17,

@@ -84,7 +84,7 @@ fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
-fn whole(label: &str, value: &Value) -> Parsed<usize> {
+pub(in crate::model) fn whole(label: &str, value: &Value) -> Parsed<usize> {
     value
         .as_u64()
         .and_then(|v| usize::try_from(v).ok())

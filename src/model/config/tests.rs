@@ -108,6 +108,7 @@ fn case_03_every_dialect_gives_the_same_model() {
             spatial_merge_size: 2,
             temporal_patch_size: 2,
             block: BlockKind::QuickGelu,
+            windows: None,
         },
         tie_word_embeddings: true,
         image_token_id: 511,
