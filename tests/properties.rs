@@ -7,7 +7,7 @@ use othink::autograd::{Op, ParamGrads};
 use othink::batch::{Group, micro_batches};
 use othink::kl::{BetaController, BetaSchedule, Othink};
 use othink::model::Model;
-use othink::model::config::{BlockKind, ModelConfig, TextConfig, VisionConfig};
+use othink::model::config::{BlockKind, ModelConfig, TextConfig, VisionConfig, WindowConfig};
 use othink::model::family::Family;
 use othink::model::weights::parameters;
 use othink::nn::Params;
@@ -83,8 +83,12 @@ fn text() -> impl Strategy<Value = TextConfig> {
 }
 
 fn vision(width: usize) -> impl Strategy<Value = VisionConfig> {
-    (1..3_usize, 1..3_usize, 1..3_usize, 3..20_usize, 1..5_usize, 1..3_usize, 1..3_usize).prop_map(
-        move |(depth, heads, quarter, mlp, patch, merge, frames)| VisionConfig {
+    let sizes = (1..3_usize, 1..3_usize, 1..3_usize, 3..20_usize, 1..5_usize, 1..3_usize, 1..3_usize);
+    // Windows of so many merge blocks, and what a side has beyond them; the blocks that see the whole image.
+    let windows =
+        prop::option::of((1..4_usize, any::<prop::sample::Index>(), prop::collection::vec(0..2_usize, 0..2)));
+    (sizes, windows).prop_map(move |((depth, heads, quarter, mlp, patch, merge, frames), windows)| {
+        VisionConfig {
             depth,
             embed_dim: 4 * quarter * heads,
             out_hidden_size: width,
@@ -94,9 +98,13 @@ fn vision(width: usize) -> impl Strategy<Value = VisionConfig> {
             patch_size: patch,
             spatial_merge_size: merge,
             temporal_patch_size: frames,
-            block: BlockKind::QuickGelu,
-        },
-    )
+            block: if windows.is_some() { BlockKind::SwiGlu } else { BlockKind::QuickGelu },
+            windows: windows.map(|(side, rest, full_blocks)| WindowConfig {
+                size: side * patch * merge + rest.index(patch * merge),
+                full_blocks,
+            }),
+        }
+    })
 }
 
 fn tiny() -> impl Strategy<Value = Tiny> {
@@ -107,7 +115,7 @@ fn tiny() -> impl Strategy<Value = Tiny> {
     whole.prop_map(|(text, vision, tie_word_embeddings, seed)| {
         let last = text.vocab_size as u32 - 1;
         let config = ModelConfig {
-            family: Family::Qwen2Vl,
+            family: if vision.windows.is_some() { Family::Qwen2_5Vl } else { Family::Qwen2Vl },
             text,
             vision,
             tie_word_embeddings,

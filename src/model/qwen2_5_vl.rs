@@ -25,8 +25,9 @@ fn read_vision(group: &Group) -> Parsed<VisionConfig> {
     only_axial_rope(group)?;
     // Nothing of a still image depends on it, but a value that is none is an error.
     group.number("tokens_per_second", 4.0)?;
+    let depth = group.size("depth", 32)?;
     Ok(VisionConfig {
-        depth: group.size("depth", 32)?,
+        depth,
         embed_dim: group.size("hidden_size", 3584)?,
         out_hidden_size: group.size("out_hidden_size", 3584)?,
         num_heads: group.size("num_heads", 16)?,
@@ -38,19 +39,26 @@ fn read_vision(group: &Group) -> Parsed<VisionConfig> {
         block: BlockKind::SwiGlu,
         windows: Some(WindowConfig {
             size: group.size("window_size", 112)?,
-            full_blocks: full_blocks(group)?,
+            full_blocks: full_blocks(group, depth)?,
         }),
     })
 }
 
-fn full_blocks(group: &Group) -> Parsed<Vec<usize>> {
-    let Some((label, value)) = group.value(&["fullatt_block_indexes"])? else {
-        return Ok(vec![7, 15, 23, 31]);
+/// In rising order; numbers of blocks that there are not mean nothing.
+fn full_blocks(group: &Group, depth: usize) -> Parsed<Vec<usize>> {
+    let mut blocks = match group.value(&["fullatt_block_indexes"])? {
+        None => vec![7, 15, 23, 31],
+        Some((label, Value::Array(list))) => {
+            list.iter().map(|block| whole(&label, block)).collect::<Parsed<Vec<_>>>()?
+        }
+        Some((label, other)) => {
+            return Err(format!("{label} must be a list of block numbers, got {}", shown(other)));
+        }
     };
-    let Value::Array(list) = value else {
-        return Err(format!("{label} must be a list of block numbers, got {}", shown(value)));
-    };
-    list.iter().map(|block| whole(&label, block)).collect()
+    blocks.retain(|&block| block < depth);
+    blocks.sort_unstable();
+    blocks.dedup();
+    Ok(blocks)
 }
 
 fn write_vision(vision: &VisionConfig) -> Parsed<Value> {

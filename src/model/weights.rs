@@ -141,4 +141,18 @@ mod tests {
         let total: usize = parameters(&config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         assert_eq!(total, 2_208_985_600);
     }
+
+    /// The same of Qwen2.5-VL-3B-Instruct.
+    #[test]
+    fn the_published_3b_model_has_its_published_size() {
+        let root = serde_json::json!({
+            "model_type": "qwen2_5_vl", "hidden_size": 2048, "intermediate_size": 11008,
+            "num_attention_heads": 16, "num_hidden_layers": 36, "num_key_value_heads": 2,
+            "vocab_size": 151936, "tie_word_embeddings": true,
+            "vision_config": {"hidden_size": 1280, "out_hidden_size": 2048}
+        });
+        let config = ModelConfig::from_json("config.json".as_ref(), &root).expect("valid");
+        let total: usize = parameters(&config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        assert_eq!(total, 3_754_622_976);
+    }
 }

@@ -83,7 +83,13 @@ fn steps_in_f32_follow_the_cpus() -> Result<()> {
     if is_rerun() {
         return Ok(());
     }
-    for (bundle, freeze) in [("qwen2_vl_a", false), ("qwen2_vl_a", true), ("tied_kv1_odd", false)] {
+    for (bundle, freeze) in [
+        ("qwen2_vl_a", false),
+        ("qwen2_vl_a", true),
+        ("tied_kv1_odd", false),
+        ("qwen2_5_tied_odd", false),
+        ("qwen2_5_tied_odd", true),
+    ] {
         let host = Run { bundle, placement: Placement::HOST, micro_batch: 2, recompute: false, freeze };
         let device = Run { placement: on(gpu, DType::F32), ..host.clone() };
         let want = host.steps(&mut host.trainer(), 0..3)?;

@@ -41,6 +41,19 @@ const TEXT_KEYS: [&str; 14] = [
     "vocab_size",
 ];
 
+/// The same text model with Qwen2.5-VL's tower.
+fn flat_2_5() -> Value {
+    let mut root = flat();
+    root["architectures"] = json!(["Qwen2_5_VLForConditionalGeneration"]);
+    root["model_type"] = "qwen2_5_vl".into();
+    root["vision_config"] = json!({
+        "depth": 3, "hidden_size": 32, "num_heads": 4, "intermediate_size": 52, "out_hidden_size": 64, "hidden_act": "silu",
+        "window_size": 56, "fullatt_block_indexes": [1], "tokens_per_second": 2, "in_chans": 3, "patch_size": 14,
+        "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2
+    });
+    root
+}
+
 /// As transformers 4.52 to 4.57 saves it: everything twice, the tie flag in text_config only.
 fn both() -> Value {
     let mut root = flat();
@@ -191,10 +204,63 @@ fn case_04_places_that_disagree_are_both_named() {
 }
 
 #[test]
-fn case_05_other_models_are_refused() {
-    for family in ["qwen3_vl", "qwen2_5_vl", "llama"] {
-        refused(flat, "/model_type", json!(family), &[family, "supported model types: \"qwen2_vl\""]);
+fn a_tower_with_windows() {
+    let config = parse(&flat_2_5()).expect("valid");
+    let vision = VisionConfig {
+        depth: 3,
+        embed_dim: 32,
+        out_hidden_size: 64,
+        num_heads: 4,
+        mlp_dim: 52,
+        in_channels: 3,
+        patch_size: 14,
+        spatial_merge_size: 2,
+        temporal_patch_size: 2,
+        block: BlockKind::SwiGlu,
+        windows: Some(WindowConfig { size: 56, full_blocks: vec![1] }),
+    };
+    assert_eq!((config.family, config.vision), (Family::Qwen2_5Vl, vision));
+    assert_eq!(config.text, parse(&flat()).expect("valid").text);
+    // transformers' defaults, which are the published sizes but for the widths.
+    let mut root = flat_2_5();
+    root["vision_config"] = json!({"hidden_size": 1280, "out_hidden_size": 64});
+    let vision = parse(&root).expect("valid").vision;
+    assert_eq!((vision.depth, vision.num_heads, vision.mlp_dim, vision.patch_size), (32, 16, 3420, 14));
+    let windows = vision.windows.as_ref().expect("windows");
+    assert_eq!((windows.size, &windows.full_blocks[..]), (112, &[7, 15, 23, 31][..]));
+    assert_eq!(vision.window_side(windows), 4);
+    // A side is rounded down to whole merge blocks; numbers of no block, and numbers given twice, change nothing.
+    root["vision_config"] = json!({
+        "hidden_size": 32, "out_hidden_size": 64, "num_heads": 4, "depth": 3, "window_size": 111, "fullatt_block_indexes": [7, 2, 0, 2]
+    });
+    let vision = parse(&root).expect("valid").vision;
+    let windows = vision.windows.as_ref().expect("windows");
+    assert_eq!((vision.window_side(windows), &windows.full_blocks[..]), (3, &[0, 2][..]));
+    for (key, value, part) in [
+        ("hidden_size", json!(36), "vision head dimension (hidden_size 36 / num_heads 4 = 9)"),
+        ("hidden_size", json!(0), "vision_config.hidden_size is 0"),
+        ("out_hidden_size", json!(32), "vision_config.out_hidden_size (32) is not hidden_size (64)"),
+        ("intermediate_size", json!(0), "vision_config.intermediate_size is 0"),
+        ("window_size", json!(27), "window_size (27) is less than a merged patch"),
+        ("window_size", json!("56"), "window_size must be a whole number"),
+        ("fullatt_block_indexes", json!(1), "fullatt_block_indexes must be a list of block numbers"),
+        ("fullatt_block_indexes", json!([-1]), "fullatt_block_indexes must be a whole number"),
+        ("tokens_per_second", json!("2"), "tokens_per_second must be a number"),
+        ("hidden_act", json!("quick_gelu"), "vision_config.hidden_act"),
+    ] {
+        refused(flat_2_5, &format!("/vision_config/{key}"), value, &[part]);
     }
+}
+
+#[test]
+fn case_05_other_models_are_refused() {
+    for family in ["qwen3_vl", "qwen2_5_vl_text", "llama"] {
+        let supported = "supported model types: \"qwen2_vl\", \"qwen2_5_vl\"";
+        refused(flat, "/model_type", json!(family), &[family, supported]);
+    }
+    // Another family's sizes do not pass for one's own.
+    refused(flat, "/model_type", json!("qwen2_5_vl"), &["vision_config.out_hidden_size (3584)"]);
+    refused(flat_2_5, "/model_type", json!("qwen2_vl"), &["vision_config.hidden_act is \"silu\""]);
     refused(flat, "/model_type", Value::Null, &["supported model types"]);
     refused(flat, "/quantization_config", json!({"quant_method": "awq"}), &["dequantise first"]);
     for root in [json!([]), json!("x"), json!({})] {
