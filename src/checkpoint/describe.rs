@@ -376,6 +376,18 @@ mod tests {
     }
 
     #[test]
+    fn a_tower_with_windows_is_described() {
+        let bundle = bundle().replace("qwen2_vl_a", "qwen2_5_tied_odd");
+        let text = describe(&bundle).expect("described").to_string();
+        for part in [
+            "family         qwen2_5_vl\n",
+            "3 blocks, width 24, 3 heads, MLP 37, patch 2x14x14, merge 2x2, windows of 84x84 pixels but in blocks [1]\n",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in:\n{text}");
+        }
+    }
+
+    #[test]
     fn a_run_is_described() {
         let root = tempfile::tempdir().expect("temporary folder");
         fs::write(root.path().join("config.toml"), "seed = 1\n").expect("write");
