@@ -1,5 +1,6 @@
 //! `othink-train grpo`.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,14 +9,14 @@ use crate::checkpoint::Identity;
 use crate::config::{
     BetaScheduleType, GrpoConfig, KlEstimator, KlOptions, Options, RolloutOptions, Strategy,
 };
-use crate::data::{Dataset, ReadOptions};
+use crate::data::{Dataset, ImageSource, ReadOptions};
 use crate::disk::SystemDisk;
 use crate::error::Result;
 use crate::kl::{Adaptive, BetaController, BetaSchedule, Constant, Cosine, Linear, Othink};
 use crate::loss::LossConfig;
 use crate::processor::check_images;
 use crate::report::html::{RunSummary, sample_completions};
-use crate::report::read_rows;
+use crate::report::{CompletionRecord, read_rows};
 use crate::reward::RewardSet;
 use crate::rollout::Limits;
 use crate::rollout::sampler::SamplingParams;
@@ -107,13 +108,31 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         grpo: read_rows(dir.join(METRICS))?,
         evaluations: training::evaluations(dir, evaluation.is_some())?,
         completions: match run_options.log_completions {
-            true => sample_completions(dir.join(COMPLETIONS), REPORTED_GROUPS)?,
+            true => shown(options, dir, &samples)?,
             false => Vec::new(),
         },
         config: options.to_toml()?,
         ..RunSummary::default()
     };
     training::finish(dir, &saved, &summary)
+}
+
+/// The completions of the report, with the images of their rows.
+fn shown(options: &GrpoConfig, dir: &Path, samples: &Dataset) -> Result<Vec<CompletionRecord>> {
+    let mut stream = training::stream(samples, &options.order, options.seed.seed)?;
+    let mut records = sample_completions(dir.join(COMPLETIONS), REPORTED_GROUPS)?;
+    let mut group: Option<(usize, Vec<ImageSource>)> = None;
+    for record in &mut records {
+        let place = record.prompt_index;
+        let pictures = match group.take().filter(|(of, _)| *of == place) {
+            Some((_, pictures)) => pictures,
+            // Of rows that have changed since, what is named is shown.
+            None => samples.sample(stream.row(place as u64)).map(|row| row.images).unwrap_or_default(),
+        };
+        record.pictures = pictures.clone();
+        group = Some((place, pictures));
+    }
+    Ok(records)
 }
 
 fn rewards(options: &GrpoConfig) -> Result<RewardSet> {
@@ -257,7 +276,9 @@ fn dry_run(options: &GrpoConfig, samples: &Dataset, placement: &Placement) -> Re
         image_tok: longest.image_tok.min(limit),
         freeze_vision: options.optimiser.freeze_vision_modules,
         reference: options.kl.needs_reference(),
-        exact_kl: options.kl.needs_reference() && options.kl.estimator() == KlEstimator::Full,
+        reference_follows: options.kl.sync_ref_model,
+        exact_kl: options.kl.needs_reference()
+            && (options.kl.log_exact_kl || options.kl.estimator() == KlEstimator::Full),
         truncates: options.rollout.top_k > 0 || options.rollout.top_p < 1.0,
         recompute: options.optimiser.gradient_checkpointing,
     };

@@ -9,7 +9,7 @@ use crate::config::{Options, SftConfig, Strategy};
 use crate::data::{Dataset, ReadOptions};
 use crate::disk::SystemDisk;
 use crate::error::Result;
-use crate::model::qwen2_vl::config::Qwen2VlConfig;
+use crate::model::config::ModelConfig;
 use crate::processor::check_images;
 use crate::report::html::RunSummary;
 use crate::report::read_rows;
@@ -165,7 +165,7 @@ fn evaluation(
 }
 
 /// Longest row: what the options say, within the model's context.
-fn max_length(options: &SftConfig, config: &Qwen2VlConfig) -> usize {
+fn max_length(options: &SftConfig, config: &ModelConfig) -> usize {
     let context = config.text.max_position_embeddings;
     options.max_length.map_or(context, |given| given.min(context))
 }
@@ -192,6 +192,7 @@ fn dry_run(options: &SftConfig, samples: &Dataset, placement: &Placement) -> Res
         image_tok: longest.image_tok.min(limit),
         freeze_vision: options.optimiser.freeze_vision_modules,
         reference: false,
+        reference_follows: false,
         exact_kl: false,
         truncates: false,
         recompute: options.optimiser.gradient_checkpointing,

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::jsonl::Row;
 use crate::checkpoint::Refills;
+use crate::data::ImageSource;
 
 /// What one optimiser step of GRPO measured.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -317,6 +318,9 @@ pub struct CompletionRecord {
     pub prompt: String,
     /// The prompt's image files.
     pub images: Vec<String>,
+    /// The prompt's images, for who shows them; not in the file.
+    #[serde(skip)]
+    pub pictures: Vec<ImageSource>,
     /// The sampled text.
     pub completion: String,
     /// Tokens sampled.
@@ -335,6 +339,14 @@ pub struct CompletionRecord {
     pub reward: f64,
     /// The advantage (Eq. 2).
     pub advantage: f64,
+}
+
+impl CompletionRecord {
+    /// The prompt's images: as they are known, else the files that are named.
+    pub fn sources(&self) -> impl Iterator<Item = ImageSource> {
+        let named = self.images.iter().filter(|_| self.pictures.is_empty());
+        self.pictures.iter().cloned().chain(named.map(|path| ImageSource::File(path.into())))
+    }
 }
 
 /// A list of (name, value) as a JSON object, in order.

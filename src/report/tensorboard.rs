@@ -117,9 +117,9 @@ impl EventLog {
             let Some(first) = group.first() else { continue };
             let text = markdown::group(group);
             let pictures: Vec<(String, Picture)> = (0..)
-                .zip(first.images.iter().take(SHOWN_IMAGES))
-                .filter_map(|(i, path)| {
-                    Some((format!("completions/group_{n}/image_{i}"), Picture::of(Path::new(path)).ok()?))
+                .zip(first.sources().take(SHOWN_IMAGES))
+                .filter_map(|(i, source)| {
+                    Some((format!("completions/group_{n}/image_{i}"), Picture::of(&source).ok()?))
                 })
                 .collect();
             let tag = format!("completions/group_{n}/text_summary");

@@ -1,7 +1,6 @@
 //! Images small enough to carry inside a report.
 
 use std::io::Cursor;
-use std::path::Path;
 
 use image::{DynamicImage, ImageFormat, RgbImage};
 
@@ -28,9 +27,9 @@ impl Picture {
     ///
     /// # Errors
     /// Those of reading the image, within the same bounds as for the model.
-    pub fn of(path: &Path) -> Result<Picture> {
-        let unfit = |what: &str| Error::Internal(format!("{}: {what}", path.display()));
-        let decoded = load_for_model(&ImageSource::File(path.to_path_buf()), "")?;
+    pub fn of(source: &ImageSource) -> Result<Picture> {
+        let unfit = |what: &str| Error::Internal(format!("an image of the report: {what}"));
+        let decoded = load_for_model(source, "")?;
         let image = RgbImage::from_raw(decoded.width as u32, decoded.height as u32, decoded.pixels);
         let mut image = DynamicImage::from(image.ok_or_else(|| unfit("fewer pixels than its size tells"))?);
         if image.width().max(image.height()) > SIDE {
@@ -80,12 +79,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("wide.png");
         image::RgbImage::new(920, 10).save(&path).unwrap();
-        let picture = Picture::of(&path).unwrap();
+        let picture = Picture::of(&ImageSource::File(path.clone())).unwrap();
         assert_eq!((picture.width, picture.height), (460, 5));
         assert!(picture.data_uri().starts_with("data:image/png;base64,iVBORw0KGgo"));
         std::fs::write(&path, "not an image").unwrap();
-        assert!(Picture::of(&path).is_err());
-        assert!(Picture::of(&folder.path().join("none.png")).is_err());
+        assert!(Picture::of(&ImageSource::File(path.clone())).is_err());
+        assert!(Picture::of(&ImageSource::File(folder.path().join("none.png"))).is_err());
     }
 
     #[cfg(unix)]
@@ -94,6 +93,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
         assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
-        assert!(Picture::of(&path).unwrap_err().to_string().contains("a pipe"));
+        assert!(Picture::of(&ImageSource::File(path.clone())).unwrap_err().to_string().contains("a pipe"));
     }
 }

@@ -1,5 +1,7 @@
 //! Whole runs: the loop over steps, what it leaves in the run folder, and how it ends.
 
+mod logs;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,14 +15,15 @@ use super::guard::off_policy;
 use super::interrupt::Interrupt;
 use super::trainer::{Skipped, Step, Trainer};
 use crate::checkpoint::{
-    Best, Identity, Log, ResumeState, SavePlan, Saver, Snapshot, TrainerState, list_checkpoints,
+    Best, Identity, ResumeState, SavePlan, Saver, Snapshot, TrainerState, list_checkpoints,
 };
 use crate::data::Dataset;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::report::console::escape_control;
-use crate::report::{Appended, Backlog, CompletionRecord, EventLog, JsonLines, Progress, Row};
+use crate::report::{Backlog, CompletionRecord, JsonLines, Progress, Row};
+use logs::Logs;
 
 /// One object per optimiser step.
 pub const METRICS: &str = "metrics.jsonl";
@@ -119,52 +122,6 @@ struct Run<'a> {
     /// Whether the run is being ended before its last step.
     stopping: bool,
     progress: Progress,
-}
-
-/// The logs of a run.
-struct Logs {
-    metrics: JsonLines,
-    completions: Option<JsonLines>,
-    evaluations: Option<JsonLines>,
-    events: Option<EventLog>,
-}
-
-impl Logs {
-    /// Starts the logs, or continues them where `state` stands.
-    fn open(options: &RunOptions, state: &TrainerState, evaluation: Option<&Evaluation>) -> Result<Logs> {
-        let (disk, done) = (&*options.disk, state.global_step);
-        let open = |name: &str, first_step: u64| {
-            let path = options.dir.join(name);
-            if done == 0 { JsonLines::create(disk, path) } else { JsonLines::resume(disk, path, first_step) }
-        };
-        // An evaluation after the last step that this state does not know of is made again.
-        let due = evaluation.is_some_and(|evaluation| evaluation.is_due(done, state.identity.max_steps));
-        let is_made_again = due && state.evaluated_step < done;
-        let evaluated = if is_made_again { done.saturating_sub(1) } else { done };
-        let events = options.events.as_ref().map(|Events { dir, config }| {
-            let log = EventLog::begin(disk, dir, done, is_made_again)?;
-            if done == 0 {
-                log.config(config)?;
-            }
-            Ok::<_, Error>(log)
-        });
-        Ok(Logs {
-            metrics: open(METRICS, done)?,
-            completions: options.log_completions.then(|| open(COMPLETIONS, done)).transpose()?,
-            evaluations: evaluation.map(|_| open(EVAL_METRICS, evaluated)).transpose()?,
-            events: events.transpose()?,
-        })
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Arc<Appended>> {
-        let lines = [Some(&self.metrics), self.completions.as_ref(), self.evaluations.as_ref()];
-        let lines = lines.into_iter().flatten().map(JsonLines::file);
-        lines.chain(self.events.as_ref().map(EventLog::file))
-    }
-
-    fn handles(&self) -> Vec<Arc<dyn Log>> {
-        self.all().map(|file| -> Arc<dyn Log> { file.clone() }).collect()
-    }
 }
 
 impl<'a> Run<'a> {

@@ -185,7 +185,8 @@ impl Scenario {
         }
         log.file().flush()?;
         let kept = list_checkpoints(&run)?.into_iter().filter(|&step| step <= self.starts()).collect();
-        let mut saver = Saver::new(shared, &run, plan(), self.limit, vec![log.file().clone()], kept, self.best);
+        let mut saver =
+            Saver::new(shared, &run, plan(), self.limit, vec![log.file().clone()], kept, self.best);
         saver.save(snapshot(self.saves, 1), self.best)?;
         saver.finish()?;
         drop(lock);

@@ -1,7 +1,6 @@
 //! Sample completions beside their images.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use super::escape;
 use crate::report::record::CompletionRecord;
@@ -34,19 +33,19 @@ pub fn write(page: &mut String, completions: &[CompletionRecord]) {
 
 fn write_group(page: &mut String, first: &CompletionRecord, group: &[CompletionRecord]) {
     page.push_str("<div class=\"group\"><div>");
-    for path in first.images.iter().take(SHOWN_IMAGES) {
-        match Picture::of(Path::new(path)) {
+    for (n, source) in (1..).zip(first.sources().take(SHOWN_IMAGES)) {
+        match Picture::of(&source) {
             Ok(picture) => {
-                let _ = write!(page, "<img src=\"{}\" alt=\"{}\">", picture.data_uri(), escape(path));
+                let _ = write!(page, "<img src=\"{}\" alt=\"image {n}\">", picture.data_uri());
             }
             Err(reason) => {
                 let _ = write!(page, "<p class=\"missing\">{}</p>", escape(&reason.to_string()));
             }
         }
     }
-    if first.images.len() > SHOWN_IMAGES {
-        let _ =
-            write!(page, "<p class=\"missing\">and {} more images</p>", first.images.len() - SHOWN_IMAGES);
+    let more = first.sources().count().saturating_sub(SHOWN_IMAGES);
+    if more > 0 {
+        let _ = write!(page, "<p class=\"missing\">and {more} more images</p>");
     }
     let _ = write!(page, "<p class=\"prompt\">{}</p>", shown(&first.prompt));
     if let Some(solution) = &first.solution {

@@ -233,6 +233,7 @@ impl GrpoTrainer {
                     row: sample.row,
                     prompt: rollout.prompts[p].text.clone(),
                     images: sample.image_files().map(|f| f.display().to_string()).collect(),
+                    pictures: sample.images.clone(),
                     completion: completion.text.clone(),
                     length: completion.tokens.len(),
                     truncated: completion.finish == FinishReason::Length,
