@@ -234,7 +234,7 @@ pub struct KlOptions {
     pub use_bias_correction_kl: bool,
 
     /// Log the exact KL beside the sampled estimates k1 and k3 (kl/exact, kl/k1, kl/k3), whichever is in force: one forward
-    /// pass more for each rollout, about a tenth of a step. Changes nothing else
+    /// pass of the policy more for each rollout. Changes nothing else
     #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = boolean,
           action = clap::ArgAction::Set, value_name = "BOOL")]
     pub log_exact_kl: bool,
