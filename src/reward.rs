@@ -6,17 +6,16 @@
 
 mod accuracy;
 mod accuracy_r1v;
-mod answer;
+pub mod answer;
 mod format;
-mod number;
 
 use crate::data::{Sample, nearest};
 use crate::error::{Error, Result};
 use crate::rollout::Watch;
 
-pub use accuracy::{Accuracy, is_correct};
+pub use accuracy::Accuracy;
 pub use accuracy_r1v::AccuracyR1v;
-pub use answer::extract;
+pub use answer::{extract, is_correct, parsed};
 pub use format::Format;
 
 /// A completion to score.
