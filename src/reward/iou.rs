@@ -31,9 +31,12 @@ static BOX: LazyLock<Regex> = LazyLock::new(|| {
 /// Left, top, right, bottom.
 type Corners = [f64; 4];
 
+/// How much of a text is looked at, in bytes.
+const MAX_TEXT_BYTES: usize = 4096;
+
 /// The first box in a text.
 fn first_box(text: &str) -> Option<Corners> {
-    let groups = BOX.captures(text)?;
+    let groups = BOX.captures(&text[..text.floor_char_boundary(MAX_TEXT_BYTES)])?;
     let mut sides = [0.0; 4];
     for (side, group) in sides.iter_mut().zip(groups.iter().skip(1)) {
         *side = group?.as_str().parse().ok()?;

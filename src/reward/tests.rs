@@ -146,3 +146,111 @@ fn rewards_that_compare_need_a_solution() {
     assert!(set(&["accuracy_r1v"], &[]).unwrap().needs_solution());
     assert!(!set(&["format"], &[]).unwrap().needs_solution());
 }
+
+/// What `tools/reference/make_reward_golden.py` recorded of one reward.
+fn recorded(name: &str) -> Vec<serde_json::Value> {
+    let text = include_str!("../../tests/golden/rewards.json");
+    let mut tables: serde_json::Value = serde_json::from_str(text).unwrap();
+    let rows = tables[name].as_array_mut().map(std::mem::take).unwrap();
+    assert!(rows.len() > 5);
+    rows
+}
+
+/// Asserts that a reward of a completion is the recorded one, but for the last bits.
+fn gives(reward: &dyn Reward, solution: Option<&str>, text: &str, tokens: &[u32], row: &serde_json::Value) {
+    let sample = sample(solution);
+    let score = reward.score(&[Completed { sample: &sample, text, tokens }], &|_| Ok(())).unwrap();
+    let (score, wanted) = (score[0].unwrap(), row["score"].as_f64().unwrap());
+    assert!((score - wanted).abs() < 1e-12, "{}: {score} for {row}", reward.name());
+}
+
+#[test]
+fn think_format_is_trls() {
+    for row in recorded("think_format") {
+        gives(&ThinkFormat, None, row["text"].as_str().unwrap(), &[], &row);
+    }
+}
+
+#[test]
+fn soft_overlong_is_trls() {
+    for row in recorded("soft_overlong") {
+        let number = |key: &str| row[key].as_u64().unwrap() as usize;
+        let reward =
+            SoftOverlong { max_len: number("max_completion_len"), cache: number("soft_punish_cache") };
+        gives(&reward, None, "", &vec![0; number("length")], &row);
+    }
+}
+
+#[test]
+fn repetition_is_trls() {
+    for row in recorded("repetition") {
+        let n_grams = row["n_grams"].as_u64().unwrap() as usize;
+        let reward = Repetition { n_grams, max_penalty: row["max_penalty"].as_f64().unwrap() };
+        let ids: Vec<u32> = serde_json::from_value(row["ids"].clone()).unwrap();
+        gives(&reward, None, "", &ids, &row);
+    }
+}
+
+#[test]
+fn cosine_is_open_r1s() {
+    for row in recorded("cosine") {
+        let value = |key: &str| row[key].as_f64().unwrap();
+        let reward = Cosine {
+            min_value_wrong: value("min_value_wrong"),
+            max_value_wrong: value("max_value_wrong"),
+            min_value_correct: value("min_value_correct"),
+            max_value_correct: value("max_value_correct"),
+            max_len: row["max_len"].as_u64().unwrap() as usize,
+        };
+        let text = if row["right"] == true { "<answer>3</answer>" } else { "<answer>4</answer>" };
+        gives(&reward, Some("3"), text, &vec![0; row["length"].as_u64().unwrap() as usize], &row);
+    }
+}
+
+#[test]
+fn length_is_vlm_r1s() {
+    for row in recorded("length") {
+        gives(&Length, None, "", &vec![0; row["length"].as_u64().unwrap() as usize], &row);
+    }
+}
+
+#[test]
+fn iou_is_the_share_of_the_squares() {
+    for row in recorded("iou") {
+        let boxes = ["answer", "solution"].map(|key| row[key].to_string());
+        let text = format!("<think>[0, 0, 9, 9]</think><answer>{}</answer>", boxes[0]);
+        gives(&Iou, Some(&boxes[1]), &text, &[], &row);
+        // In JSON, in tags, as Qwen2-VL writes boxes; in thousandths.
+        let corners: Vec<f64> = serde_json::from_value(row["answer"].clone()).unwrap();
+        let [a, b, c, d] = corners[..] else { panic!("{row}") };
+        let spelled = format!("<answer>the box ({a}.0,{b}),\n({c}, {d})</answer>");
+        let solution = format!("<answer> {{\"bbox_2d\": {}, \"label\": \"x\"}} </answer>", boxes[1]);
+        gives(&Iou, Some(&solution), &spelled, &[], &row);
+    }
+}
+
+#[test]
+fn without_a_box_there_is_no_iou() {
+    let of = |text: &str, solution: Option<&str>| {
+        let sample = sample(solution);
+        Iou.score(&[Completed { sample: &sample, text, tokens: &[] }], &|_| Ok(())).unwrap()[0]
+    };
+    let solution = Some("[0, 0, 2, 2]");
+    assert_eq!(of("<answer>[0, 0, 2, 1]</answer>", solution), Some(0.5));
+    assert_eq!(of("<answer>[0, 0, 2, 2]</answer><answer>[0, 0, 1, 1]</answer>", solution), Some(1.0));
+    for text in [
+        "[0, 0, 2, 2]",
+        "<answer>[0, 0, 2]</answer>",
+        "<answer>[0, 0, 2, x]</answer>",
+        "<answer>[0, 0, 2, 2]",
+    ] {
+        assert_eq!(of(text, solution), Some(0.0), "{text}");
+    }
+    assert_eq!(of("<answer>[0, 0, 2, 2]</answer>", None), None);
+    assert_eq!(of("<answer>[0, 0, 2, 2]</answer>", Some("none")), None);
+    // Coordinates that are no box, or no number, are worth nothing and break nothing.
+    let huge = "9".repeat(400);
+    for bad in ["[2, 2, 0, 0]", "[0, 0, 0, 0]", &format!("[0, 0, {huge}, {huge}]")] {
+        assert_eq!(of(&format!("<answer>{bad}</answer>"), solution), Some(0.0), "{bad}");
+    }
+}

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_a_number_null_or_a_reason() {
+    fn case_46_answers_are_a_number_null_or_a_reason() {
         let read = |line: &str| answer(line.as_bytes());
         assert_eq!(read(r#"{"id": 3, "reward": 0.5}"#), Ok((3, Said::Reward(Some(0.5)))));
         assert_eq!(read(r#"{"reward": -1, "id": 0}"#), Ok((0, Said::Reward(Some(-1.0)))));

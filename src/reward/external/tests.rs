@@ -98,7 +98,7 @@ fn what_crashes_is_started_again_and_asked_again() {
 }
 
 #[test]
-fn what_fails_three_times_in_a_row_is_given_up_with_its_last_words() {
+fn case_48_what_fails_three_times_in_a_row_is_given_up_with_its_last_words() {
     let message = failure("echo 'no such model' >&2; exit 7", 60.0, 4);
     assert!(message.contains("row 0: the reward `mine` cannot be computed"), "{message}");
     assert!(message.contains("ended with exit code 7; it said: no such model"), "{message}");
@@ -111,7 +111,7 @@ fn what_fails_three_times_in_a_row_is_given_up_with_its_last_words() {
 }
 
 #[test]
-fn what_cannot_be_started_is_known_at_the_start() {
+fn case_48_what_cannot_be_started_is_known_at_the_start() {
     for (command, said) in [("no-such-program-at-all", "not found"), ("exit 1", "exit code 1")] {
         let error = external(command, 60.0).0.start().unwrap_err();
         assert_eq!(error.exit_code(), 69);
@@ -122,7 +122,7 @@ fn what_cannot_be_started_is_known_at_the_start() {
 }
 
 #[test]
-fn what_does_not_answer_is_late() {
+fn case_49_what_does_not_answer_is_late() {
     for command in [
         // Reads nothing; more is written than the pipe holds.
         "sleep 60",
@@ -142,7 +142,7 @@ fn what_does_not_answer_is_late() {
 }
 
 #[test]
-fn mistakes_are_errors_at_once() {
+fn case_47_mistakes_are_errors_at_once() {
     for (command, said) in [
         ("read -r line; echo hello; sleep 60", "wrote a line that is no answer: hello"),
         ("read -r line; cat /dev/zero", "wrote a line of more than 1048576 bytes"),
@@ -190,7 +190,7 @@ fn at_the_end_it_may_tidy_up() {
 }
 
 #[test]
-fn a_flood_of_words_is_not_shown() {
+fn case_50_a_flood_of_words_is_not_shown() {
     let flood =
         ECHO.replace("; done", "; i=0; while [ $i -lt 5000 ]; do i=$((i+1)); echo $i >&2; done; done");
     let (reward, shown) = external(&flood, 60.0);
