@@ -119,7 +119,7 @@ fn cases(path: &Path) -> Result<impl Iterator<Item = Result<Case>>> {
 }
 
 fn placed(mut case: Case, path: &Path, line: usize) -> Case {
-    case.sample.origin = Some(data::Origin { file: path.into(), line });
+    case.sample.origin = Some(data::Origin { file: path.into(), place: data::Place::Line(line) });
     case
 }
 

@@ -81,6 +81,7 @@ impl Options for GrpoConfig {
 
     fn check(&self) -> Checked {
         self.data.check()?;
+        self.order.check(self.data.dataset.len())?;
         self.rewards.check()?;
         self.group.check()?;
         self.kl.check()?;
@@ -163,6 +164,7 @@ impl Options for SftConfig {
 
     fn check(&self) -> Checked {
         self.data.check()?;
+        self.order.check(self.data.dataset.len())?;
         if_set("max_length", self.max_length, |option, value| at_least(option, value, 2))?;
         self.optimiser.check()?;
         self.checkpoint.check()?;

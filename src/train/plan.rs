@@ -46,6 +46,15 @@ impl RowLength {
         self.prompt_tok() + self.completion_tok
     }
 
+    /// The longer of each part.
+    pub fn max(self, other: RowLength) -> RowLength {
+        RowLength {
+            text_tok: self.text_tok.max(other.text_tok),
+            image_tok: self.image_tok.max(other.image_tok),
+            completion_tok: self.completion_tok.max(other.completion_tok),
+        }
+    }
+
     /// The length of a row; `supervised` splits the assistant's last message off as the answer.
     ///
     /// # Errors
@@ -302,7 +311,7 @@ mod tests {
             image_dir: Some(bundle().join("images")),
             ..ReadOptions::default()
         };
-        let sample = read(&path, &options)?.remove(0).supervised()?;
+        let sample = read(&path, &options)?.supervised().sample(0)?;
         let (prompt, completion) = processor.encode_with_completion(&sample)?;
         let images: usize = prompt.images.iter().map(|i| i.merged_tokens(2)).sum();
         let length = RowLength::of(&processor, &sample, true)?;
