@@ -7,8 +7,8 @@ The function is f(prompts, completions, **columns) -> list of float or None, one
 async. It is called with all completions of a batch at once, as TRL does, and gets those of these that it names
 (all of them if it takes **kwargs):
 
-    prompts          lists of messages, or texts where the dataset's prompts are plain texts
-    completions      [{"role": "assistant", "content": TEXT}] for each, or the texts, to match the prompts
+    prompts          lists of messages; with --plain, the texts of the last one
+    completions      [{"role": "assistant", "content": TEXT}] for each; with --plain, the texts
     completion_ids   lists of token ids
     images           lists of the paths of each prompt's images (None for one that the dataset holds as bytes);
                      TRL hands over decoded images
@@ -66,19 +66,27 @@ def wanted(function, arguments):
     return {name: value for name, value in arguments.items() if name in names}
 
 
-def arguments_of(requests):
+def text_of(prompt):
+    """The text of the last message of a prompt."""
+    content = prompt[-1]["content"] if prompt else ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content)
+
+
+def arguments_of(requests, plain):
     """What TRL would call a reward function with."""
-    plain = all(isinstance(r["prompt"], str) for r in requests)
+    prompts = [r["prompt"] for r in requests]
+    completions = [[{"role": "assistant", "content": r["completion"]}] for r in requests]
     if plain:
+        prompts = [text_of(prompt) for prompt in prompts]
         completions = [r["completion"] for r in requests]
-    else:
-        completions = [[{"role": "assistant", "content": r["completion"]}] for r in requests]
     names = dict.fromkeys(name for r in requests for name in r["columns"])
     arguments = {name: [r["columns"].get(name) for r in requests] for name in names}
     if any(r["images"] for r in requests):
         arguments["images"] = [r["images"] for r in requests]
     arguments.update(
-        prompts=[r["prompt"] for r in requests],
+        prompts=prompts,
         completions=completions,
         completion_ids=[r["completion_ids"] for r in requests],
         trainer_state=None,
@@ -98,8 +106,8 @@ def number(reward):
     return reward
 
 
-def rewards_of(function, requests):
-    rewards = function(**wanted(function, arguments_of(requests)))
+def rewards_of(function, requests, plain):
+    rewards = function(**wanted(function, arguments_of(requests, plain)))
     if inspect.isawaitable(rewards):
         rewards = asyncio.run(awaited(rewards))
     rewards = list(rewards)
@@ -112,9 +120,9 @@ async def awaited(rewards):
     return await rewards
 
 
-def answers_of(function, requests):
+def answers_of(function, requests, plain):
     try:
-        rewards = rewards_of(function, requests)
+        rewards = rewards_of(function, requests, plain)
     except Exception as error:
         traceback.print_exc()
         text = f"{type(error).__name__}: {error}"
@@ -127,6 +135,7 @@ def main():
     parser.add_argument("function", metavar="FILE.py:NAME", help="the reward function")
     parser.add_argument("--batch_size", type=int, default=0, metavar="N",
                         help="completions in one call at most; 0: all that are asked for together")
+    parser.add_argument("--plain", action="store_true", help="prompts and completions as texts and not as messages")
     options = parser.parse_args()
     # Standard output is for answers; what the function and what it starts print goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -139,7 +148,7 @@ def main():
         requests.append(request)
         if not request["last"] and len(requests) != options.batch_size:
             continue
-        for answer in answers_of(function, requests):
+        for answer in answers_of(function, requests, options.plain):
             answers.write(json.dumps(answer) + "\n")
         answers.flush()
         requests = []

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::check::{Checked, Violation, at_least, count, if_set, positive};
+use super::check::{Checked, Violation, at_least, if_set, positive};
 use super::names::boolean;
 use super::{
     CheckpointOptions, CompletionLogOptions, DataOptions, DryRunOptions, FileOptions, GroupOptions,
@@ -425,7 +425,7 @@ impl Options for RewardConfig {
     }
 
     fn check(&self) -> Checked {
-        count("max_completion_length", self.max_completion_length, 1 << 24)?;
+        at_least("max_completion_length", self.max_completion_length, 1)?;
         self.rewards.check()
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::check::{Checked, Violation, count, if_set, positive};
+use super::check::{Checked, Violation, at_least, count, if_set, positive};
 
 /// What rewards are computed with.
 #[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
@@ -62,9 +62,6 @@ pub struct RewardOptions {
 
 /// The name of a command that is given without one.
 const COMMAND: &str = "command";
-
-/// Longest completion of which a length is taken, tokens.
-const MAX_TOKENS: usize = 1 << 24;
 
 impl RewardOptions {
     /// Name and command of each `reward_command`.
@@ -135,16 +132,74 @@ impl RewardOptions {
             ));
         }
         count("repetition_n_grams", self.repetition_n_grams, 1000)?;
-        if_set("cosine_max_len", self.cosine_max_len, |option, value| count(option, value, MAX_TOKENS))?;
-        if_set("max_completion_len", self.max_completion_len, |option, value| {
-            count(option, value, MAX_TOKENS)
-        })?;
+        if_set("cosine_max_len", self.cosine_max_len, |option, value| at_least(option, value, 1))?;
+        if_set("max_completion_len", self.max_completion_len, |option, value| at_least(option, value, 1))?;
         match (self.soft_punish_cache, self.max_completion_len) {
             (Some(cache), Some(most)) if cache > most => Err(Violation::new(
                 "soft_punish_cache",
                 format!("is {cache}, but must not exceed --max_completion_len, which is {most}"),
             )),
             _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> RewardOptions {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            rewards: RewardOptions,
+        }
+        <Line as clap::Parser>::try_parse_from(["test"].iter().chain(words)).unwrap().rewards
+    }
+
+    #[test]
+    fn a_command_has_the_name_before_the_first_sign() {
+        let options =
+            parse(&["--reward_command", "a_1=x --y=2, z", "python3 f.py --k=v", "--reward_command", "b=c=d"]);
+        let commands: Vec<_> = options.commands().collect();
+        assert_eq!(commands, [("a_1", "x --y=2, z"), (COMMAND, "python3 f.py --k=v"), ("b", "c=d")]);
+        assert!(options.check().is_ok());
+    }
+
+    #[test]
+    fn what_is_not_given_follows_from_the_longest_completion() {
+        let mut options = parse(&["--reward_command", "mine=x", "other=y"]);
+        let mut names = vec!["other".to_owned(), "format".to_owned()];
+        options.resolve(100, &mut names);
+        assert_eq!(names, ["other", "format", "mine"]);
+        let lengths = (options.cosine_max_len, options.max_completion_len, options.soft_punish_cache);
+        assert_eq!(lengths, (Some(100), Some(100), Some(25)));
+        let mut given = parse(&["--max_completion_len", "80", "--cosine_max_len", "7"]);
+        given.resolve(100, &mut names);
+        let lengths = (given.cosine_max_len, given.max_completion_len, given.soft_punish_cache);
+        assert_eq!(lengths, (Some(7), Some(80), Some(20)));
+    }
+
+    #[test]
+    fn case_78_reward_options_out_of_range_are_refused() {
+        for (words, message) in [
+            (&["--reward_command", "a="][..], "is 'a=', which has no command: give NAME=COMMAND"),
+            (
+                &["--reward_command", "x y", "z"],
+                "gives the reward command twice: give each a name of its own, NAME=COMMAND",
+            ),
+            (&["--reward_timeout", "0"], "is 0, but must be a finite number above 0"),
+            (&["--reward_timeout", "1e9"], "is 1000000000, but must be at most 1000000"),
+            (&["--cosine_max_value_wrong", "nan"], "is NaN, but must be from -1000000 to 1000000"),
+            (&["--repetition_max_penalty", "1"], "is 1, but a penalty must be at most 0"),
+            (&["--repetition_n_grams", "0"], "is 0, but must be from 1 to 1000"),
+            (&["--cosine_max_len", "0"], "is 0, but must be at least 1"),
+            (
+                &["--max_completion_len", "5", "--soft_punish_cache", "6"],
+                "is 6, but must not exceed --max_completion_len, which is 5",
+            ),
+        ] {
+            assert_eq!(parse(words).check().unwrap_err().message, message);
         }
     }
 }

@@ -213,6 +213,9 @@ async def later(completions, solution, trainer_state, log_metric):
     await asyncio.sleep(0.01)
     return [c[0]["content"] == s for c, s in zip(completions, solution)]
 
+def plain(prompts, completions):
+    return [len(c) + (p == "How many?") for p, c in zip(prompts, completions)]
+
 def fails(completions, **kwargs):
     raise KeyError("judge")
 
@@ -253,6 +256,7 @@ fn case_47_python_functions_in_trls_style_work_unchanged() {
     assert_eq!(of("later"), [json!(1.0), json!(0.0)]);
     assert_eq!(of("judge"), [json!(1.0), json!(1.0)]);
     assert_eq!(of("length --batch_size 1"), [json!(2.0), json!(4.0)]);
+    assert_eq!(of("plain --plain"), [json!(3.0), json!(5.0)]);
     for (name, part) in [
         ("fails", "KeyError: 'judge'"),
         ("short", "ValueError: 0 rewards for 2 completions"),
