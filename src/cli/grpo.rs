@@ -39,11 +39,12 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     let placement = super::prepare(&options.hardware)?;
     training::check(&placement)?;
     let start = Instant::now();
-    let rewards = rewards(options)?;
+    let quiet = options.logging.quiet.quiet;
+    let (names, weights) = (&options.group.reward_funcs, options.group.weights());
+    let rewards = RewardSet::new(names, &weights, &options.rewards, &inputs::notes(quiet))?;
     training::check_metric(&options.completions.metric_for_best_model, &Evaluation::keys(&rewards))?;
     let need_solution = rewards.needs_solution();
     let read = inputs::read_options(&options.data, need_solution)?;
-    let quiet = options.logging.quiet.quiet;
     if options.dry_run.dry_run {
         let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
         return dry_run(options, &samples, &placement);
@@ -52,7 +53,8 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     let dir = &options.checkpoint.output_dir;
     refuse_occupied(&options.checkpoint)?;
     let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
-    let mut evaluation = evaluation(options, &read)?;
+    rewards.start()?;
+    let mut evaluation = evaluation(options, &read, &rewards)?;
     let policy = training::load(
         &options.model,
         inputs::given(options.data.pixels),
@@ -133,10 +135,6 @@ fn shown(options: &GrpoConfig, dir: &Path, samples: &Dataset) -> Result<Vec<Comp
         group = Some((place, pictures));
     }
     Ok(records)
-}
-
-fn rewards(options: &GrpoConfig) -> Result<RewardSet> {
-    RewardSet::new(&options.group.reward_funcs, &options.group.weights())
 }
 
 fn steps(options: &GrpoConfig, rows: usize) -> u64 {
@@ -228,7 +226,7 @@ fn beta_schedule(kl: &KlOptions) -> BetaSchedule {
 }
 
 /// The evaluation during training: one greedy completion for each row of `eval_dataset`, as `eval` makes it.
-fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluation>> {
+fn evaluation(options: &GrpoConfig, read: &ReadOptions, rewards: &RewardSet) -> Result<Option<Evaluation>> {
     let Some(dataset) =
         options.evaluation.eval_dataset.as_ref().filter(|_| options.evaluation.strategy() != Strategy::No)
     else {
@@ -238,7 +236,7 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluat
     Ok(Some(Evaluation {
         samples: crate::data::read(dataset, &read)?.prompts(),
         supervised: None,
-        rewards: rewards(options)?,
+        rewards: rewards.clone(),
         options: EvaluationOptions {
             sampling: SamplingParams {
                 greedy: true,

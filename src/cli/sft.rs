@@ -13,7 +13,7 @@ use crate::model::config::ModelConfig;
 use crate::processor::check_images;
 use crate::report::html::RunSummary;
 use crate::report::read_rows;
-use crate::reward::RewardSet;
+use crate::reward::{Accuracy, RewardSet};
 use crate::rollout::sampler::SamplingParams;
 use crate::tensor::Placement;
 use crate::train::evaluate::EvaluationOptions;
@@ -36,7 +36,7 @@ pub fn train(options: &SftConfig) -> Result<()> {
     if !options.dry_run.dry_run {
         refuse_occupied(&options.checkpoint)?;
     }
-    let rewards = RewardSet::new(&["accuracy".to_owned()], &[])?;
+    let rewards = RewardSet::from_rewards(vec![Box::new(Accuracy)], &[])?;
     let keys = [vec!["eval_loss".to_owned()], Evaluation::keys(&rewards)].concat();
     training::check_metric(&options.metric_for_best_model, &keys)?;
     let read = ReadOptions { need_target: true, ..inputs::read_options(&options.data, false)? };

@@ -106,7 +106,8 @@ fn meaning(option: &str) -> Meaning {
         | "per_device_eval_batch_size"
         | "save_strategy"
         | "threads"
-        | "gradient_checkpointing" => Meaning::None,
+        | "gradient_checkpointing"
+        | "reward_timeout" => Meaning::None,
         "device" | "dtype" | "learning_rate" | "lr_scheduler_type" | "warmup_ratio" | "warmup_steps"
         | "weight_decay" | "adam_beta1" | "adam_beta2" | "adam_epsilon" | "max_grad_norm" => Meaning::Tuning,
         _ => Meaning::Identity,

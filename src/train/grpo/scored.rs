@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::loss::{Sampled, k1_penalty_of_scores};
 use crate::processor::Prompt;
 use crate::report::{CompletionLengths, CompletionRecord, RewardStatistics};
-use crate::reward::extract;
+use crate::reward::parsed;
 use crate::rollout::sequence::FinishReason;
 use crate::rollout::{Completion, LogProbs, Watch};
 use crate::tensor::{Device, Tensor};
@@ -238,7 +238,7 @@ impl GrpoTrainer {
                     length: completion.tokens.len(),
                     truncated: completion.finish == FinishReason::Length,
                     solution: sample.solution.clone(),
-                    parsed: Some(extract(&completion.text).to_string()),
+                    parsed: parsed(&completion.text),
                     reward: self.rewards.total(scores).unwrap_or(f64::NAN),
                     rewards: names
                         .iter()
