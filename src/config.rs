@@ -19,6 +19,7 @@ mod data;
 mod grpo;
 mod model;
 mod optimiser;
+mod reproduce;
 mod rollout;
 mod run;
 mod tools;
@@ -31,6 +32,7 @@ pub use grpo::{
 };
 pub use model::{DeviceChoice, DtypeChoice, HardwareOptions, ModelOptions};
 pub use optimiser::{LrSchedulerType, OptimiserOptions};
+pub use reproduce::{RecipeName, ReproduceConfig};
 pub use rollout::{OwnRolloutOptions, RolloutOptions};
 pub use run::{
     CheckpointOptions, CompletionLogOptions, DryRunOptions, FileOptions, LoggingOptions, QuietOptions,

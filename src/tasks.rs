@@ -186,12 +186,21 @@ pub struct TaskOptions {
     pub test: usize,
     /// Width and height of every image, in pixels.
     pub image_size: u32,
+    /// The one kind of question to ask ([`Question::kind`]); none for all of the difficulty's.
+    pub question_type: Option<&'static str>,
 }
 
 impl Default for TaskOptions {
     /// Easy, seed 0, 2,000 training and 500 test images of 224 x 224.
     fn default() -> Self {
-        TaskOptions { difficulty: Difficulty::Easy, seed: 0, train: 2_000, test: 500, image_size: 224 }
+        TaskOptions {
+            difficulty: Difficulty::Easy,
+            seed: 0,
+            train: 2_000,
+            test: 500,
+            image_size: 224,
+            question_type: None,
+        }
     }
 }
 
@@ -297,7 +306,8 @@ fn draw_split<T: Send>(
             options.image_size, options.difficulty
         )));
     }
-    let questions = task.questions(options.difficulty);
+    let mut questions = task.questions(options.difficulty);
+    questions.retain(|question| options.question_type.is_none_or(|kind| question.kind == kind));
     let rows = match split {
         Split::Train => options.train,
         Split::Test => options.test,
