@@ -1,5 +1,6 @@
 //! Finding and reading a dataset.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -99,6 +100,12 @@ const AT_ONCE: usize = 256;
 /// What is said of a row that is not there.
 fn no_such_row(row: usize, rows: usize) -> Error {
     Error::Internal(format!("row {row} of a dataset of {rows} rows"))
+}
+
+impl fmt::Debug for Dataset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Dataset({} rows)", self.rows())
+    }
 }
 
 impl Rows for Vec<Sample> {
