@@ -23,6 +23,7 @@ mod inputs;
 mod inspect;
 mod output;
 mod parity;
+pub mod reproduce;
 mod score;
 mod sft;
 mod tasks;
@@ -66,6 +67,7 @@ fn dispatch(command: &Command) -> Result<()> {
         Command::Parity(options) => parity::run(options),
         Command::Score(options) => score::run(options),
         Command::Tasks(TasksCommand::Make(task)) => tasks::run(task),
+        Command::Reproduce(options) => reproduce::run(options),
         Command::Inspect(options) => inspect::run(options),
         Command::Doctor(options) => doctor::run(options),
     }

@@ -44,7 +44,7 @@ pub use recipe::Recipe;
 pub use rows::{Arm, ResultRow, Rows};
 pub use table::{markdown, tables};
 
-use plan::{INIT, Leg, Plan, WARM_UP};
+use plan::{INIT, Leg, Mixture, Plan, WARM_UP};
 use recipe::{Start, WarmUp};
 
 /// What a measurement of a checkpoint gives.
@@ -139,7 +139,11 @@ fn check_same(options: &ReproduceConfig, recipe: &Recipe, place: &str) -> Result
             return Ok(());
         }
         let changed: Vec<&str> = wanted.as_object().map_or(Vec::new(), |fields| {
-            fields.iter().filter(|(key, value)| found.get(key) != Some(value)).map(|(key, _)| key.as_str()).collect()
+            fields
+                .iter()
+                .filter(|(key, value)| found.get(key) != Some(value))
+                .map(|(key, _)| key.as_str())
+                .collect()
         });
         return Err(Error::Usage(format!(
             "--output_dir {} holds an experiment with another {}; name another folder",
@@ -180,7 +184,13 @@ struct Experiment<'a> {
 
 impl<'a> Experiment<'a> {
     fn new(plan: &'a Plan<'a>, commands: &'a dyn Commands) -> Self {
-        Experiment { plan, commands, rows: Rows::default(), at: String::new(), clock: describe::Clock::new(plan) }
+        Experiment {
+            plan,
+            commands,
+            rows: Rows::default(),
+            at: String::new(),
+            clock: describe::Clock::new(plan),
+        }
     }
 
     fn run(&mut self) -> Result<()> {
@@ -207,7 +217,9 @@ impl<'a> Experiment<'a> {
     /// The start checkpoint of a seed, measured.
     fn start(&mut self, seed: u64) -> Result<PathBuf> {
         let (path, dir, seed) = match &self.plan.recipe.start {
-            Start::Checkpoint(model) => (PathBuf::from(model), self.plan.options.output_dir.join("base"), None),
+            Start::Checkpoint(model) => {
+                (PathBuf::from(model), self.plan.options.output_dir.join("base"), None)
+            }
             Start::WarmUp(warm_up) => {
                 let path = self.warm_up(warm_up, seed)?;
                 (path, self.plan.seed_dir(seed), Some(seed))
@@ -237,8 +249,9 @@ impl<'a> Experiment<'a> {
         let (init, dir) = (plan.seed_dir(seed).join(INIT), plan.seed_dir(seed).join(WARM_UP));
         let file = dir.join(LOOKS);
         let mut looks: Vec<Look> = if file.exists() { read_json(&file)? } else { Vec::new() };
-        let reached =
-            |look: &Look| look.accuracy.iter().zip(&warm_up.target).all(|(accuracy, target)| accuracy >= target);
+        let reached = |look: &Look| {
+            look.accuracy.iter().zip(&warm_up.target).all(|(accuracy, target)| accuracy >= target)
+        };
         if !looks.last().is_some_and(reached) {
             self.tell(describe::Kind::WarmUp, format!("seed {seed}, warm-up"));
             let started = Instant::now();
@@ -250,11 +263,14 @@ impl<'a> Experiment<'a> {
                 if looks.len() as u64 == warm_up.max_looks {
                     return Err(self.cold(&looks, seed));
                 }
-                let saved = self.commands.sft(&plan.warm_up(warm_up, seed, steps)?, None)?;
+                let mixture =
+                    looks.last().map_or(Mixture::Even, |look| Mixture::after(look.accuracy, warm_up.target));
+                let saved = self.commands.sft(&plan.warm_up(warm_up, seed, steps, mixture)?, None)?;
                 let mut accuracy = [0.0; 2];
                 for (task, accuracy) in accuracy.iter_mut().enumerate() {
                     let look = plan.look(&saved, task)?;
-                    let look = look.ok_or_else(|| Error::Internal("a warm-up without validation rows".into()))?;
+                    let look =
+                        look.ok_or_else(|| Error::Internal("a warm-up without validation rows".into()))?;
                     *accuracy = self.commands.eval(&look)?.accuracy;
                 }
                 looks.push(Look { steps, accuracy });
@@ -268,7 +284,7 @@ impl<'a> Experiment<'a> {
     }
 
     fn write_random(&self, warm_up: &WarmUp, dir: &Path, seed: u64) -> Result<()> {
-        let mixture = self.plan.options.output_dir.join(plan::DATA).join(plan::MIXTURE);
+        let mixture = self.plan.mixture(Mixture::Even);
         let read = ReadOptions { need_target: true, ..ReadOptions::default() };
         let samples = dataset::read(&mixture, &read)?.supervised();
         tiny::write(dir, &samples, warm_up.image_side as usize, seed)
@@ -419,7 +435,8 @@ struct Budget {
 /// room. Only done for a finished arm, and gone on with where it was cut short.
 fn drop_state(dir: &Path) -> Result<()> {
     let model = dir.join("model");
-    let disk = |path: &Path, action, result: std::io::Result<()>| result.map_err(|e| Error::io(path, action, e));
+    let disk =
+        |path: &Path, action, result: std::io::Result<()>| result.map_err(|e| Error::io(path, action, e));
     for step in list_checkpoints(dir)? {
         let checkpoint = crate::checkpoint::checkpoint_dir(dir, step);
         if !model.is_dir() {
@@ -442,7 +459,8 @@ const MAX_JSON_BYTES: u64 = 1 << 24;
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = crate::files::read_bounded(path, MAX_JSON_BYTES)?;
-    let damaged = |e| Error::content(path, format!("is not what was written here ({e}); remove it to make it again"));
+    let damaged =
+        |e| Error::content(path, format!("is not what was written here ({e}); remove it to make it again"));
     serde_json::from_slice(&bytes).map_err(damaged)
 }
 

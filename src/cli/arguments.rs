@@ -11,7 +11,7 @@ use crate::config::file::{ConfigFile, KnownOption};
 use crate::config::names::{normalise, option_name};
 use crate::config::{
     DemoConfig, DoctorConfig, EvalConfig, GenerateConfig, GrpoConfig, InspectConfig, MakeTaskConfig, Options,
-    ParityConfig, ScoreConfig, SftConfig,
+    ParityConfig, ReproduceConfig, ScoreConfig, SftConfig,
 };
 use crate::error::{Error, Result};
 
@@ -91,6 +91,13 @@ pub enum Command {
         othink-train score --model DIR --input completions.jsonl --output scored.jsonl\n  \
         othink-train score --model DIR --input completions.jsonl --temperature 0.7")]
     Score(Box<ScoreConfig>),
+
+    /// The paper's comparison: SFT, GRPO and GRPO-D from one start over several seeds, with table and curves
+    #[command(after_help = "Examples:\n  \
+        othink-train reproduce --quick\n  \
+        othink-train reproduce\n  \
+        othink-train reproduce --recipe paper --dry_run")]
+    Reproduce(Box<ReproduceConfig>),
 
     /// Write a synthetic dataset with images
     #[command(subcommand)]
@@ -219,6 +226,7 @@ impl Command {
             Command::Tasks(TasksCommand::Make(
                 MakeCommand::Counting(options) | MakeCommand::Geometry(options),
             )) => settle(options.as_mut(), file),
+            Command::Reproduce(options) => settle(options.as_mut(), file),
             Command::Inspect(options) => settle(options.as_mut(), file),
             Command::Doctor(options) => settle(options.as_mut(), file),
         }

@@ -28,7 +28,12 @@ pub struct ReproduceConfig {
           value_name = "N", help_heading = "Experiment")]
     pub seeds: Vec<u64>,
     /// Recipe paper: the checkpoint to start from [default: Qwen/Qwen2-VL-2B-Instruct]
-    #[arg(long, visible_alias = "model_name_or_path", value_name = "DIR|ORG/NAME", help_heading = "Experiment")]
+    #[arg(
+        long,
+        visible_alias = "model_name_or_path",
+        value_name = "DIR|ORG/NAME",
+        help_heading = "Experiment"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// Recipe paper: where the data lies that --dry_run lists with the commands that fetch it [default: data/paper]

@@ -87,16 +87,26 @@ pub fn sample_completions(path: impl AsRef<Path>, prompts: usize) -> Result<Vec<
 
 /// The page as text.
 pub fn render(summary: &RunSummary) -> String {
-    page(&summary.title, &summary.config, |header| facts(header, &summary.facts), |main| {
-        accuracies(main, &summary.accuracies);
-        section(main, "GRPO", &chart::grpo_cards(&summary.grpo));
-        section(main, "Supervised fine-tuning", &chart::sft_cards(&summary.sft));
-        gallery::write(main, &summary.completions);
-    })
+    page(
+        &summary.title,
+        &summary.config,
+        |header| facts(header, &summary.facts),
+        |main| {
+            accuracies(main, &summary.accuracies);
+            section(main, "GRPO", &chart::grpo_cards(&summary.grpo));
+            section(main, "Supervised fine-tuning", &chart::sft_cards(&summary.sft));
+            gallery::write(main, &summary.completions);
+        },
+    )
 }
 
 /// A whole page around what `header` and `main` append, with the resolved config at its end.
-fn page(title: &str, config: &str, header: impl FnOnce(&mut String), main: impl FnOnce(&mut String)) -> String {
+fn page(
+    title: &str,
+    config: &str,
+    header: impl FnOnce(&mut String),
+    main: impl FnOnce(&mut String),
+) -> String {
     let mut page = String::new();
     let title = escape(title);
     page += "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n";

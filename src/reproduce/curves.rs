@@ -102,7 +102,8 @@ pub fn charts(plan: &Plan<'_>) -> Result<Vec<(String, Vec<Chart>)>> {
 
 /// The finite values of a measure with their steps, at most [`MAX_POINTS`] where it has one at every step.
 fn points(rows: &[Row], measure: &Measure) -> Vec<(f64, f64)> {
-    let number = |row: &Row, key: &str| row.get(key).and_then(Value::as_f64).filter(|value| value.is_finite());
+    let number =
+        |row: &Row, key: &str| row.get(key).and_then(Value::as_f64).filter(|value| value.is_finite());
     let all: Vec<(f64, f64)> =
         rows.iter().filter_map(|row| Some((number(row, "step")? + 1.0, number(row, measure.key)?))).collect();
     let size = if measure.is_dense { all.len().div_ceil(MAX_POINTS).max(1) } else { 1 };

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::plan::{DATA, MIXTURE, TaskData, text};
+use super::plan::{DATA, Mixture, TaskData, text};
 use super::recipe::{Recipe, Start, TaskRecipe, TaskRows, WarmUp};
 use crate::checkpoint::{create_dir_all, replace_file};
 use crate::config::ReproduceConfig;
@@ -95,17 +95,14 @@ pub fn prepare(recipe: &Recipe, options: &ReproduceConfig) -> Result<()> {
 
 /// Draws both tasks, and puts rows aside for validation and for the warm-up.
 fn draw(recipe: &Recipe, warm_up: &WarmUp, dir: &Path, quiet: bool) -> Result<()> {
-    let mut mixture = String::new();
-    for (task, &mixture_rows) in recipe.tasks.iter().zip(&warm_up.mixture_rows) {
-        let TaskRows::Drawn { task: drawn, difficulty, kinds } = &task.rows else {
+    let mut set_aside: [Vec<String>; 2] = Default::default();
+    for (index, task) in recipe.tasks.iter().enumerate() {
+        let mixture_rows = warm_up.mixture_rows[index];
+        let TaskRows::Drawn { task: drawn, difficulty, question_type } = &task.rows else {
             return Err(Error::Internal(format!("{} is not drawn, but is to be warmed up", task.name)));
         };
         let (drawn, difficulty): (Task, Difficulty) = (drawn.parse()?, difficulty.parse()?);
-        let known = drawn.questions(difficulty);
-        let kind = |name: &String| {
-            let found = known.iter().find(|question| question.kind == name);
-            found.map(|question| question.kind).ok_or_else(|| Error::Internal(format!("no question {name}")))
-        };
+        let kind = |name: &String| drawn.question(name, difficulty).map(|question| question.kind);
         let (train, validation) = (warm_up.train_rows, warm_up.validation_rows);
         let options = TaskOptions {
             difficulty,
@@ -113,7 +110,7 @@ fn draw(recipe: &Recipe, warm_up: &WarmUp, dir: &Path, quiet: bool) -> Result<()
             train: train + validation + mixture_rows,
             test: warm_up.test_rows,
             image_size: warm_up.image_side,
-            question_type: kinds.first().map(kind).transpose()?,
+            question_type: question_type.as_ref().map(kind).transpose()?,
         };
         let folder = dir.join(&task.name);
         let progress =
@@ -127,13 +124,21 @@ fn draw(recipe: &Recipe, warm_up: &WarmUp, dir: &Path, quiet: bool) -> Result<()
             replace_file(&SystemDisk, &folder.join(name), (rows.join("\n") + "\n").as_bytes())
         };
         write("validation.jsonl", &rows[train..train + validation])?;
-        for row in &rows[train + validation..] {
-            mixture += &moved(row, &task.name)?;
-            mixture.push('\n');
-        }
+        let moved = rows[train + validation..].iter().map(|row| moved(row, &task.name));
+        set_aside[index] = moved.collect::<Result<_>>()?;
         write("train.jsonl", &rows[..train])?;
     }
-    replace_file(&SystemDisk, &dir.join(MIXTURE), mixture.as_bytes())
+    let [one, two] = &set_aside;
+    let few = |rows: &[String]| rows[..rows.len() / warm_up.few].to_vec();
+    for (name, rows) in [
+        (Mixture::Even, [one.clone(), two.clone()]),
+        (Mixture::Mostly(0), [one.clone(), few(two)]),
+        (Mixture::Mostly(1), [few(one), two.clone()]),
+    ] {
+        let text = rows.concat().join("\n") + "\n";
+        replace_file(&SystemDisk, &dir.join(name.file(recipe)), text.as_bytes())?;
+    }
+    Ok(())
 }
 
 /// A row whose image is named from the folder above.
@@ -153,7 +158,10 @@ fn map_test(task: &TaskRecipe, options: &ReproduceConfig, dir: &Path) -> Result<
     };
     let source = data_dir(options).join(test);
     if !source.is_file() {
-        return Err(Error::missing(&source, "there are no test prompts; --dry_run prints the commands that fetch them"));
+        return Err(Error::missing(
+            &source,
+            "there are no test prompts; --dry_run prints the commands that fetch them",
+        ));
     }
     let mut rows = String::new();
     for object in objects(&source, MAX_LINE_BYTES)? {
@@ -162,7 +170,9 @@ fn map_test(task: &TaskRecipe, options: &ReproduceConfig, dir: &Path) -> Result<
         let field = |name: &str| match object.get(name) {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(Value::Number(number)) => Ok(number.to_string()),
-            _ => Err(bad(format!("has no {name}; rows of R1-V's test prompts have image_path, question, ground_truth"))),
+            _ => Err(bad(format!(
+                "has no {name}; rows of R1-V's test prompts have image_path, question, ground_truth"
+            ))),
         };
         let image_path = field("image_path")?;
         let image = find_image(data_dir(options), &image_path).ok_or_else(|| {

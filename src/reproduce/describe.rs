@@ -21,7 +21,13 @@ pub fn describe(recipe: &Recipe, options: &ReproduceConfig) -> Result<String> {
     let legs = plan.legs();
     let seeds = join(&options.seeds);
     // Writing to a String cannot fail, here and below.
-    let _ = writeln!(text, "recipe {}, seeds {seeds}: {} arms in {}\n", recipe.name, legs.len(), options.output_dir.display());
+    let _ = writeln!(
+        text,
+        "recipe {}, seeds {seeds}: {} arms in {}\n",
+        recipe.name,
+        legs.len(),
+        options.output_dir.display()
+    );
     match &recipe.start {
         Start::Checkpoint(model) => {
             let _ = writeln!(text, "start: {model}, the same for every seed");
@@ -74,7 +80,8 @@ fn published(text: &mut String, recipe: &Recipe, options: &ReproduceConfig) {
     let dir = data_dir(options);
     let shown = dir.display();
     text.push_str("\nneeds a GPU with about 60 GB, and (nothing is downloaded by this program):\n");
-    let _ = writeln!(text, "  the checkpoint: a folder, or in the Hugging Face cache\n    hf download {model}");
+    let _ =
+        writeln!(text, "  the checkpoint: a folder, or in the Hugging Face cache\n    hf download {model}");
     let state = |is_there: bool| if is_there { "found" } else { "not there" };
     for task in &recipe.tasks {
         let TaskRows::Published { train, test, test_rows } = &task.rows else { continue };
@@ -146,7 +153,11 @@ pub(super) fn facts(plan: &Plan<'_>, rows: &Rows) -> Vec<(String, String)> {
         fact("arms done", format!("{done} of {}", legs.len())),
         fact(
             "budget of every arm",
-            format!("{}, {} prompts each", recipe.tasks.each_ref().map(budget).join(", "), recipe.prompts_per_step),
+            format!(
+                "{}, {} prompts each",
+                recipe.tasks.each_ref().map(budget).join(", "),
+                recipe.prompts_per_step
+            ),
         ),
         fact("completions per prompt in GRPO and GRPO-D", recipe.group.to_string()),
         fact("KL weight", recipe.tasks.each_ref().map(beta).join("; ")),
@@ -211,7 +222,8 @@ impl Clock {
         }
         let left = self.time_left();
         self.begun = (self.begun + 1).min(self.total);
-        let left = left.map_or("unknown yet".to_owned(), |left| format!("about {} min", left.as_secs().div_ceil(60)));
+        let left = left
+            .map_or("unknown yet".to_owned(), |left| format!("about {} min", left.as_secs().div_ceil(60)));
         format!("run {} of {}: {title} (time left: {left})", self.begun, self.total)
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::recipe::{Recipe, Start, TaskRecipe, WarmUp};
+use super::recipe::{Recipe, TaskRecipe, WarmUp};
 use super::rows::Arm;
 use crate::config::{EvalConfig, GrpoConfig, Options, ReproduceConfig, SftConfig};
 use crate::error::{Error, Result};
@@ -43,7 +43,11 @@ impl Plan<'_> {
     /// Every arm in the order in which they run.
     pub fn legs(&self) -> Vec<Leg> {
         let of_task = |seed, task| Arm::TRAINED.map(|arm| Leg { seed, task, arm });
-        self.options.seeds.iter().flat_map(|&seed| [0, 1].into_iter().flat_map(move |task| of_task(seed, task))).collect()
+        self.options
+            .seeds
+            .iter()
+            .flat_map(|&seed| [0, 1].into_iter().flat_map(move |task| of_task(seed, task)))
+            .collect()
     }
 
     /// The folder of a seed.
@@ -137,23 +141,23 @@ impl Plan<'_> {
         self.settled_eval(words).map(Some)
     }
 
-    /// The warm-up of a seed's random weights up to `steps`.
+    /// The warm-up of a seed's random weights up to `steps`, the last of them on `mixture`.
     ///
     /// # Errors
     /// As [`Plan::sft`].
-    pub fn warm_up(&self, warm_up: &WarmUp, seed: u64, steps: u64) -> Result<SftConfig> {
+    pub fn warm_up(&self, warm_up: &WarmUp, seed: u64, steps: u64, mixture: Mixture) -> Result<SftConfig> {
         let mut words = vec![
             "--model".into(),
             text(&self.seed_dir(seed).join(INIT))?,
             "--dataset".into(),
-            text(&self.options.output_dir.join(DATA).join(MIXTURE))?,
+            text(&self.mixture(mixture))?,
             "--output_dir".into(),
             text(&self.seed_dir(seed).join(WARM_UP))?,
             format!("--seed={seed}"),
             format!("--max_steps={steps}"),
             "--resume_from_checkpoint".into(),
             // The learning rate does not depend on the end, so that a run can be prolonged.
-            "--allow_change=max_steps".into(),
+            "--allow_change=max_steps,dataset".into(),
             "--save_total_limit=1".into(),
         ];
         words.extend(self.recipe.training.iter().chain(&warm_up.sft).cloned());
@@ -163,18 +167,15 @@ impl Plan<'_> {
         })
     }
 
+    /// The rows of the warm-up.
+    pub fn mixture(&self, mixture: Mixture) -> PathBuf {
+        self.options.output_dir.join(DATA).join(mixture.file(self.recipe))
+    }
+
     /// Steps between two measurements on validation rows during an arm.
     pub fn look_steps(&self, leg: Leg) -> Option<u64> {
         let has_rows = self.data[leg.task].validation.is_some() && self.recipe.looks > 0;
         has_rows.then(|| (self.task(leg).steps / self.recipe.looks).max(1))
-    }
-
-    /// The checkpoint that all arms of a seed start from, once it is there, where it is published.
-    pub fn published_start(&self) -> Option<&Path> {
-        match &self.recipe.start {
-            Start::Checkpoint(model) => Some(Path::new(model)),
-            Start::WarmUp(_) => None,
-        }
     }
 
     /// What every arm of a seed has in common: the start, the rows and their order, the number of steps.
@@ -215,12 +216,38 @@ impl Plan<'_> {
 
 /// Folder of what all seeds share.
 pub const DATA: &str = "data";
-/// In it, the rows of the warm-up.
-pub const MIXTURE: &str = "mixture.jsonl";
 /// Folder of a seed's random weights.
 pub const INIT: &str = "init";
 /// Run folder of a seed's warm-up.
 pub const WARM_UP: &str = "warm-up";
+
+/// The rows of the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mixture {
+    /// All that were set aside of both tasks.
+    Even,
+    /// All of this task, and few of the other.
+    Mostly(usize),
+}
+
+impl Mixture {
+    /// What brings a task that lags behind its target up to it, and does not take the other one much further.
+    pub fn after(accuracy: [f64; 2], target: [f64; 2]) -> Mixture {
+        match [accuracy[0] >= target[0], accuracy[1] >= target[1]] {
+            [true, false] => Mixture::Mostly(1),
+            [false, true] => Mixture::Mostly(0),
+            _ => Mixture::Even,
+        }
+    }
+
+    /// Its file among the data.
+    pub fn file(self, recipe: &Recipe) -> String {
+        match self {
+            Mixture::Even => "mixture.jsonl".into(),
+            Mixture::Mostly(task) => format!("mixture-{}.jsonl", recipe.tasks[task].name),
+        }
+    }
+}
 
 /// A path as an option's value.
 ///
@@ -234,7 +261,8 @@ pub fn text(path: &Path) -> Result<String> {
 /// The options that `words` say on a command line, after `set` and resolved; later words replace earlier ones.
 fn settled<T: clap::Args + Options>(words: Vec<String>, set: impl FnOnce(&mut T)) -> Result<T> {
     let broken = |reason: String| Error::Internal(format!("a recipe's options of {}: {reason}", T::COMMAND));
-    let command = T::augment_args(clap::Command::new(T::COMMAND)).no_binary_name(true).args_override_self(true);
+    let command =
+        T::augment_args(clap::Command::new(T::COMMAND)).no_binary_name(true).args_override_self(true);
     let matches = command.try_get_matches_from(words).map_err(|e| broken(e.to_string()))?;
     let mut options = T::from_arg_matches(&matches).map_err(|e| broken(e.to_string()))?;
     set(&mut options);

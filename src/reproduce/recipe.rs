@@ -56,6 +56,9 @@ pub struct WarmUp {
     pub validation_rows: usize,
     /// Rows of each task in the mixture; no arm sees them.
     pub mixture_rows: [usize; 2],
+    /// While one task has reached its target and the other has not, one in so many rows of the former is left in the
+    /// mixture.
+    pub few: usize,
     /// Further options of `sft`.
     pub sft: Vec<String>,
     /// Rows of an SFT step.
@@ -96,8 +99,8 @@ pub enum TaskRows {
         task: String,
         /// How hard.
         difficulty: String,
-        /// The kinds of question; empty for all.
-        kinds: Vec<String>,
+        /// The one kind of question; none for all of the difficulty.
+        question_type: Option<String>,
     },
     /// Published.
     Published {
@@ -122,10 +125,10 @@ impl Recipe {
     ///
     /// Learning rates, steps and the warm-up's targets were chosen on validation rows with seeds from 100 on. The KL weights are the paper's.
     pub fn tiny() -> Recipe {
-        let drawn = |task: Task, difficulty: Difficulty, kinds: &str| TaskRows::Drawn {
+        let drawn = |task: Task, question_type: Option<&str>| TaskRows::Drawn {
             task: task.name().into(),
-            difficulty: difficulty.name().into(),
-            kinds: words(kinds),
+            difficulty: Difficulty::Easy.name().into(),
+            question_type: question_type.map(str::to_owned),
         };
         Recipe {
             name: "tiny".into(),
@@ -136,7 +139,10 @@ impl Recipe {
                 test_rows: 500,
                 validation_rows: 200,
                 mixture_rows: [3000, 3000],
-                sft: words("--learning_rate 1.5e-3 --lr_scheduler_type constant_with_warmup --warmup_steps 10"),
+                few: 8,
+                sft: words(
+                    "--learning_rate 1.5e-3 --lr_scheduler_type constant_with_warmup --warmup_steps 10",
+                ),
                 rows_per_step: 32,
                 look_steps: 20,
                 max_looks: 60,
@@ -146,7 +152,7 @@ impl Recipe {
             tasks: [
                 TaskRecipe {
                     name: "counting".into(),
-                    rows: drawn(Task::Counting, Difficulty::Easy, ""),
+                    rows: drawn(Task::Counting, None),
                     steps: 200,
                     constant_beta: 0.04,
                     dynamic_beta: Othink { beta_min: 0.04, beta_max: 0.10, exploration_ratio: EXPLORATION },
@@ -154,7 +160,7 @@ impl Recipe {
                 },
                 TaskRecipe {
                     name: "geometry".into(),
-                    rows: drawn(Task::Geometry, Difficulty::Easy, "triangle_angle"),
+                    rows: drawn(Task::Geometry, Some("marked_angle")),
                     steps: 200,
                     constant_beta: 0.01,
                     dynamic_beta: Othink { beta_min: 0.0, beta_max: 0.02, exploration_ratio: EXPLORATION },

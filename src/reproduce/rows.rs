@@ -108,7 +108,8 @@ impl Rows {
 
     /// The differences in accuracy between two arms, seed by seed, in the order of the rows.
     pub fn paired(&self, arm: Arm, other: Arm, train: &str, eval: &str) -> Vec<f64> {
-        let of_seed = |seed| self.of(other, Some(train), eval).find(|row| row.seed == seed || row.seed.is_none());
+        let of_seed =
+            |seed| self.of(other, Some(train), eval).find(|row| row.seed == seed || row.seed.is_none());
         self.of(arm, Some(train), eval)
             .filter_map(|row| Some(row.accuracy - of_seed(row.seed)?.accuracy))
             .collect()

@@ -23,7 +23,11 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn title(&self) -> String {
-        if self.train == self.eval { self.eval.to_owned() } else { format!("{} → {}", self.train, self.eval) }
+        if self.train == self.eval {
+            self.eval.to_owned()
+        } else {
+            format!("{} → {}", self.train, self.eval)
+        }
     }
 }
 

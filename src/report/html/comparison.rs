@@ -90,13 +90,18 @@ pub fn write(path: impl AsRef<Path>, comparison: &Comparison) -> Result<()> {
 
 /// The page as text.
 pub fn render(comparison: &Comparison) -> String {
-    page(&comparison.title, &comparison.config, |header| facts(header, &comparison.facts), |main| {
-        comparison.tables.iter().for_each(|table| write_table(main, table));
-        for (title, charts) in &comparison.charts {
-            let cards: Vec<String> = charts.iter().filter_map(card).collect();
-            super::section(main, title, &cards);
-        }
-    })
+    page(
+        &comparison.title,
+        &comparison.config,
+        |header| facts(header, &comparison.facts),
+        |main| {
+            comparison.tables.iter().for_each(|table| write_table(main, table));
+            for (title, charts) in &comparison.charts {
+                let cards: Vec<String> = charts.iter().filter_map(card).collect();
+                super::section(main, title, &cards);
+            }
+        },
+    )
 }
 
 fn write_table(text: &mut String, table: &Table) {
@@ -169,13 +174,15 @@ fn draw(chart: &Chart) -> Option<String> {
             at + 4.0
         );
     }
-    let _ = write!(svg, "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{BOTTOM}\" y2=\"{BOTTOM}\"/>");
+    let _ =
+        write!(svg, "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{BOTTOM}\" y2=\"{BOTTOM}\"/>");
     for (at, anchor, label) in [
         (LEFT, "start", short(first)),
         ((LEFT + RIGHT) / 2.0, "middle", "step".to_owned()),
         (RIGHT, "end", short(last)),
     ] {
-        let _ = write!(svg, "<text x=\"{at}\" y=\"{}\" text-anchor=\"{anchor}\">{label}</text>", BOTTOM + 15.0);
+        let _ =
+            write!(svg, "<text x=\"{at}\" y=\"{}\" text-anchor=\"{anchor}\">{label}</text>", BOTTOM + 15.0);
     }
     let path = |points: &mut dyn Iterator<Item = (f64, f64)>| {
         points.map(|(step, value)| format!("{:.1},{:.1}", x(step), y(value))).collect::<Vec<_>>().join(" ")
@@ -230,9 +237,14 @@ mod tests {
         ]))
         .unwrap();
         // The value 0 lies at the bottom, 1 at the top.
-        assert!(svg.contains("<polyline class=\"arm-curve arm-1\" points=\"50.0,178.0 408.0,8.0\"/>"), "{svg}");
         assert!(
-            svg.contains("<polygon class=\"arm-band arm-2\" points=\"50.0,8.0 408.0,50.5 408.0,135.5 50.0,178.0\"/>"),
+            svg.contains("<polyline class=\"arm-curve arm-1\" points=\"50.0,178.0 408.0,8.0\"/>"),
+            "{svg}"
+        );
+        assert!(
+            svg.contains(
+                "<polygon class=\"arm-band arm-2\" points=\"50.0,8.0 408.0,50.5 408.0,135.5 50.0,178.0\"/>"
+            ),
             "{svg}"
         );
         assert_eq!(svg.matches("<polygon").count(), 1, "an arm without a band has none");
@@ -266,14 +278,17 @@ mod tests {
             )],
             config: "seeds = [1]".into(),
         });
-        for wanted in ["a &lt;b&gt;", "1 &amp; 2", "x&lt;y", "Trained on &lt;c&gt;", "<td>1 ± 2</td>", "seeds = [1]"] {
+        for wanted in
+            ["a &lt;b&gt;", "1 &amp; 2", "x&lt;y", "Trained on &lt;c&gt;", "<td>1 ± 2</td>", "seeds = [1]"]
+        {
             assert!(page.contains(wanted), "{wanted}");
         }
         for unwanted in ["<script", "http://", "https://", "NaN"] {
             assert!(!page.contains(unwanted), "{unwanted}");
         }
         for tag in ["section", "svg", "div", "table", "tr", "figure", "p", "pre", "span"] {
-            let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+            let opened =
+                page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
             assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
         }
     }
