@@ -1,15 +1,20 @@
 //! Datasets: rows of messages, images and a reference answer.
 //!
-//! [`read`] turns a JSONL file, or a folder that holds one per split, into [`Sample`]s.
-//! Images stay where they are: a sample carries a checked path, and the bytes are read
-//! when [`ImageSource::encoded`] is called. [`order`] is the seeded order of an epoch.
+//! [`open`] and [`read`] make a [`Dataset`] of files; a row becomes a [`Sample`] when it is asked for. Images stay where
+//! they are: a sample carries a checked path, and the bytes are read when [`ImageSource::encoded`] is called. [`order`]
+//! is the seeded order of an epoch.
 
+mod cells;
 mod dataset;
 mod image_path;
 mod jsonl;
+mod jsonl_table;
+mod locate;
 mod nearest;
 mod order;
+mod read;
 mod row;
+mod table;
 mod template;
 
 use std::borrow::Cow;
@@ -19,10 +24,14 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::files::read_bounded;
 
-pub use dataset::{Dataset, ReadOptions, locate, read, read_usable};
+pub use cells::{Cell, Cells, ImageCell};
+pub use dataset::{Dataset, Source};
 pub use jsonl::{MAX_LINE_BYTES, Objects, objects};
+pub use locate::locate;
 pub use nearest::nearest;
 pub use order::order;
+pub use read::{Named, ReadOptions, open, read, read_usable};
+pub use table::{Origin, Place, Table, TableOptions, open_table};
 pub use template::PromptTemplate;
 
 /// One row of a dataset.
@@ -42,20 +51,11 @@ pub struct Sample {
     pub columns: serde_json::Map<String, serde_json::Value>,
 }
 
-/// A line of a JSONL file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// The file.
-    pub file: Arc<Path>,
-    /// The line, from 1.
-    pub line: usize,
-}
-
 impl Sample {
     /// `error` with the place of this row, which caused it: file and line, or the row's number. An error that has its
     /// place already stays as it is.
     pub fn blame(&self, error: Error) -> Error {
-        let Some(Origin { file, line }) = &self.origin else {
+        let Some(Origin { file, place }) = &self.origin else {
             return match error {
                 Error::Input(message) => Error::Input(format!("row {}: {message}", self.row)),
                 other => other,
@@ -63,10 +63,10 @@ impl Sample {
         };
         let behind = |path: &Path, message: &dyn std::fmt::Display| match path == &**file {
             true => message.to_string(),
-            false => format!("line {line}: {}: {message}", path.display()),
+            false => format!("{place}: {}: {message}", path.display()),
         };
         match error {
-            Error::Input(message) => Error::content(file, format!("line {line}: {message}")),
+            Error::Input(message) => Error::content(file, format!("{place}: {message}")),
             Error::Content { path, message } => Error::content(file, behind(&path, &message)),
             Error::Missing { path, message } => Error::missing(file, behind(&path, &message)),
             Error::Io { path, action, source } => {
@@ -209,7 +209,7 @@ mod tests {
         let mut s = sample(serde_json::json!({}));
         let io = |path: &str| Error::io(path, "read", std::io::ErrorKind::PermissionDenied.into());
         assert_eq!(s.blame(Error::Input("x".into())).to_string(), "row 4: x");
-        s.origin = Some(Origin { file: Path::new("t.jsonl").into(), line: 7 });
+        s.origin = Some(Origin { file: Path::new("t.jsonl").into(), place: Place::Line(7) });
         for (error, code, message) in [
             (Error::Input("x".into()), 65, "t.jsonl: line 7: x"),
             (Error::content("a.png", "broken"), 65, "t.jsonl: line 7: a.png: broken"),

@@ -48,6 +48,23 @@ pub fn open_regular(path: &Path) -> Result<(File, u64)> {
     Ok((file, length))
 }
 
+/// Reads at `offset` into `buffer`, whatever place other readers of the file have come to; 0 bytes at its end.
+///
+/// # Errors
+/// The system's.
+pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+    loop {
+        #[cfg(unix)]
+        let read = std::os::unix::fs::FileExt::read_at(file, buffer, offset);
+        #[cfg(windows)]
+        let read = std::os::windows::fs::FileExt::seek_read(file, buffer, offset);
+        match read {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
 fn not_regular(path: &Path, metadata: &fs::Metadata) -> Error {
     let kind = if metadata.is_dir() { "a folder" } else { "a pipe, socket or device" };
     Error::content(path, format!("is {kind}, not a regular file"))

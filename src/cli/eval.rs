@@ -98,8 +98,13 @@ pub(super) fn measure<'a>(
     let tokens: usize = results.iter().map(|r| r.completion.tokens.len()).sum();
     Ok(Summary {
         model: &options.model.model,
-        dataset: options.data.dataset.display().to_string(),
-        split: options.data.dataset.is_dir().then_some(options.data.dataset_split.as_str()),
+        dataset: options.data.names(),
+        split: options
+            .data
+            .dataset
+            .iter()
+            .all(|path| path.is_dir())
+            .then_some(options.data.dataset_split.as_str()),
         rows: results.len(),
         accuracy: mean_score(&results, 0),
         format: mean_score(&results, 1),

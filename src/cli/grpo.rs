@@ -74,14 +74,15 @@ pub(super) fn train_until_done(
         policy.prompt_limit(options.rollout.max_prompt_length, options.rollout.max_completion_length)?;
     interrupt.check()?;
     let fit =
-        training::Fit { limit, supervised: false, overlong: options.order.overlong, interrupt: interrupt };
+        training::Fit { limit, supervised: false, overlong: options.order.overlong, interrupt };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
     if let Some(evaluation) = &mut evaluation {
         // Found now and not in the middle of the run.
         evaluation.samples = fit.keep(&policy.processor, evaluation.samples.clone(), quiet)?;
         evaluation.samples.each(|_, sample| check_images(&sample?), |_, check| check)?;
     }
-    let steps = steps(options, samples.rows());
+    let stream = training::stream(&samples, &options.order, options.seed.seed)?;
+    let steps = steps(options, stream.rows());
     let identity = Identity {
         command: GrpoConfig::COMMAND.into(),
         options: identity_options(options, placement)?,
@@ -89,7 +90,7 @@ pub(super) fn train_until_done(
         dataset_hash: dataset_hash(&samples)?,
         max_steps: steps,
     };
-    let mut trainer = trainer(options, placement, policy, rewards, limit, samples.rows(), steps)?;
+    let mut trainer = trainer(options, placement, policy, rewards, limit, stream, steps)?;
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
     let run_options = RunOptions {
@@ -145,7 +146,7 @@ fn trainer(
     policy: Policy,
     rewards: RewardSet,
     prompt_limit: usize,
-    rows: usize,
+    stream: Stream,
     steps: u64,
 ) -> Result<GrpoTrainer> {
     let (group, optimiser) = (&options.group, &options.optimiser);
@@ -177,7 +178,6 @@ fn trainer(
     trainer_options.loss.validate()?;
     let decoding = policy.decoding(sampling(&options.rollout), &options.rollout.stop_strings, true)?;
     let beta = BetaController::new(beta_schedule(&options.kl), steps)?;
-    let stream = Stream::new(rows, options.seed.seed, options.order.shuffle_dataset)?;
     GrpoTrainer::new(policy, trainer_options, decoding, rewards, beta, training::adamw(optimiser), stream)
 }
 
@@ -262,8 +262,9 @@ fn dry_run(options: &GrpoConfig, samples: &Dataset, placement: &Placement) -> Re
         truncates: options.rollout.top_k > 0 || options.rollout.top_p < 1.0,
         recompute: options.optimiser.gradient_checkpointing,
     };
+    let rows = training::stream(samples, &options.order, options.seed.seed)?.rows();
     let facts = [
-        format!("{} rows, {} optimiser steps", samples.rows(), steps(options, samples.rows())),
+        format!("{} rows, {} optimiser steps", samples.rows(), steps(options, rows)),
         format!("{prompts} prompts x {group} completions for each rollout"),
         format!(
             "longest prompt at most {} tokens ({} of text, {} of images); {limit} fit",
@@ -287,7 +288,7 @@ fn facts(
     let (prompts, group) = (options.prompts_per_step(), options.group.num_generations);
     vec![
         fact("model", &options.model.model),
-        fact("dataset", format!("{} ({rows} rows)", options.data.dataset.display())),
+        fact("dataset", format!("{} ({rows} rows)", options.data.names())),
         fact("parameters", format!("{all}, {trained} of them trained")),
         fact("steps", format!("{steps} of {prompts} prompts x {group} completions")),
         fact("seed", options.seed.seed),

@@ -64,38 +64,32 @@ pub(super) fn read_options(options: &DataOptions, need_solution: bool) -> Result
     })
 }
 
-/// The rows that the options name.
+/// The rows that the options name, each read once, so that what is wrong is found before anything is done with them.
 ///
-/// With `--max_bad_rows` above 0, every image is decoded now; rows that cannot be used are left out, and listed on standard
+/// With `--max_bad_rows` above 0, every image is decoded too; rows that cannot be used are left out, and listed on standard
 /// error one line each.
 ///
 /// # Errors
 /// That of the first bad row, or [`Error::Content`] when there are more than `max_bad_rows`.
 pub(super) fn read_rows(options: &DataOptions, read: &ReadOptions, quiet: bool) -> Result<Dataset> {
-    if options.max_bad_rows == 0 {
-        return data::read(&options.dataset, read);
+    let all = data::open(&options.dataset, read)?;
+    let progress = Progress::start("check rows", all.rows() as u64, quiet);
+    let advance = |n| progress.advance(n);
+    let usable = match options.max_bad_rows {
+        0 => all.usable(|_| Ok(()), advance, Err)?,
+        _ => {
+            let mut bad = BadRows { options, found: 0 };
+            all.usable(check_images, advance, |error| bad.add(error))?
+        }
+    };
+    if usable.rows() == 0 {
+        return Err(Error::content(
+            options.names(),
+            format!("has {} rows, and none can be used", all.rows()),
+        ));
     }
-    let mut bad = BadRows { options, found: 0 };
-    let samples = data::read_usable(&options.dataset, read, |error| bad.add(error))?;
-    let progress = Progress::start("check rows", samples.rows() as u64, quiet);
-    let mut usable = Vec::new();
-    samples.each(
-        |_, sample| check_images(&sample?),
-        |row, check| {
-            progress.advance(1);
-            match check {
-                Ok(()) => usable.push(row as u32),
-                Err(error) => bad.add(error)?,
-            }
-            Ok(())
-        },
-    )?;
     progress.finish();
-    if usable.is_empty() {
-        let message = format!("has {} rows, and none can be used", bad.found);
-        return Err(Error::content(&options.dataset, message));
-    }
-    Ok(samples.view(usable))
+    Ok(usable)
 }
 
 /// The rows left out so far.
@@ -111,7 +105,7 @@ impl BadRows<'_> {
         let allowed = self.options.max_bad_rows;
         if self.found > allowed {
             return Err(Error::content(
-                &self.options.dataset,
+                self.options.names(),
                 format!(
                     "more than {allowed} bad rows, all that --max_bad_rows allows; the next one: {error}"
                 ),

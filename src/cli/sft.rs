@@ -20,7 +20,7 @@ use crate::train::plan::{TrainingShape, memory_plan};
 use crate::train::resume::{dataset_hash, identity_options, model_hash};
 use crate::train::run::{Evaluation, METRICS, run};
 use crate::train::sft::{SftOptions, SftTrainer};
-use crate::train::stream::{Stream, total_steps};
+use crate::train::stream::total_steps;
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
 pub fn train(options: &SftConfig) -> Result<()> {
@@ -63,7 +63,8 @@ pub(super) fn train_until_done(
     let limit = max_length(options, policy.model.config());
     let fit = training::Fit { limit, supervised: true, overlong: options.order.overlong, interrupt };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
-    let steps = steps(options, samples.rows());
+    let stream = training::stream(&samples, &options.order, options.seed.seed)?;
+    let steps = steps(options, stream.rows());
     let trainer_options = SftOptions {
         micro_batch: optimiser.per_device_train_batch_size,
         accumulation: optimiser.gradient_accumulation_steps,
@@ -73,7 +74,6 @@ pub(super) fn train_until_done(
         recompute: optimiser.gradient_checkpointing,
         placement: placement.clone(),
     };
-    let stream = Stream::new(samples.rows(), options.seed.seed, options.order.shuffle_dataset)?;
     let identity = Identity {
         command: SftConfig::COMMAND.into(),
         options: identity_options(options, placement)?,
@@ -91,10 +91,7 @@ pub(super) fn train_until_done(
         title: format!("othink-train sft: {}", options.model.model),
         facts: vec![
             training::fact("model", &options.model.model),
-            training::fact(
-                "dataset",
-                format!("{} ({} rows)", options.data.dataset.display(), samples.rows()),
-            ),
+            training::fact("dataset", format!("{} ({} rows)", options.data.names(), samples.rows())),
             training::fact("parameters", format!("{all}, {trained} of them trained")),
             training::fact("steps", format!("{steps} of {} rows", optimiser.sequences_per_step())),
             training::fact("seed", options.seed.seed),
@@ -126,6 +123,7 @@ fn dry_run(options: &SftConfig, samples: &Dataset, placement: &Placement) -> Res
     let measured = training::measure(&options.model, pixels, samples, true, quiet)?;
     let (config, longest) = (&measured.folder.config, measured.longest);
     let limit = max_length(options, config);
+    let rows = training::stream(samples, &options.order, options.seed.seed)?.rows();
     let shape = TrainingShape {
         micro_batch: options.optimiser.per_device_train_batch_size,
         group: 1,
@@ -140,7 +138,7 @@ fn dry_run(options: &SftConfig, samples: &Dataset, placement: &Placement) -> Res
         recompute: options.optimiser.gradient_checkpointing,
     };
     let facts = [
-        format!("{} rows, {} optimiser steps", samples.rows(), steps(options, samples.rows())),
+        format!("{} rows, {} optimiser steps", samples.rows(), steps(options, rows)),
         format!("{} rows for each step", options.optimiser.sequences_per_step()),
         format!(
             "longest row at most {} tokens ({} of text, {} of images, {} of answer); {limit} fit",

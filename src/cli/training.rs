@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::inputs;
 use crate::config::{
-    CheckpointOptions, LoggingOptions, ModelOptions, OptimiserOptions, Overlong, OwnPixelOptions,
+    CheckpointOptions, LoggingOptions, ModelOptions, OptimiserOptions, OrderOptions, Overlong,
+    OwnPixelOptions,
 };
 use crate::data::{Dataset, Part, Sample};
 use crate::error::{Error, Result};
@@ -22,6 +23,7 @@ use crate::train::plan::{
 };
 use crate::train::policy::{Policy, check_length};
 use crate::train::run::RunOptions;
+use crate::train::stream::Stream;
 
 /// Refuses a storage type that training does not have.
 ///
@@ -79,6 +81,11 @@ pub(super) fn learning_rate(options: &OptimiserOptions, total_steps: u64) -> Res
         warmup_steps: warmup_steps(options.warmup_steps as u64, options.warmup_ratio, total_steps)?,
         total_steps,
     })
+}
+
+/// The order in which a run sees its rows.
+pub(super) fn stream(samples: &Dataset, order: &OrderOptions, seed: u64) -> Result<Stream> {
+    Stream::over(samples, &order.dataset_weights, order.stopping_strategy, seed, order.shuffle_dataset)
 }
 
 /// Where a run writes, and how often; completions are not logged.
@@ -165,7 +172,11 @@ impl Fit<'_> {
 
     /// A bound on the tokens of a row that a glance gives. A token is at least one byte of normalised text, which has at
     /// most three times the bytes of the text; around each message stand at most as many tokens as the first row has.
-    fn bound(&self, processor: &Processor, samples: &Dataset) -> Result<impl Fn(&Sample) -> usize + Sync> {
+    fn bound(
+        &self,
+        processor: &Processor,
+        samples: &Dataset,
+    ) -> Result<impl Fn(&Sample) -> usize + Sync + use<>> {
         let around = RowLength::of(processor, &samples.sample(0)?, self.supervised)?.text_tok;
         let per_image = image_tokens_at_most(processor.image_config());
         let bytes = |part: &Part| match part {
@@ -241,9 +252,14 @@ pub(super) fn fact(name: &str, value: impl ToString) -> (String, String) {
     (name.to_string(), value.to_string())
 }
 
-/// Writes the run's report and says where it is and where the last checkpoint is.
-pub(super) fn finish(dir: &Path, saved: &Path, summary: &RunSummary) -> Result<()> {
-    let report = dir.join("report.html");
-    html::write(&report, summary)?;
-    super::print(&format!("checkpoint: {}\nreport: {}\n", saved.display(), report.display()))
+/// Writes the run's report.
+pub(super) fn write_report(dir: &Path, summary: &RunSummary) -> Result<()> {
+    html::write(dir.join(REPORT), summary)
+}
+
+const REPORT: &str = "report.html";
+
+/// Says where the report is and where the last checkpoint is.
+pub(super) fn finish(dir: &Path, saved: &Path) -> Result<()> {
+    super::print(&format!("checkpoint: {}\nreport: {}\n", saved.display(), dir.join(REPORT).display()))
 }

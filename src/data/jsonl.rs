@@ -57,9 +57,7 @@ impl Iterator for Objects {
             let number = self.number + 1;
             let object = match self.read_line() {
                 Ok(false) => return None,
-                Ok(true) if self.line.len() > self.max_line_bytes => {
-                    Err(format!(": longer than {} bytes; one row per line?", self.max_line_bytes))
-                }
+                Ok(true) if self.line.len() > self.max_line_bytes => Err(too_long(self.max_line_bytes)),
                 Ok(true) => {
                     let line = if number == 1 { without_mark(&self.line) } else { &self.line };
                     if line.iter().all(u8::is_ascii_whitespace) {
@@ -97,12 +95,18 @@ impl Objects {
     }
 }
 
-fn without_mark(line: &[u8]) -> &[u8] {
+/// The rest of the message after `line N` for an overlong one.
+pub(super) fn too_long(max_line_bytes: usize) -> String {
+    format!(": longer than {max_line_bytes} bytes; one row per line?")
+}
+
+/// The bytes behind a byte-order mark, if there is one.
+pub(super) fn without_mark(line: &[u8]) -> &[u8] {
     line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line)
 }
 
 /// The object on one line, or the rest of the message after `line N`.
-fn parse_line(bytes: &[u8]) -> std::result::Result<Map<String, Value>, String> {
+pub(super) fn parse_line(bytes: &[u8]) -> std::result::Result<Map<String, Value>, String> {
     let text = std::str::from_utf8(bytes)
         .map_err(|e| format!(": byte {} is not valid UTF-8; save the file as UTF-8", e.valid_up_to() + 1))?;
     serde_json::from_str::<Row>(text).map(|row| row.0).map_err(|e| {
