@@ -263,8 +263,8 @@ impl<'a> Experiment<'a> {
                 if looks.len() as u64 == warm_up.max_looks {
                     return Err(self.cold(&looks, seed));
                 }
-                let mixture =
-                    looks.last().map_or(Mixture::Even, |look| Mixture::after(look.accuracy, warm_up.target));
+                let last = looks.last().map_or([0.0; 2], |look| look.accuracy);
+                let mixture = Mixture::after(last, warm_up.target);
                 let saved = self.commands.sft(&plan.warm_up(warm_up, seed, steps, mixture)?, None)?;
                 let mut accuracy = [0.0; 2];
                 for (task, accuracy) in accuracy.iter_mut().enumerate() {
@@ -284,7 +284,7 @@ impl<'a> Experiment<'a> {
     }
 
     fn write_random(&self, warm_up: &WarmUp, dir: &Path, seed: u64) -> Result<()> {
-        let mixture = self.plan.mixture(Mixture::Even);
+        let mixture = self.plan.mixture(Mixture { mostly: 1 });
         let read = ReadOptions { need_target: true, ..ReadOptions::default() };
         let samples = dataset::read(&mixture, &read)?.supervised();
         tiny::write(dir, &samples, warm_up.image_side as usize, seed)

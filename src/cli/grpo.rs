@@ -73,8 +73,7 @@ pub(super) fn train_until_done(
     let limit =
         policy.prompt_limit(options.rollout.max_prompt_length, options.rollout.max_completion_length)?;
     interrupt.check()?;
-    let fit =
-        training::Fit { limit, supervised: false, overlong: options.order.overlong, interrupt };
+    let fit = training::Fit { limit, supervised: false, overlong: options.order.overlong, interrupt };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
     if let Some(evaluation) = &mut evaluation {
         // Found now and not in the middle of the run.

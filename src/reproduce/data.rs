@@ -130,13 +130,9 @@ fn draw(recipe: &Recipe, warm_up: &WarmUp, dir: &Path, quiet: bool) -> Result<()
     }
     let [one, two] = &set_aside;
     let few = |rows: &[String]| rows[..rows.len() / warm_up.few].to_vec();
-    for (name, rows) in [
-        (Mixture::Even, [one.clone(), two.clone()]),
-        (Mixture::Mostly(0), [one.clone(), few(two)]),
-        (Mixture::Mostly(1), [few(one), two.clone()]),
-    ] {
+    for (mostly, rows) in [[one.clone(), few(two)], [few(one), two.clone()]].into_iter().enumerate() {
         let text = rows.concat().join("\n") + "\n";
-        replace_file(&SystemDisk, &dir.join(name.file(recipe)), text.as_bytes())?;
+        replace_file(&SystemDisk, &dir.join(Mixture { mostly }.file(recipe)), text.as_bytes())?;
     }
     Ok(())
 }

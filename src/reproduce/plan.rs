@@ -221,31 +221,23 @@ pub const INIT: &str = "init";
 /// Run folder of a seed's warm-up.
 pub const WARM_UP: &str = "warm-up";
 
-/// The rows of the warm-up.
+/// The rows of a stretch of the warm-up: all that were set aside of one task, and few of the other, so that it is not
+/// forgotten. (Of both at once a small model learns neither for long.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mixture {
-    /// All that were set aside of both tasks.
-    Even,
-    /// All of this task, and few of the other.
-    Mostly(usize),
+pub struct Mixture {
+    /// Index of the task that it is mostly of.
+    pub mostly: usize,
 }
 
 impl Mixture {
-    /// What brings a task that lags behind its target up to it, and does not take the other one much further.
+    /// What comes after these accuracies: the first task that lags behind its target.
     pub fn after(accuracy: [f64; 2], target: [f64; 2]) -> Mixture {
-        match [accuracy[0] >= target[0], accuracy[1] >= target[1]] {
-            [true, false] => Mixture::Mostly(1),
-            [false, true] => Mixture::Mostly(0),
-            _ => Mixture::Even,
-        }
+        Mixture { mostly: usize::from(accuracy[0] >= target[0]) }
     }
 
     /// Its file among the data.
     pub fn file(self, recipe: &Recipe) -> String {
-        match self {
-            Mixture::Even => "mixture.jsonl".into(),
-            Mixture::Mostly(task) => format!("mixture-{}.jsonl", recipe.tasks[task].name),
-        }
+        format!("mixture-{}.jsonl", recipe.tasks[self.mostly].name)
     }
 }
 

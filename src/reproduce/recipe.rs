@@ -56,8 +56,7 @@ pub struct WarmUp {
     pub validation_rows: usize,
     /// Rows of each task in the mixture; no arm sees them.
     pub mixture_rows: [usize; 2],
-    /// While one task has reached its target and the other has not, one in so many rows of the former is left in the
-    /// mixture.
+    /// Of the task that a stretch of the warm-up is not mostly of, one in so many rows is in the mixture.
     pub few: usize,
     /// Further options of `sft`.
     pub sft: Vec<String>,
