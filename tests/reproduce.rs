@@ -130,7 +130,7 @@ fn a_small_experiment() {
 /// Killed again and again, each time a little later, until it gets through: numbers, logs and weights are those of one
 /// that nobody disturbed.
 #[test]
-fn a_killed_experiment_comes_to_the_same_numbers() {
+fn case_83_a_killed_experiment_comes_to_the_same_numbers() {
     let temp = tempfile::tempdir().expect("a temporary folder");
     let (calm, killed) = (temp.path().join("calm"), temp.path().join("killed"));
     let started = Instant::now();
@@ -182,7 +182,7 @@ fn a_killed_experiment_comes_to_the_same_numbers() {
 }
 
 #[test]
-fn arms_start_alike_see_the_same_prompts_and_are_not_repeated() {
+fn case_84_arms_start_alike_see_the_same_prompts_and_are_not_repeated() {
     let temp = tempfile::tempdir().expect("a temporary folder");
     let dir = temp.path().join("tiny");
     run(&dir, &small(), &["--seeds", "3"]).expect("the experiment runs");
@@ -228,7 +228,7 @@ fn arms_start_alike_see_the_same_prompts_and_are_not_repeated() {
 }
 
 #[test]
-fn a_start_outside_the_band_or_below_the_target_is_a_clear_failure() {
+fn case_84_a_start_outside_the_band_or_below_the_target_is_a_clear_failure() {
     let temp = tempfile::tempdir().expect("a temporary folder");
     let with = |change: fn(&mut WarmUp)| {
         let mut recipe = small();
@@ -248,7 +248,7 @@ fn a_start_outside_the_band_or_below_the_target_is_a_clear_failure() {
 }
 
 #[test]
-fn a_signal_stops_with_everything_saved() {
+fn case_83_a_signal_stops_with_everything_saved() {
     let temp = tempfile::tempdir().expect("a temporary folder");
     let dir = temp.path().join("tiny");
     let program = program();
@@ -303,7 +303,7 @@ fn random_checkpoint(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn the_papers_recipe_runs_on_data_in_its_layouts() {
+fn case_84_the_papers_recipe_runs_on_data_in_its_layouts() {
     let temp = tempfile::tempdir().expect("a temporary folder");
     let (data, dir) = (temp.path().join("paper"), temp.path().join("run"));
     let model = random_checkpoint(temp.path());
