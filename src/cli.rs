@@ -23,6 +23,7 @@ mod inputs;
 mod inspect;
 mod output;
 mod parity;
+pub mod reproduce;
 mod reward;
 mod score;
 mod sft;
@@ -68,6 +69,7 @@ fn dispatch(command: &Command) -> Result<()> {
         Command::Score(options) => score::run(options),
         Command::Reward(options) => reward::run(options),
         Command::Tasks(TasksCommand::Make(task)) => tasks::run(task),
+        Command::Reproduce(options) => reproduce::run(options),
         Command::Inspect(options) => inspect::run(options),
         Command::Doctor(options) => doctor::run(options),
     }
