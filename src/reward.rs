@@ -6,13 +6,12 @@
 
 mod accuracy;
 mod accuracy_r1v;
-mod answer;
+pub mod answer;
 mod cosine;
 #[cfg(unix)]
 mod external;
 mod format;
 mod iou;
-mod number;
 mod repetition;
 mod soft_overlong;
 mod think_format;
@@ -24,9 +23,9 @@ use crate::data::{Sample, nearest};
 use crate::error::{Error, Result};
 use crate::rollout::Watch;
 
-pub use accuracy::{Accuracy, is_correct};
+pub use accuracy::Accuracy;
 pub use accuracy_r1v::AccuracyR1v;
-pub use answer::extract;
+pub use answer::{extract, is_correct, parsed};
 pub use cosine::{Cosine, Length};
 #[cfg(unix)]
 pub use external::External;
