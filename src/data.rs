@@ -4,6 +4,9 @@
 //! Images stay where they are: a sample carries a checked path, and the bytes are read
 //! when [`ImageSource::encoded`] is called. [`order`] is the seeded order of an epoch.
 
+mod arrow_cell;
+mod arrow_stream;
+mod batches;
 mod cells;
 mod dataset;
 mod image_path;
@@ -11,6 +14,8 @@ mod jsonl;
 mod jsonl_table;
 mod nearest;
 mod order;
+mod parquet;
+mod parquet_pages;
 mod row;
 mod table;
 mod template;

@@ -65,6 +65,23 @@ pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<u
     }
 }
 
+/// Up to `bytes` bytes from `at` on; fewer only at the end of the file.
+///
+/// # Errors
+/// The system's.
+pub fn read_up_to(file: &File, at: u64, bytes: usize) -> std::io::Result<Vec<u8>> {
+    let mut buffer = vec![0; bytes];
+    let mut filled = 0;
+    while filled < bytes {
+        match read_at(file, &mut buffer[filled..], at + filled as u64)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    buffer.truncate(filled);
+    Ok(buffer)
+}
+
 fn not_regular(path: &Path, metadata: &fs::Metadata) -> Error {
     let kind = if metadata.is_dir() { "a folder" } else { "a pipe, socket or device" };
     Error::content(path, format!("is {kind}, not a regular file"))

@@ -1,0 +1,189 @@
+//! The rows of a parquet file.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
+};
+use parquet::errors::ParquetError;
+use parquet::file::reader::{ChunkReader, Length};
+
+use super::batches::{Batches, Held, ahead, guarded};
+use super::cells::Cells;
+use super::parquet_pages::{check_footer, check_pages};
+use super::table::{Origin, Place, Table};
+use crate::error::{Error, Result};
+use crate::files::{open_regular, read_at, read_up_to};
+
+/// Largest footer, in bytes; that of a thousand row groups of ten columns takes about one MiB.
+const MAX_FOOTER_BYTES: u64 = 32 << 20;
+/// A parquet file of which the footer is held, and the few rows that were decoded last.
+pub(super) struct ParquetTable {
+    path: Arc<Path>,
+    length: u64,
+    metadata: ArrowReaderMetadata,
+    /// The first row of each row group, and the number of all rows.
+    starts: Vec<usize>,
+    /// Whether a row group's pages are sound, as far as it was asked.
+    checked: Vec<OnceLock<std::result::Result<(), String>>>,
+    batches: Batches,
+}
+
+impl ParquetTable {
+    /// Reads the footer.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let (file, length) = open_regular(path)?;
+        let broken = |reason: String| Error::content(path, format!("not a readable parquet file: {reason}"));
+        check_ends(&file, length).map_err(broken)?;
+        let source = Source { file: Arc::new(file), length };
+        // The page index is left out: places that it claims would go unchecked.
+        let metadata = guarded(|| {
+            ArrowReaderMetadata::load(&source, ArrowReaderOptions::new()).map_err(|e| e.to_string())
+        })
+        .map_err(broken)?;
+        let mut starts = vec![0];
+        let mut rows = 0usize;
+        for group in metadata.metadata().row_groups() {
+            let more = usize::try_from(group.num_rows()).ok();
+            rows = more.and_then(|more| rows.checked_add(more)).unwrap_or(usize::MAX);
+            starts.push(rows);
+        }
+        // What takes a few bytes per row must not take more than the file allows.
+        if rows as u64 > length.saturating_mul(8) {
+            return Err(broken(format!("claims {rows} rows in {length} bytes")));
+        }
+        let checked = (1..starts.len()).map(|_| OnceLock::new()).collect();
+        Ok(ParquetTable { path: path.into(), length, metadata, starts, checked, batches: Batches::default() })
+    }
+
+    /// Decodes `row`, and where `in_order` some rows behind it.
+    fn decode(&self, row: usize, in_order: bool) -> std::result::Result<Held, String> {
+        let group = self.starts.partition_point(|start| *start <= row) - 1;
+        let (first, end) = (self.starts[group], self.starts[group + 1]);
+        let claims = self.metadata.metadata().row_group(group);
+        let (file, length) = open_regular(&self.path).map_err(|e| e.to_string())?;
+        if length != self.length {
+            return Err("the file has changed since it was opened".into());
+        }
+        let source = Source { file: Arc::new(file), length };
+        let sound = self.checked[group]
+            .get_or_init(|| guarded(|| check_pages(claims, |at, bytes| source.bytes(at, bytes))));
+        sound.clone()?;
+
+        let row_bytes = claims.total_byte_size().max(0) / claims.num_rows().max(1);
+        let rows = row..if in_order { end.min(row + ahead(row_bytes as u64)) } else { row + 1 };
+        let batch = guarded(|| {
+            let selection = vec![RowSelector::skip(row - first), RowSelector::select(rows.len())];
+            let mut reader =
+                ParquetRecordBatchReaderBuilder::new_with_metadata(source.clone(), self.metadata.clone())
+                    .with_row_groups(vec![group])
+                    .with_row_selection(RowSelection::from(selection))
+                    .with_batch_size(rows.len())
+                    .build()
+                    .map_err(|e| e.to_string())?;
+            match reader.next() {
+                Some(Ok(batch)) if batch.num_rows() == rows.len() => Ok(batch),
+                Some(Err(error)) => Err(error.to_string()),
+                _ => Err("its pages hold fewer rows than are claimed".into()),
+            }
+        })?;
+        Ok(Held { first: row, rows, batch: Arc::new(batch) })
+    }
+}
+
+impl Table for ParquetTable {
+    fn rows(&self) -> usize {
+        self.starts[self.starts.len() - 1]
+    }
+
+    fn read(&self, row: usize) -> Result<Cells> {
+        self.batches
+            .row(row, |row, ahead| self.decode(row, ahead))
+            .map_err(|reason| self.origin(row).error(reason))
+    }
+
+    fn origin(&self, row: usize) -> Origin {
+        Origin { file: self.path.clone(), place: Place::Row(row) }
+    }
+
+    fn files(&self) -> Vec<Arc<Path>> {
+        vec![self.path.clone()]
+    }
+}
+
+/// Checks the magic bytes at both ends, and the schema in the footer.
+fn check_ends(file: &File, length: u64) -> std::result::Result<(), String> {
+    const MAGIC: &[u8] = b"PAR1";
+    let read = |at, bytes| read_up_to(file, at, bytes).map_err(|e| e.to_string());
+    if length < 12 || read(0, 4)? != MAGIC {
+        return Err("it does not begin with PAR1".into());
+    }
+    let tail = read(length - 8, 8)?;
+    match &tail[4..] {
+        MAGIC => {}
+        b"PARE" => return Err("its footer is encrypted".into()),
+        _ => return Err("it does not end with PAR1; it was cut short (an unfinished download?)".into()),
+    }
+    let footer = u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]));
+    if footer > length - 12 {
+        return Err(format!("its footer claims {footer} bytes of a file of {length}"));
+    }
+    if footer > MAX_FOOTER_BYTES {
+        return Err(format!("its footer has {footer} bytes; at most {MAX_FOOTER_BYTES} are read"));
+    }
+    check_footer(&read(length - 8 - footer, footer as usize)?)
+}
+
+/// A file that is read at places, so that no reader moves another's.
+#[derive(Clone)]
+struct Source {
+    file: Arc<File>,
+    length: u64,
+}
+
+impl Source {
+    fn bytes(&self, at: u64, bytes: usize) -> std::io::Result<Vec<u8>> {
+        let bytes = self.length.saturating_sub(at).min(bytes as u64);
+        read_up_to(&self.file, at, bytes as usize)
+    }
+}
+
+impl Length for Source {
+    fn len(&self) -> u64 {
+        self.length
+    }
+}
+
+impl ChunkReader for Source {
+    type T = BufReader<SourceAt>;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        Ok(BufReader::with_capacity(1 << 10, SourceAt { file: self.file.clone(), at: start }))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        let bytes = self.bytes(start, length)?;
+        match bytes.len() == length {
+            true => Ok(bytes.into()),
+            false => Err(ParquetError::EOF("the file is cut short".into())),
+        }
+    }
+}
+
+/// A reader from one place on.
+struct SourceAt {
+    file: Arc<File>,
+    at: u64,
+}
+
+impl Read for SourceAt {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = read_at(&self.file, buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
