@@ -8,7 +8,7 @@ mod common;
 use common::{Recipe, Vowels, conversations, grpo_trainer, policy, sft_trainer};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use othink::config::KlEstimator;
-use othink::data::Sample;
+use othink::data::Dataset;
 use othink::rollout::sampler::SamplingParams;
 use othink::tensor::DType;
 
@@ -16,8 +16,8 @@ use othink::tensor::DType;
 fn bench_grpo(c: &mut Criterion) {
     let mut group = c.benchmark_group("grpo_step");
     group.sample_size(10);
-    let samples: Vec<Sample> =
-        conversations("qwen2_vl_a").iter().map(Sample::prompt).cycle().take(8).collect();
+    let rows = conversations("qwen2_vl_a").into_iter().cycle().take(8).collect();
+    let samples = Dataset::from_samples(rows).prompts();
     let sampling = SamplingParams { max_new_tokens: 32, min_new_tokens: 32, ..SamplingParams::default() };
     for (name, estimator) in [("k3", KlEstimator::K3), ("full", KlEstimator::Full)] {
         for (memory, recompute) in [("", false), ("_recompute", true)] {
@@ -32,7 +32,7 @@ fn bench_grpo(c: &mut Criterion) {
                 ..Recipe::default()
             };
             let mut trainer =
-                grpo_trainer(policy("qwen2_vl_a", DType::F32), &recipe, Box::new(Vowels), samples.len());
+                grpo_trainer(policy("qwen2_vl_a", DType::F32), &recipe, Box::new(Vowels), samples.rows());
             let mut step = 0;
             group.throughput(Throughput::Elements(8 * 8 * 32));
             group.bench_function(BenchmarkId::new(format!("{name}{memory}"), "8x8x32"), |b| {
@@ -51,8 +51,8 @@ fn bench_grpo(c: &mut Criterion) {
 fn bench_sft(c: &mut Criterion) {
     let mut group = c.benchmark_group("sft_step");
     group.sample_size(10);
-    let samples: Vec<Sample> = conversations("qwen2_vl_a").into_iter().cycle().take(24).collect();
-    let mut trainer = sft_trainer(policy("qwen2_vl_a", DType::F32), samples.len(), 24, 1e-4, false);
+    let samples = Dataset::from_samples(conversations("qwen2_vl_a").into_iter().cycle().take(24).collect());
+    let mut trainer = sft_trainer(policy("qwen2_vl_a", DType::F32), samples.rows(), 24, 1e-4, false);
     let mut step = 0;
     group.bench_function(BenchmarkId::new("rows", 24), |b| {
         b.iter(|| {

@@ -25,7 +25,7 @@ mod tools;
 
 pub use check::{Checked, Violation};
 pub use commands::{EvalConfig, GenerateConfig, GrpoConfig, ParityConfig, ScoreConfig, SftConfig};
-pub use data::{DataOptions, OrderOptions, Overlong, OwnPixelOptions, PixelOptions};
+pub use data::{DataOptions, OrderOptions, Overlong, OwnPixelOptions, PixelOptions, StoppingStrategy};
 pub use grpo::{
     BetaScheduleType, GroupOptions, ImportanceSamplingLevel, KlEstimator, KlOptions, LossType, ScaleRewards,
 };

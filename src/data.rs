@@ -1,12 +1,13 @@
 //! Datasets: rows of messages, images and a reference answer.
 //!
-//! [`read`] turns a JSONL file, or a folder that holds one per split, into [`Sample`]s.
-//! Images stay where they are: a sample carries a checked path, and the bytes are read
-//! when [`ImageSource::encoded`] is called. [`order`] is the seeded order of an epoch.
+//! [`open`] and [`read`] make a [`Dataset`] of files; a row becomes a [`Sample`] when it is asked for. Images stay where
+//! they are: a sample carries a checked path, and the bytes are read when [`ImageSource::encoded`] is called. [`order`]
+//! is the seeded order of an epoch.
 
 mod arrow_cell;
 mod arrow_stream;
 mod batches;
+mod card;
 mod cells;
 mod dataset;
 mod image_path;
@@ -16,7 +17,9 @@ mod nearest;
 mod order;
 mod parquet;
 mod parquet_pages;
+mod read;
 mod row;
+mod splits;
 mod table;
 mod template;
 
@@ -28,7 +31,8 @@ use crate::error::{Error, Result};
 use crate::files::read_bounded;
 
 pub use cells::{Cell, Cells, ImageCell};
-pub use dataset::{ReadOptions, locate, read, read_usable};
+pub use dataset::{Dataset, Source};
+pub use read::{Named, ReadOptions, open, read, read_usable};
 pub use jsonl::{MAX_LINE_BYTES, Objects, objects};
 pub use nearest::nearest;
 pub use order::order;
@@ -46,9 +50,9 @@ pub struct Sample {
     pub messages: Vec<Message>,
     /// The images that `Part::Image` refers to, in order.
     pub images: Vec<ImageSource>,
-    /// The reference answer as the dataset holds it (R1-V: `<answer> 3 </answer>`).
+    /// The reference answer as the dataset holds it (R1-V: `<answer> 3 </answer>`; EasyR1: a bare `3`).
     pub solution: Option<String>,
-    /// Every other column, for rewards.
+    /// Every other column, for rewards; bytes are null in it, and an image is `{"path": ..}`.
     pub columns: serde_json::Map<String, serde_json::Value>,
 }
 

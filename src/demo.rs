@@ -6,7 +6,7 @@ use crate::checkpoint::{Identity, SavePlan, replace_file};
 use crate::config::{
     DemoConfig, ImportanceSamplingLevel, KlEstimator, LossType, LrSchedulerType, Options, ScaleRewards,
 };
-use crate::data::{self, PromptTemplate, ReadOptions, Sample};
+use crate::data::{self, Dataset, PromptTemplate, ReadOptions};
 use crate::disk::SystemDisk;
 use crate::error::{Error, Result};
 use crate::kl::{BetaController, BetaSchedule, Othink};
@@ -29,7 +29,6 @@ use crate::train::run::{self, RunOptions, save_model_checkpoint};
 use crate::train::sft::{SftOptions, SftTrainer};
 use crate::train::stream::Stream;
 use crate::train::trainer::Trainer;
-use rayon::prelude::*;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -155,12 +154,13 @@ pub fn run(options: &DemoConfig, recipe: &Recipe, placement: &Placement) -> Resu
         )
     };
     let (train, test) = (read("train")?, read("test")?);
-    let (supervised, validation) = train.split_at(train.len() - recipe.validation_rows);
-    let supervised = supervised.iter().map(Sample::supervised).collect::<Result<Vec<_>>>()?;
+    let taught = train.rows() - recipe.validation_rows;
+    let supervised = train.view((0..taught as u32).collect()).supervised();
+    let validation = train.view((taught as u32..train.rows() as u32).collect());
     let start_dir = dir.join("checkpoint-start");
     tiny::write(&start_dir, &supervised, recipe.image_side as usize, seed)?;
 
-    let measure = |checkpoint: &Path, samples: &[Sample], name: &str| {
+    let measure = |checkpoint: &Path, samples: &Dataset, name: &str| {
         let policy = load(checkpoint, placement)?;
         accuracy(&policy, &policy.params, samples, recipe, name, quiet)
     };
@@ -168,13 +168,13 @@ pub fn run(options: &DemoConfig, recipe: &Recipe, placement: &Placement) -> Resu
     let host = &Placement::HOST;
     let accuracy_start = measure(&start_dir, &test, "evaluate start")?;
     let run = Run { recipe, dir, placement, seed, quiet };
-    let (sft_dir, sft_steps) = run.train_sft(load(&start_dir, host)?, &supervised, validation)?;
+    let (sft_dir, sft_steps) = run.train_sft(load(&start_dir, host)?, &supervised, &validation)?;
     let accuracy_sft = measure(&sft_dir, &test, "evaluate SFT")?;
     let grpo_dir = run.train_grpo(load(&sft_dir, host)?, &train)?;
     let accuracy_grpo = measure(&grpo_dir, &test, "evaluate GRPO-D")?;
-    let blanked = test.par_iter().map(blank_sample).collect::<Result<Vec<_>>>()?;
+    let blanked = test.map(|sample| blank_sample(&sample));
     let accuracy_blind = measure(&grpo_dir, &blanked, "evaluate blind")?;
-    let answers: Vec<&str> = test.iter().filter_map(|s| s.solution.as_deref()).collect();
+    let answers = test.answers()?;
     let result = DemoResult {
         task: recipe.task.name().into(),
         accuracy_majority: majority_accuracy(&answers),
@@ -227,7 +227,7 @@ fn load(dir: &Path, placement: &Placement) -> Result<Policy> {
 fn accuracy(
     policy: &Policy,
     params: &Arc<Params>,
-    samples: &[Sample],
+    samples: &Dataset,
     recipe: &Recipe,
     label: &str,
     quiet: bool,
@@ -244,7 +244,7 @@ fn accuracy(
         batch_size: 64,
         seed: 0,
     };
-    let progress = Progress::start(label, samples.len() as u64, quiet);
+    let progress = Progress::start(label, samples.rows() as u64, quiet);
     let results = evaluate(policy, params, samples, &rewards, &options, &|n| {
         progress.advance(n);
         Ok(())
@@ -264,7 +264,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Gives the checkpoint's folder and the steps it took.
-    fn train_sft(&self, policy: Policy, samples: &[Sample], validation: &[Sample]) -> Result<(PathBuf, u64)> {
+    fn train_sft(&self, policy: Policy, samples: &Dataset, validation: &Dataset) -> Result<(PathBuf, u64)> {
         let Run { recipe, dir, placement, seed, quiet } = *self;
         let options = SftOptions {
             micro_batch: recipe.sft_micro_batch,
@@ -281,7 +281,7 @@ impl Run<'_> {
             placement: placement.clone(),
         };
         let plan = SavePlan::like(&policy.folder)?;
-        let stream = Stream::new(samples.len(), seed, true)?;
+        let stream = Stream::new(samples.rows(), seed, true)?;
         let mut trainer = SftTrainer::new(policy, options, SFT_ADAMW, stream)?;
         let mut rows = JsonLines::create(&SystemDisk, dir.join("sft_metrics.jsonl"))?;
         let progress = Progress::start("SFT", recipe.sft_max_steps, quiet);
@@ -306,7 +306,7 @@ impl Run<'_> {
         Ok((sft_dir, steps))
     }
 
-    fn train_grpo(&self, policy: Policy, samples: &[Sample]) -> Result<PathBuf> {
+    fn train_grpo(&self, policy: Policy, samples: &Dataset) -> Result<PathBuf> {
         let Run { recipe, dir, placement, seed, quiet } = *self;
         let sampling =
             SamplingParams { max_new_tokens: recipe.max_completion_tok, ..SamplingParams::default() };
@@ -342,7 +342,7 @@ impl Run<'_> {
             placement: placement.clone(),
             seed,
         };
-        let stream = Stream::new(samples.len(), seed, true)?;
+        let stream = Stream::new(samples.rows(), seed, true)?;
         let beta = BetaController::new(BetaSchedule::Othink(recipe.beta), recipe.grpo_steps)?;
         let mut trainer = GrpoTrainer::new(policy, options, decoding, rewards, beta, GRPO_ADAMW, stream)?;
         let identity = Identity {

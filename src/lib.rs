@@ -16,6 +16,7 @@
 pub mod error;
 pub mod files;
 pub mod disk;
+pub mod hub;
 pub mod config;
 pub mod rng;
 pub mod cuda;

@@ -2,6 +2,5 @@
 
 pub mod folder;
 pub mod generation;
-pub mod hub;
 pub mod qwen2_vl;
 pub mod safetensors;

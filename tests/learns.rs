@@ -4,6 +4,7 @@ mod common;
 
 use common::*;
 use othink::config::KlEstimator;
+use othink::data::Dataset;
 use othink::error::Error;
 use othink::rollout::sampler::SamplingParams;
 use othink::tensor::DType;
@@ -11,8 +12,8 @@ use othink::train::policy::Policy;
 
 #[test]
 fn sft_learns_a_batch_by_heart() {
-    let samples = conversations("qwen2_vl_a");
-    let mut trainer = sft_trainer(policy("qwen2_vl_a", DType::F32), samples.len(), 2, 3e-3, true);
+    let samples = Dataset::from_samples(conversations("qwen2_vl_a"));
+    let mut trainer = sft_trainer(policy("qwen2_vl_a", DType::F32), samples.rows(), 2, 3e-3, true);
     let losses: Vec<f64> =
         (0..40).map(|step| trainer.step(step, &samples, &|_| Ok(())).unwrap().loss).collect();
     let (first, last) = (losses[0], losses[losses.len() - 1]);
@@ -26,8 +27,9 @@ fn sft_learns_a_batch_by_heart() {
 
 /// Mean reward of the first and of the last quarter of a run.
 fn rewards(recipe: &Recipe) -> (f64, f64) {
-    let samples: Vec<_> = conversations("qwen2_vl_a").iter().map(|c| c.prompt()).collect();
-    let mut trainer = grpo_trainer(policy("qwen2_vl_a", DType::F32), recipe, Box::new(Vowels), samples.len());
+    let samples = Dataset::from_samples(conversations("qwen2_vl_a")).prompts();
+    let mut trainer =
+        grpo_trainer(policy("qwen2_vl_a", DType::F32), recipe, Box::new(Vowels), samples.rows());
     let mut means = Vec::new();
     for step in 0..recipe.steps {
         let report = trainer.step(step, &samples, &|_| Ok(())).unwrap().report;
@@ -72,17 +74,17 @@ fn poisoned(value: f32) -> Policy {
 
 #[test]
 fn a_loss_that_is_no_number_stops_the_run() {
-    let samples = conversations("qwen2_vl_a");
+    let samples = Dataset::from_samples(conversations("qwen2_vl_a"));
     for value in [f32::NAN, f32::INFINITY] {
-        let mut sft = sft_trainer(poisoned(value), samples.len(), 4, 1e-3, false);
+        let mut sft = sft_trainer(poisoned(value), samples.rows(), 4, 1e-3, false);
         let before = weight_bits(&sft.policy.params);
         let error = sft.step(0, &samples, &|_| Ok(())).err().unwrap();
         assert!(matches!(&error, Error::Protect(m) if m.contains("step 0") && m.contains("NaN")), "{error}");
         assert_eq!(error.exit_code(), 70);
         assert_eq!(weight_bits(&sft.policy.params), before, "the weights are left as they were");
 
-        let prompts: Vec<_> = samples.iter().map(|c| c.prompt()).collect();
-        let mut grpo = grpo_trainer(poisoned(value), &Recipe::default(), Box::new(Vowels), prompts.len());
+        let prompts = samples.prompts();
+        let mut grpo = grpo_trainer(poisoned(value), &Recipe::default(), Box::new(Vowels), prompts.rows());
         let error = grpo.step(0, &prompts, &|_| Ok(())).err().unwrap();
         assert!(matches!(&error, Error::Protect(m) if m.contains("NaN")), "{error}");
         assert_eq!(weight_bits(&grpo.policy.params), before);
@@ -93,7 +95,7 @@ fn a_loss_that_is_no_number_stops_the_run() {
 /// meet large derivatives.
 #[test]
 fn a_gradient_that_is_no_number_stops_the_run() {
-    let samples = conversations("qwen2_vl_a");
+    let samples = Dataset::from_samples(conversations("qwen2_vl_a"));
     let mut policy = policy("qwen2_vl_a", DType::F32);
     let scale = |name: &str, by: f32, policy: &mut Policy| {
         edit(&mut policy.params, name, |w| w.iter_mut().for_each(|w| *w *= by));
@@ -102,7 +104,7 @@ fn a_gradient_that_is_no_number_stops_the_run() {
     scale("model.layers.0.mlp.down_proj.weight", 1e-37, &mut policy);
     scale("lm_head.weight", 1e4, &mut policy);
     let before = weight_bits(&policy.params);
-    let mut sft = sft_trainer(policy, samples.len(), 4, 1e-3, false);
+    let mut sft = sft_trainer(policy, samples.rows(), 4, 1e-3, false);
     let error = sft.step(0, &samples, &|_| Ok(())).err().unwrap();
     assert!(matches!(&error, Error::Protect(m) if m.starts_with("the gradient norm of step 0")), "{error}");
     assert_eq!(weight_bits(&sft.policy.params), before);

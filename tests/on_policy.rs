@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use othink::config::KlEstimator;
-use othink::data::Sample;
+use othink::data::Dataset;
 use othink::model::qwen2_vl::Qwen2Vl;
 use othink::nn::Params;
 use othink::packed::Packed;
@@ -225,10 +225,10 @@ fn a_grpo_run_depends_on_its_seed_alone() {
     let run = |threads: usize, recipe: Recipe| {
         on_threads(threads, || {
             let rows = conversations("tied_kv1_odd");
-            let samples: Vec<_> = rows.iter().map(|c| c.prompt()).collect();
+            let samples = Dataset::from_samples(rows.clone()).prompts();
             let policy = policy("tied_kv1_odd", DType::F32);
             let before = weight_bits(&policy.params);
-            let mut trainer = grpo_trainer(policy, &recipe, Box::new(Vowels), samples.len());
+            let mut trainer = grpo_trainer(policy, &recipe, Box::new(Vowels), samples.rows());
             let reports: Vec<String> = (0..recipe.steps)
                 .map(|step| {
                     let mut outcome = trainer.step(step, &samples, &|_| Ok(())).unwrap();
@@ -289,7 +289,7 @@ fn what_is_left_out_of_the_backward_pass_changes_no_bit() {
 /// Equal rewards alone teach nothing; the KL pulls on them all the same.
 #[test]
 fn only_the_kl_moves_a_policy_with_equal_rewards() {
-    let samples = vec![conversations("tied_kv1_odd")[0].prompt(); 2];
+    let samples = Dataset::from_samples(vec![conversations("tied_kv1_odd")[0].prompt(); 2]);
     for (estimator, beta) in [
         (KlEstimator::K2, 0.08),
         (KlEstimator::K3, 0.08),
@@ -311,9 +311,9 @@ fn only_the_kl_moves_a_policy_with_equal_rewards() {
 fn an_sft_run_is_the_same_with_recomputation() {
     let run = |threads: usize, recompute: bool| {
         on_threads(threads, || {
-            let samples = conversations("qwen2_vl_a");
+            let samples = Dataset::from_samples(conversations("qwen2_vl_a"));
             let policy = policy("qwen2_vl_a", DType::F32);
-            let mut trainer = sft_trainer(policy, samples.len(), 2, 1e-3, recompute);
+            let mut trainer = sft_trainer(policy, samples.rows(), 2, 1e-3, recompute);
             let losses: Vec<u64> = (0..3)
                 .map(|step| trainer.step(step, &samples, &|_| Ok(())).unwrap().loss.to_bits())
                 .collect();
@@ -341,11 +341,11 @@ impl Reward for Equal {
 /// Equal rewards give no advantage, but the KL pulls a policy back that has moved: in the loss, or (k1) in the rewards.
 #[test]
 fn the_kl_pulls_completions_without_advantage() {
-    let samples: Vec<_> = conversations("tied_kv1_odd").iter().map(Sample::prompt).collect();
+    let samples = Dataset::from_samples(conversations("tied_kv1_odd")).prompts();
     for estimator in [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3, KlEstimator::Full] {
         let recipe = Recipe { estimator, ..Recipe::default() };
         let policy = policy("tied_kv1_odd", DType::F32);
-        let mut trainer = grpo_trainer(policy, &recipe, Box::new(Equal), samples.len());
+        let mut trainer = grpo_trainer(policy, &recipe, Box::new(Equal), samples.rows());
         edit(&mut trainer.policy.params, "model.norm.weight", |w| w.iter_mut().for_each(|w| *w *= 1.3));
         let report = trainer.step(0, &samples, &|_| Ok(())).unwrap().report;
         assert!(report.grad_norm > 1e-4, "{estimator:?}: {}", report.grad_norm);

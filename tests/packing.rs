@@ -263,10 +263,10 @@ fn policy_and_reference_see_the_image() {
 #[test]
 fn the_trainers_reference_sees_the_image() {
     for estimator in [KlEstimator::K3, KlEstimator::Full] {
-        let samples: Vec<_> = conversations("qwen2_vl_a").iter().map(|c| c.prompt()).collect();
+        let samples = othink::data::Dataset::from_samples(conversations("qwen2_vl_a")).prompts();
         let recipe = Recipe { estimator, ..Recipe::default() };
         let mut trainer =
-            grpo_trainer(policy("qwen2_vl_a", DType::F32), &recipe, Box::new(Vowels), samples.len());
+            grpo_trainer(policy("qwen2_vl_a", DType::F32), &recipe, Box::new(Vowels), samples.rows());
         let first = trainer.step(0, &samples, &|_| Ok(())).unwrap().report;
         let second = trainer.step(1, &samples, &|_| Ok(())).unwrap().report;
         assert_eq!(first.kl, Some(0.0), "{estimator:?}");

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use othink::checkpoint::{Identity, SavedRun, TrainerState, checkpoint_dir};
 use othink::config::KlEstimator;
-use othink::data::Sample;
+use othink::data::Dataset;
 use othink::disk::SystemDisk;
 use othink::error::{Error, Result};
 use othink::nn::Params;
@@ -43,7 +43,7 @@ fn options(dir: &Path) -> RunOptions {
 /// Runs to the end; from the checkpoint of `from`, if there is one.
 fn go(
     trainer: &mut dyn Trainer,
-    samples: &[Sample],
+    samples: &Dataset,
     steps: u64,
     options: &RunOptions,
     from: Option<&Path>,
@@ -52,7 +52,7 @@ fn go(
         command: "test".into(),
         options: Map::new(),
         model_hash: model_hash(trainer.policy(), None).unwrap(),
-        dataset_hash: dataset_hash(samples),
+        dataset_hash: dataset_hash(samples).unwrap(),
         max_steps: steps,
     };
     let state: Option<TrainerState> = from.map(|checkpoint| {
@@ -92,7 +92,7 @@ fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// Runs `steps` steps at once, then again from each of its checkpoints, with a new trainer: the folders are the same.
-fn check(steps: u64, samples: &[Sample], new: impl Fn() -> Box<dyn Trainer>) {
+fn check(steps: u64, samples: &Dataset, new: impl Fn() -> Box<dyn Trainer>) {
     let whole = tempfile::tempdir().unwrap();
     go(&mut *new(), samples, steps, &options(whole.path()), None).unwrap();
     let expected = content(whole.path());
@@ -128,8 +128,8 @@ fn check(steps: u64, samples: &[Sample], new: impl Fn() -> Box<dyn Trainer>) {
 }
 
 fn grpo(bundle: &'static str, recipe: Recipe, steps: u64) {
-    let samples: Vec<_> = conversations(bundle).iter().map(Sample::prompt).collect();
-    let rows = samples.len();
+    let samples = Dataset::from_samples(conversations(bundle)).prompts();
+    let rows = samples.rows();
     check(steps, &samples, || {
         Box::new(grpo_trainer(policy(bundle, DType::F32), &recipe, Box::new(Vowels), rows))
     });
@@ -150,9 +150,9 @@ fn weights_that_are_stored_in_bf16_go_on_in_f32() {
 
 #[test]
 fn sft_goes_on_from_every_step() {
-    let samples = conversations("bf16_sharded");
+    let samples = Dataset::from_samples(conversations("bf16_sharded"));
     check(3, &samples, || {
-        Box::new(sft_trainer(policy("bf16_sharded", DType::F32), samples.len(), 2, 1e-3, false))
+        Box::new(sft_trainer(policy("bf16_sharded", DType::F32), samples.rows(), 2, 1e-3, false))
     });
 }
 
@@ -168,7 +168,7 @@ impl Trainer for Stopped<'_> {
         self.trainer.policy()
     }
 
-    fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<Step> {
+    fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<Step> {
         let (looks, at) = (&self.looks, self.at);
         self.trainer.step(step, samples, &|n| {
             if looks.fetch_add(1, Ordering::Relaxed) == at {
@@ -178,7 +178,7 @@ impl Trainer for Stopped<'_> {
         })
     }
 
-    fn skipped(&mut self, step: u64, samples: &[Sample]) -> Skipped {
+    fn skipped(&mut self, step: u64, samples: &Dataset) -> Skipped {
         self.trainer.skipped(step, samples)
     }
 
@@ -190,7 +190,7 @@ impl Trainer for Stopped<'_> {
         self.trainer.state()
     }
 
-    fn restore(&mut self, saved: SavedRun, samples: &[Sample]) -> Result<()> {
+    fn restore(&mut self, saved: SavedRun, samples: &Dataset) -> Result<()> {
         self.trainer.restore(saved, samples)
     }
 }
@@ -199,9 +199,9 @@ impl Trainer for Stopped<'_> {
 #[test]
 fn case_62_a_stop_at_any_moment_loses_and_changes_nothing() {
     let bundle = "tied_kv1_odd";
-    let samples: Vec<_> = conversations(bundle).iter().map(Sample::prompt).collect();
+    let samples = Dataset::from_samples(conversations(bundle)).prompts();
     let recipe = Recipe { num_iterations: 2, micro_batch: 2, ..Recipe::default() };
-    let new = || grpo_trainer(policy(bundle, DType::F32), &recipe, Box::new(Vowels), samples.len());
+    let new = || grpo_trainer(policy(bundle, DType::F32), &recipe, Box::new(Vowels), samples.rows());
     let steps = 4;
     let whole = tempfile::tempdir().unwrap();
     let quiet = |dir: &Path| RunOptions { save_steps: 0, ..options(dir) };
@@ -292,7 +292,7 @@ impl Trainer for Broken {
         &self.trainer.policy
     }
 
-    fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<Step> {
+    fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<Step> {
         let good = self.trainer.policy.params.clone();
         if self.steps.contains(&step) {
             edit(&mut self.trainer.policy.params, "model.norm.weight", |weights| weights.fill(f32::NAN));
@@ -304,7 +304,7 @@ impl Trainer for Broken {
         done
     }
 
-    fn skipped(&mut self, step: u64, samples: &[Sample]) -> Skipped {
+    fn skipped(&mut self, step: u64, samples: &Dataset) -> Skipped {
         self.trainer.skipped(step, samples)
     }
 
@@ -316,7 +316,7 @@ impl Trainer for Broken {
         Trainer::state(&self.trainer)
     }
 
-    fn restore(&mut self, saved: SavedRun, samples: &[Sample]) -> Result<()> {
+    fn restore(&mut self, saved: SavedRun, samples: &Dataset) -> Result<()> {
         self.trainer.restore(saved, samples)
     }
 }
@@ -329,9 +329,9 @@ fn rows(path: &Path) -> Vec<Map<String, Value>> {
 /// A run of 6 steps, two of which share a rollout, in which some steps have NaN for weights. Gives its folder and end.
 fn with_broken_steps(steps: std::ops::Range<u64>) -> (tempfile::TempDir, Result<()>) {
     let bundle = "qwen2_vl_a";
-    let samples: Vec<_> = conversations(bundle).iter().map(Sample::prompt).collect();
+    let samples = Dataset::from_samples(conversations(bundle)).prompts();
     let recipe = Recipe { num_iterations: 2, ..Recipe::default() };
-    let trainer = grpo_trainer(policy(bundle, DType::F32), &recipe, Box::new(Vowels), samples.len());
+    let trainer = grpo_trainer(policy(bundle, DType::F32), &recipe, Box::new(Vowels), samples.rows());
     let dir = tempfile::tempdir().unwrap();
     let options = RunOptions { save_total_limit: Some(1), ..options(dir.path()) };
     let ended = go(&mut Broken { trainer, steps }, &samples, 6, &options, None);

@@ -13,7 +13,7 @@ use super::plan::COMPANION_FILES;
 use super::state::{Identity, has_trainer_state, read_trainer_state};
 use crate::error::{Error, Result};
 use crate::model::folder::{Dialect, ModelFolder};
-use crate::model::hub;
+use crate::hub;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 
 /// What a folder holds.

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use rayon::prelude::*;
 use serde::Serialize;
 
 use super::output::OutputFile;
@@ -56,7 +55,7 @@ pub fn run(options: &EvalConfig) -> Result<()> {
     let start = Instant::now();
     let quiet = options.quiet.quiet;
     let read = inputs::read_options(&options.data, true)?;
-    let samples = inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?);
+    let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
     let mut output = options.output.as_deref().map(OutputFile::create).transpose()?;
     let policy = inputs::load_policy(&options.model, inputs::given(options.data.pixels), &placement, quiet)?;
     let rewards = RewardSet::new(&["accuracy".to_owned(), "format".to_owned()], &[])?;
@@ -68,27 +67,25 @@ pub fn run(options: &EvalConfig) -> Result<()> {
         seed: options.seed.seed,
     };
     let shown = match options.blank_images {
-        true => {
-            samples.par_iter().map(blank_sample).collect::<Vec<_>>().into_iter().collect::<Result<_>>()?
-        }
+        true => samples.map(|sample| blank_sample(&sample)),
         false => samples.clone(),
     };
-    let progress = Progress::start("evaluate", samples.len() as u64, quiet);
+    let progress = Progress::start("evaluate", samples.rows() as u64, quiet);
     let results = evaluate(&policy, &policy.params, &shown, &rewards, &evaluation, &|n| {
         progress.advance(n);
         Ok(())
     })?;
     progress.finish();
     if let Some(file) = &mut output {
-        samples.iter().zip(&results).try_for_each(|(sample, result)| file.append(&row(sample, result)))?;
+        samples.iter().zip(&results).try_for_each(|(sample, result)| file.append(&row(&sample?, result)))?;
     }
     output.map_or(Ok(()), OutputFile::finish)?;
-    let answers: Vec<&str> = samples.iter().filter_map(|s| s.solution.as_deref()).collect();
+    let answers = samples.answers()?;
     let tokens: usize = results.iter().map(|r| r.completion.tokens.len()).sum();
     let summary = Summary {
         model: &options.model.model,
-        dataset: options.data.dataset.display().to_string(),
-        split: options.data.dataset.is_dir().then_some(options.data.dataset_split.as_str()),
+        dataset: options.data.names(),
+        split: options.data.dataset.iter().all(|path| path.is_dir()).then_some(options.data.dataset_split.as_str()),
         rows: results.len(),
         accuracy: mean_score(&results, 0),
         format: mean_score(&results, 1),

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::inputs;
 use super::output::{OutputFile, numbers_and_bits, prompt_row};
 use crate::config::{GenerateConfig, OwnRolloutOptions};
-use crate::data::{self, ImageSource, PromptTemplate, ReadOptions, Sample};
+use crate::data::{self, Dataset, ImageSource, PromptTemplate, ReadOptions, Sample};
 use crate::error::{Error, Result};
 use crate::model::generation::GenerationConfig;
 use crate::processor::Prompt;
@@ -17,7 +17,6 @@ use crate::report::Progress;
 use crate::report::console::escape_control;
 use crate::rollout::sampler::SamplingParams;
 use crate::rollout::{Completion, Request};
-use crate::train::policy::Policy;
 
 /// Prompts encoded and completed together. The result does not depend on it.
 const PROMPTS_AT_ONCE: usize = 16;
@@ -56,16 +55,18 @@ pub fn run(options: &GenerateConfig) -> Result<()> {
     let limit = policy.prompt_limit(None, sampling.max_new_tokens)?;
     let temperature = sampling.score_temperature();
     let group = options.rollout.num_generations;
-    let total = samples.len() * group;
+    let total = samples.rows() * group;
     let decoding = policy.decoding(sampling, &options.rollout.stop_strings, false)?;
     let detokenize = |ids: &[u32]| policy.detokenize(ids);
     let engine = policy.engine(&policy.params, &decoding, &detokenize);
     // Completions that are printed are progress enough.
     let progress = Progress::start("generate", total as u64, quiet || output.is_none());
-    for (chunk, first) in samples.chunks(PROMPTS_AT_ONCE).zip((0..).step_by(PROMPTS_AT_ONCE)) {
-        let prompts = encode(&policy, chunk, limit)?;
+    for first in (0..samples.rows()).step_by(PROMPTS_AT_ONCE) {
+        let rows = first..(first + PROMPTS_AT_ONCE).min(samples.rows());
+        let chunk = rows.map(|row| samples.sample(row)).collect::<Result<Vec<_>>>()?;
+        let prompts = policy.encode(&chunk.iter().collect::<Vec<_>>(), limit)?;
         let requests: Vec<_> =
-            prompts.iter().zip(first..).map(|(prompt, place)| Request { place, prompt }).collect();
+            prompts.iter().zip(first as u32..).map(|(prompt, place)| Request { place, prompt }).collect();
         let groups = engine.generate(&requests, group, options.seed.seed, &|n| {
             progress.advance(n);
             Ok(())
@@ -84,7 +85,7 @@ pub fn run(options: &GenerateConfig) -> Result<()> {
 }
 
 /// The prompts: the one of the command line, or a dataset's.
-fn samples(options: &GenerateConfig) -> Result<Vec<Sample>> {
+fn samples(options: &GenerateConfig) -> Result<Dataset> {
     let template: PromptTemplate = options.prompt_template.parse()?;
     if let Some(dataset) = &options.dataset {
         let read = ReadOptions {
@@ -93,18 +94,15 @@ fn samples(options: &GenerateConfig) -> Result<Vec<Sample>> {
             image_dir: options.image_dir.clone(),
             ..ReadOptions::default()
         };
-        return Ok(inputs::prompts(data::read(dataset, &read)?));
+        return Ok(data::read(dataset, &read)?.prompts());
     }
     let images = options.image.iter().map(|path| {
         let found = fs::canonicalize(path).map_err(|e| Error::io(path, "read the image", e))?;
         Ok(ImageSource::File(found))
     });
     let prompt = options.prompt.as_deref().unwrap_or_default();
-    Ok(vec![Sample::from_problem(0, images.collect::<Result<_>>()?, prompt, template, None)])
-}
-
-fn encode(policy: &Policy, samples: &[Sample], limit: usize) -> Result<Vec<Prompt>> {
-    policy.encode(&samples.iter().collect::<Vec<_>>(), limit)
+    let sample = Sample::from_problem(0, images.collect::<Result<_>>()?, prompt, template, None);
+    Ok(Dataset::from_samples(vec![sample]))
 }
 
 /// What the options say, else the checkpoint's `generation_config.json`, else transformers' defaults.

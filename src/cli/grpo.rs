@@ -3,12 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use rayon::prelude::*;
-
 use super::{inputs, training};
 use crate::checkpoint::Identity;
 use crate::config::{BetaScheduleType, GrpoConfig, KlEstimator, KlOptions, Options, RolloutOptions};
-use crate::data::{ReadOptions, Sample, nearest};
+use crate::data::{Dataset, ReadOptions, nearest};
 use crate::disk::SystemDisk;
 use crate::error::{Error, Result};
 use crate::kl::{Adaptive, BetaController, BetaSchedule, Constant, Cosine, Linear, Othink};
@@ -44,13 +42,13 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     let read = inputs::read_options(&options.data, need_solution)?;
     let quiet = options.logging.quiet.quiet;
     if options.dry_run.dry_run {
-        let samples = inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?);
+        let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
         return dry_run(options, &samples, &placement);
     }
     let interrupt = Interrupt::by_signals()?;
     let dir = &options.checkpoint.output_dir;
     refuse_occupied(&options.checkpoint)?;
-    let samples = inputs::prompts(inputs::read_rows(&options.data, &read, quiet)?);
+    let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
     let mut evaluation = evaluation(options, &read)?;
     let policy = training::load(
         &options.model,
@@ -68,18 +66,19 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     let samples = fit.keep(&policy.processor, samples, quiet)?;
     if let Some(evaluation) = &mut evaluation {
         // Found now and not in the middle of the run.
-        evaluation.samples = fit.keep(&policy.processor, std::mem::take(&mut evaluation.samples), quiet)?;
-        evaluation.samples.par_iter().try_for_each(check_images)?;
+        evaluation.samples = fit.keep(&policy.processor, evaluation.samples.clone(), quiet)?;
+        evaluation.samples.each(|_, sample| check_images(&sample?), |_, check| check)?;
     }
-    let steps = steps(options, samples.len());
+    let stream = training::stream(&samples, &options.order, options.seed.seed)?;
+    let steps = steps(options, stream.rows());
     let identity = Identity {
         command: GrpoConfig::COMMAND.into(),
         options: identity_options(options, &placement)?,
         model_hash: model_hash(&policy, options.model.chat_template.as_deref())?,
-        dataset_hash: dataset_hash(&samples),
+        dataset_hash: dataset_hash(&samples)?,
         max_steps: steps,
     };
-    let mut trainer = trainer(options, &placement, policy, rewards, limit, samples.len(), steps)?;
+    let mut trainer = trainer(options, &placement, policy, rewards, limit, stream, steps)?;
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
     let run_options = RunOptions {
@@ -91,7 +90,7 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     let saved = run(&mut trainer, &samples, &run_options, identity, resumed, evaluation.as_ref())?;
     let summary = RunSummary {
         title: format!("othink-train grpo: {}", options.model.model),
-        facts: facts(options, &trainer, samples.len(), steps, start),
+        facts: facts(options, &trainer, samples.rows(), steps, start),
         grpo: read_rows(dir.join(METRICS))?,
         completions: match run_options.log_completions {
             true => sample_completions(dir.join(COMPLETIONS), REPORTED_GROUPS)?,
@@ -134,7 +133,7 @@ fn trainer(
     policy: Policy,
     rewards: RewardSet,
     prompt_limit: usize,
-    rows: usize,
+    stream: Stream,
     steps: u64,
 ) -> Result<GrpoTrainer> {
     let (group, optimiser) = (&options.group, &options.optimiser);
@@ -166,7 +165,6 @@ fn trainer(
     trainer_options.loss.validate()?;
     let decoding = policy.decoding(sampling(&options.rollout), &options.rollout.stop_strings, true)?;
     let beta = BetaController::new(beta_schedule(&options.kl), steps)?;
-    let stream = Stream::new(rows, options.seed.seed, options.order.shuffle_dataset)?;
     GrpoTrainer::new(policy, trainer_options, decoding, rewards, beta, training::adamw(optimiser), stream)
 }
 
@@ -212,7 +210,7 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluat
     };
     let read = ReadOptions { split: "test".into(), max_samples: None, ..read.clone() };
     Ok(Some(Evaluation {
-        samples: inputs::prompts(crate::data::read(dataset, &read)?),
+        samples: crate::data::read(dataset, &read)?.prompts(),
         rewards: rewards(options)?,
         options: EvaluationOptions {
             sampling: SamplingParams {
@@ -230,7 +228,7 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluat
 }
 
 /// Prints the resolved config and what a run with it would take.
-fn dry_run(options: &GrpoConfig, samples: &[Sample], placement: &Placement) -> Result<()> {
+fn dry_run(options: &GrpoConfig, samples: &Dataset, placement: &Placement) -> Result<()> {
     let pixels = inputs::given(options.data.pixels);
     let quiet = options.logging.quiet.quiet;
     let measured = training::measure(&options.model, pixels, samples, false, quiet)?;
@@ -251,8 +249,9 @@ fn dry_run(options: &GrpoConfig, samples: &[Sample], placement: &Placement) -> R
         truncates: options.rollout.top_k > 0 || options.rollout.top_p < 1.0,
         recompute: options.optimiser.gradient_checkpointing,
     };
+    let rows = training::stream(samples, &options.order, options.seed.seed)?.rows();
     let facts = [
-        format!("{} rows, {} optimiser steps", samples.len(), steps(options, samples.len())),
+        format!("{} rows, {} optimiser steps", samples.rows(), steps(options, rows)),
         format!("{prompts} prompts x {group} completions for each rollout"),
         format!(
             "longest prompt at most {} tokens ({} of text, {} of images); {limit} fit",
@@ -276,7 +275,7 @@ fn facts(
     let (prompts, group) = (options.prompts_per_step(), options.group.num_generations);
     vec![
         fact("model", &options.model.model),
-        fact("dataset", format!("{} ({rows} rows)", options.data.dataset.display())),
+        fact("dataset", format!("{} ({rows} rows)", options.data.names())),
         fact("parameters", format!("{all}, {trained} of them trained")),
         fact("steps", format!("{steps} of {prompts} prompts x {group} completions")),
         fact("seed", options.seed.seed),

@@ -2,10 +2,8 @@
 
 use std::io::Write;
 
-use rayon::prelude::*;
-
 use crate::config::{DataOptions, ModelOptions, OwnPixelOptions, PixelOptions};
-use crate::data::{self, ReadOptions, Sample};
+use crate::data::{self, Dataset, ReadOptions};
 use crate::error::{Error, Result};
 use crate::processor::{Processor, ProcessorOptions, check_images};
 use crate::report::Progress;
@@ -66,44 +64,28 @@ pub(super) fn read_options(options: &DataOptions, need_solution: bool) -> Result
     })
 }
 
-/// Rows whose images are decoded between two looks at how many were bad.
-const CHECKED_AT_ONCE: usize = 256;
-
-/// The rows that the options name.
+/// The rows that the options name, each read once, so that what is wrong is found before anything is done with them.
 ///
-/// With `--max_bad_rows` above 0, every image is decoded now; rows that cannot be used are left out, and listed on standard
+/// With `--max_bad_rows` above 0, every image is decoded too; rows that cannot be used are left out, and listed on standard
 /// error one line each.
 ///
 /// # Errors
 /// That of the first bad row, or [`Error::Content`] when there are more than `max_bad_rows`.
-pub(super) fn read_rows(options: &DataOptions, read: &ReadOptions, quiet: bool) -> Result<Vec<Sample>> {
-    if options.max_bad_rows == 0 {
-        return data::read(&options.dataset, read);
-    }
-    let mut bad = BadRows { options, found: 0 };
-    let samples = data::read_usable(&options.dataset, read, |error| bad.add(error))?;
-    let progress = Progress::start("check rows", samples.len() as u64, quiet);
-    let mut usable = Vec::with_capacity(samples.len());
-    let mut rest = samples.into_iter();
-    loop {
-        let chunk: Vec<Sample> = rest.by_ref().take(CHECKED_AT_ONCE).collect();
-        if chunk.is_empty() {
-            break;
+pub(super) fn read_rows(options: &DataOptions, read: &ReadOptions, quiet: bool) -> Result<Dataset> {
+    let all = data::open(&options.dataset, read)?;
+    let progress = Progress::start("check rows", all.rows() as u64, quiet);
+    let advance = |n| progress.advance(n);
+    let usable = match options.max_bad_rows {
+        0 => all.usable(|_| Ok(()), advance, Err)?,
+        _ => {
+            let mut bad = BadRows { options, found: 0 };
+            all.usable(check_images, advance, |error| bad.add(error))?
         }
-        let checks: Vec<Result<()>> = chunk.par_iter().map(check_images).collect();
-        progress.advance(chunk.len() as u64);
-        for (sample, check) in chunk.into_iter().zip(checks) {
-            match check {
-                Ok(()) => usable.push(sample),
-                Err(error) => bad.add(error)?,
-            }
-        }
+    };
+    if usable.rows() == 0 {
+        return Err(Error::content(options.names(), format!("has {} rows, and none can be used", all.rows())));
     }
     progress.finish();
-    if usable.is_empty() {
-        let message = format!("has {} rows, and none can be used", bad.found);
-        return Err(Error::content(&options.dataset, message));
-    }
     Ok(usable)
 }
 
@@ -120,7 +102,7 @@ impl BadRows<'_> {
         let allowed = self.options.max_bad_rows;
         if self.found > allowed {
             return Err(Error::content(
-                &self.options.dataset,
+                self.options.names(),
                 format!(
                     "more than {allowed} bad rows, all that --max_bad_rows allows; the next one: {error}"
                 ),
@@ -131,9 +113,4 @@ impl BadRows<'_> {
         let _ = writeln!(std::io::stderr(), "left out: {}", one_line(&error.to_string()));
         Ok(())
     }
-}
-
-/// Rows as prompts: an assistant's closing message, the answer for SFT, is left out.
-pub(super) fn prompts(samples: Vec<Sample>) -> Vec<Sample> {
-    samples.into_iter().map(|s| if s.ends_with_assistant() { s.prompt() } else { s }).collect()
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::checkpoint::{NamedTensor, write_safetensors};
 use crate::config::{DtypeChoice, ParityConfig};
 use crate::error::{Error, Result};
-use crate::model::hub;
+use crate::hub;
 use crate::parity::bundle::Bundle;
 use crate::parity::compare::{Row, Verdict};
 use crate::parity::{LARGE, Outcome};

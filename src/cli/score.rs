@@ -72,7 +72,11 @@ fn read(options: &ScoreConfig) -> Result<Vec<Line>> {
         ..ReadOptions::default()
     };
     let samples = data::read(&options.input, &read)?;
-    Ok(objects.into_iter().zip(samples).map(|((_, object), sample)| Line { object, sample }).collect())
+    objects
+        .into_iter()
+        .zip(samples.iter())
+        .map(|((_, object), sample)| Ok(Line { object, sample: sample? }))
+        .collect()
 }
 
 fn prepare(policy: &Policy, line: &Line, temperature: Option<f64>) -> Result<Scorable> {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{inputs, training};
 use crate::checkpoint::Identity;
 use crate::config::{Options, SftConfig};
-use crate::data::{ReadOptions, Sample};
+use crate::data::{Dataset, ReadOptions};
 use crate::disk::SystemDisk;
 use crate::error::Result;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
@@ -19,7 +19,7 @@ use crate::train::plan::{TrainingShape, memory_plan};
 use crate::train::resume::{dataset_hash, identity_options, model_hash};
 use crate::train::run::{METRICS, run};
 use crate::train::sft::{SftOptions, SftTrainer};
-use crate::train::stream::{Stream, total_steps};
+use crate::train::stream::total_steps;
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
 pub fn train(options: &SftConfig) -> Result<()> {
@@ -32,8 +32,7 @@ pub fn train(options: &SftConfig) -> Result<()> {
         refuse_occupied(&options.checkpoint)?;
     }
     let read = ReadOptions { need_target: true, ..inputs::read_options(&options.data, false)? };
-    let rows = inputs::read_rows(&options.data, &read, quiet)?;
-    let samples = rows.iter().map(Sample::supervised).collect::<Result<Vec<_>>>()?;
+    let samples = inputs::read_rows(&options.data, &read, quiet)?.supervised();
     if options.dry_run.dry_run {
         return dry_run(options, &samples, &placement);
     }
@@ -50,7 +49,8 @@ pub fn train(options: &SftConfig) -> Result<()> {
     let fit =
         training::Fit { limit, supervised: true, overlong: options.order.overlong, interrupt: &interrupt };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
-    let steps = steps(options, samples.len());
+    let stream = training::stream(&samples, &options.order, options.seed.seed)?;
+    let steps = steps(options, stream.rows());
     let trainer_options = SftOptions {
         micro_batch: optimiser.per_device_train_batch_size,
         accumulation: optimiser.gradient_accumulation_steps,
@@ -60,12 +60,11 @@ pub fn train(options: &SftConfig) -> Result<()> {
         recompute: optimiser.gradient_checkpointing,
         placement: placement.clone(),
     };
-    let stream = Stream::new(samples.len(), options.seed.seed, options.order.shuffle_dataset)?;
     let identity = Identity {
         command: SftConfig::COMMAND.into(),
         options: identity_options(options, &placement)?,
         model_hash: model_hash(&policy, options.model.chat_template.as_deref())?,
-        dataset_hash: dataset_hash(&samples),
+        dataset_hash: dataset_hash(&samples)?,
         max_steps: steps,
     };
     let mut trainer = SftTrainer::new(policy, trainer_options, training::adamw(optimiser), stream)?;
@@ -78,7 +77,10 @@ pub fn train(options: &SftConfig) -> Result<()> {
         title: format!("othink-train sft: {}", options.model.model),
         facts: vec![
             training::fact("model", &options.model.model),
-            training::fact("dataset", format!("{} ({} rows)", options.data.dataset.display(), samples.len())),
+            training::fact(
+                "dataset",
+                format!("{} ({} rows)", options.data.names(), samples.rows()),
+            ),
             training::fact("parameters", format!("{all}, {trained} of them trained")),
             training::fact("steps", format!("{steps} of {} rows", optimiser.sequences_per_step())),
             training::fact("seed", options.seed.seed),
@@ -103,12 +105,13 @@ fn steps(options: &SftConfig, rows: usize) -> u64 {
 }
 
 /// Prints the resolved config and what a run with it would take.
-fn dry_run(options: &SftConfig, samples: &[Sample], placement: &Placement) -> Result<()> {
+fn dry_run(options: &SftConfig, samples: &Dataset, placement: &Placement) -> Result<()> {
     let pixels = inputs::given(options.data.pixels);
     let quiet = options.logging.quiet.quiet;
     let measured = training::measure(&options.model, pixels, samples, true, quiet)?;
     let (config, longest) = (&measured.folder.config, measured.longest);
     let limit = max_length(options, config);
+    let rows = training::stream(samples, &options.order, options.seed.seed)?.rows();
     let shape = TrainingShape {
         micro_batch: options.optimiser.per_device_train_batch_size,
         group: 1,
@@ -123,7 +126,7 @@ fn dry_run(options: &SftConfig, samples: &[Sample], placement: &Placement) -> Re
         recompute: options.optimiser.gradient_checkpointing,
     };
     let facts = [
-        format!("{} rows, {} optimiser steps", samples.len(), steps(options, samples.len())),
+        format!("{} rows, {} optimiser steps", samples.rows(), steps(options, rows)),
         format!("{} rows for each step", options.optimiser.sequences_per_step()),
         format!(
             "longest row at most {} tokens ({} of text, {} of images, {} of answer); {limit} fit",

@@ -1,15 +1,12 @@
 //! What `grpo` and `sft` share: from options to trainer parts, the rows that fit, the dry run, the report.
 
-use std::collections::HashSet;
 use std::path::Path;
-
-use rayon::prelude::*;
 
 use super::inputs;
 use crate::config::{
-    CheckpointOptions, LoggingOptions, ModelOptions, OptimiserOptions, Overlong, OwnPixelOptions,
+    CheckpointOptions, LoggingOptions, ModelOptions, OptimiserOptions, OrderOptions, Overlong, OwnPixelOptions,
 };
-use crate::data::{Part, Sample};
+use crate::data::{Dataset, Part, Sample};
 use crate::error::{Error, Result};
 use crate::model::folder::ModelFolder;
 use crate::optim::schedule::warmup_steps;
@@ -25,6 +22,7 @@ use crate::train::plan::{
 };
 use crate::train::policy::{Policy, check_length};
 use crate::train::run::RunOptions;
+use crate::train::stream::Stream;
 
 /// Refuses a storage type that training does not have.
 ///
@@ -84,6 +82,11 @@ pub(super) fn learning_rate(options: &OptimiserOptions, total_steps: u64) -> Res
     })
 }
 
+/// The order in which a run sees its rows.
+pub(super) fn stream(samples: &Dataset, order: &OrderOptions, seed: u64) -> Result<Stream> {
+    Stream::over(samples, &order.dataset_weights, order.stopping_strategy, seed, order.shuffle_dataset)
+}
+
 /// Where a run writes, and how often; completions are not logged.
 pub(super) fn run_options(
     folder: &RunFolder,
@@ -126,63 +129,59 @@ impl Fit<'_> {
     ///
     /// # Errors
     /// Those of reading a row; [`Error::Input`] for one that is too long, or when none is left.
-    pub(super) fn keep(
-        &self,
-        processor: &Processor,
-        samples: Vec<Sample>,
-        quiet: bool,
-    ) -> Result<Vec<Sample>> {
+    pub(super) fn keep(&self, processor: &Processor, samples: Dataset, quiet: bool) -> Result<Dataset> {
         self.interrupt.check()?;
-        let doubtful = self.doubtful(processor, &samples)?;
-        if doubtful.is_empty() {
-            return Ok(samples);
-        }
-        let progress = Progress::start("measure rows", doubtful.len() as u64, quiet);
-        let tokens = doubtful
-            .par_iter()
-            .map(|&(index, sample)| {
-                self.interrupt.check()?;
-                let tokens = self.tokens(processor, sample)?;
-                progress.advance(1);
-                Ok((index, tokens))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let long: Vec<(usize, usize)> = tokens.into_iter().filter(|(_, n)| *n > self.limit).collect();
-        if let (Overlong::Error, Some(&(index, tokens))) = (self.overlong, long.first()) {
-            check_length(&samples[index], tokens, self.limit)?;
-        }
-        let rows = samples.len();
-        if long.len() == rows {
+        let rows = samples.rows();
+        let at_most = self.bound(processor, &samples)?;
+        let progress = Progress::start("measure rows", rows as u64, quiet);
+        let mut kept = Vec::new();
+        let fits = |_, sample: Result<Sample>| {
+            self.interrupt.check()?;
+            let sample = sample?;
+            if at_most(&sample) <= self.limit {
+                return Ok(true);
+            }
+            let tokens = self.tokens(processor, &sample)?;
+            if self.overlong == Overlong::Error {
+                check_length(&sample, tokens, self.limit)?;
+            }
+            Ok(tokens <= self.limit)
+        };
+        samples.each(fits, |row, fits: Result<bool>| {
+            progress.advance(1);
+            if fits? {
+                kept.push(row as u32);
+            }
+            Ok(())
+        })?;
+        if kept.is_empty() {
             return Err(Error::Input(format!(
                 "all {rows} rows are longer than {} tokens, so that --overlong skip leaves none; lower --max_pixels or \
                  allow longer rows",
                 self.limit
             )));
         }
-        if !long.is_empty() {
-            let left_out = long.len();
+        let left_out = rows - kept.len();
+        if left_out > 0 {
             progress.line(&format!("left out {left_out} of {rows} rows longer than {} tokens", self.limit));
         }
         progress.finish();
-        let long: HashSet<usize> = long.into_iter().map(|(index, _)| index).collect();
-        Ok(samples.into_iter().enumerate().filter(|(i, _)| !long.contains(i)).map(|(_, s)| s).collect())
+        Ok(if left_out > 0 { samples.view(kept) } else { samples })
     }
 
-    /// The rows that a glance does not show to fit. A token is at least one byte of normalised text, which has at most
-    /// three times the bytes of the text; around each message stand at most as many tokens as the first row has.
-    fn doubtful<'s>(&self, processor: &Processor, samples: &'s [Sample]) -> Result<Vec<(usize, &'s Sample)>> {
-        let Some(first) = samples.first() else { return Ok(Vec::new()) };
-        let around = RowLength::of(processor, first, self.supervised)?.text_tok;
+    /// A bound on the tokens of a row that a glance gives. A token is at least one byte of normalised text, which has at
+    /// most three times the bytes of the text; around each message stand at most as many tokens as the first row has.
+    fn bound(&self, processor: &Processor, samples: &Dataset) -> Result<impl Fn(&Sample) -> usize + Sync + use<>> {
+        let around = RowLength::of(processor, &samples.sample(0)?, self.supervised)?.text_tok;
         let per_image = image_tokens_at_most(processor.image_config());
         let bytes = |part: &Part| match part {
             Part::Text(text) => text.len(),
             Part::Image(_) => 0,
         };
-        let at_most = |sample: &Sample| {
+        Ok(move |sample: &Sample| {
             let text: usize = sample.messages.iter().flat_map(|m| &m.content).map(bytes).sum();
             3 * text + (1 + sample.messages.len()) * around + sample.images.len() * per_image
-        };
-        Ok(samples.iter().enumerate().filter(|(_, sample)| at_most(sample) > self.limit).collect())
+        })
     }
 
     /// Tokens of a row: exact, or a bound where that is within the limit.
@@ -213,20 +212,24 @@ pub(super) struct Measured {
 pub(super) fn measure(
     model: &ModelOptions,
     pixels: OwnPixelOptions,
-    samples: &[Sample],
+    samples: &Dataset,
     supervised: bool,
     quiet: bool,
 ) -> Result<Measured> {
     let folder = ModelFolder::open(&model.model)?;
     let processor = Processor::load(&folder.dir, &inputs::processor_options(model, pixels))?;
     inputs::warn(&processor, quiet);
-    let lengths =
-        samples.par_iter().map(|s| RowLength::of(&processor, s, supervised)).collect::<Result<Vec<_>>>()?;
-    let longest = lengths.into_iter().fold(RowLength::default(), |a, b| RowLength {
-        text_tok: a.text_tok.max(b.text_tok),
-        image_tok: a.image_tok.max(b.image_tok),
-        completion_tok: a.completion_tok.max(b.completion_tok),
-    });
+    let progress = Progress::start("measure rows", samples.rows() as u64, quiet);
+    let mut longest = RowLength::default();
+    samples.each(
+        |_, sample| RowLength::of(&processor, &sample?, supervised),
+        |_, length| {
+            progress.advance(1);
+            longest = longest.max(length?);
+            Ok(())
+        },
+    )?;
+    progress.finish();
     Ok(Measured { folder, longest })
 }
 

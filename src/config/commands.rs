@@ -77,6 +77,7 @@ impl Options for GrpoConfig {
 
     fn check(&self) -> Checked {
         self.data.check()?;
+        self.order.check(self.data.dataset.len())?;
         self.group.check()?;
         self.kl.check()?;
         self.rollout.check_for_training()?;
@@ -158,6 +159,7 @@ impl Options for SftConfig {
 
     fn check(&self) -> Checked {
         self.data.check()?;
+        self.order.check(self.data.dataset.len())?;
         if_set("max_length", self.max_length, |option, value| at_least(option, value, 2))?;
         self.optimiser.check()?;
         self.checkpoint.check()?;

@@ -2,20 +2,22 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
-use super::check::{Checked, Violation, at_least, count, if_set};
+use super::check::{Checked, Violation, at_least, count, if_set, positive};
 use super::names::boolean;
 
 /// A dataset and how its rows become prompts.
 #[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
 #[command(rename_all = "snake_case", next_help_heading = "Data")]
 pub struct DataOptions {
-    /// Rows: a JSONL file, or a folder that holds SPLIT.jsonl. Columns image or images, problem, solution; or messages
-    #[arg(long, visible_alias = "dataset_name", value_name = "FILE|DIR")]
-    pub dataset: PathBuf,
+    /// Rows: a file, a folder with splits, or ORG/NAME in the local Hugging Face cache; several are taken together.
+    /// PATH@SPLIT names the split. Columns image or images, problem, solution; or messages
+    #[arg(long, visible_alias = "dataset_name", num_args = 1.., required = true, value_name = "FILE|DIR")]
+    #[serde(serialize_with = "one_or_list")]
+    pub dataset: Vec<PathBuf>,
 
-    /// Which split of a dataset folder
+    /// Which split of a dataset folder that names none
     #[arg(long, default_value = "train", value_name = "SPLIT")]
     pub dataset_split: String,
 
@@ -29,7 +31,7 @@ pub struct DataOptions {
     #[arg(long, default_value = "r1v", value_name = "NAME")]
     pub prompt_template: String,
 
-    /// Use only the first N rows [default: all]
+    /// Use only the first N rows, of each dataset if there are several [default: all]
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_samples: Option<usize>,
@@ -45,9 +47,22 @@ pub struct DataOptions {
 }
 
 impl DataOptions {
+    /// The datasets as they were given, for people.
+    pub fn names(&self) -> String {
+        self.dataset.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    }
+
     pub(super) fn check(&self) -> Checked {
         if_set("max_samples", self.max_samples, |option, value| at_least(option, value, 1))?;
         self.pixels.check()
+    }
+}
+
+/// A list of one as its only item, as it is usually written.
+fn one_or_list<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    match paths {
+        [one] => one.serialize(serializer),
+        several => several.serialize(serializer),
     }
 }
 
@@ -60,9 +75,44 @@ pub struct OrderOptions {
           action = clap::ArgAction::Set, value_name = "BOOL")]
     pub shuffle_dataset: bool,
 
+    /// Share of each dataset in an epoch, as in 2 1: each goes round at its own pace [default: each row once]
+    #[arg(long, num_args = 1.., value_delimiter = ',', value_name = "WEIGHT")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dataset_weights: Vec<f64>,
+
+    /// With weights, an epoch ends when the first dataset has been seen whole, or when all have
+    #[arg(long, value_enum, default_value = "first_exhausted", value_name = "WHEN")]
+    pub stopping_strategy: StoppingStrategy,
+
     /// What to do with a row that is too long: stop, or leave it out (nothing is ever truncated)
     #[arg(long, value_enum, default_value = "error", value_name = "WHAT")]
     pub overlong: Overlong,
+}
+
+impl OrderOptions {
+    pub(super) fn check(&self, datasets: usize) -> Checked {
+        self.dataset_weights.iter().try_for_each(|&weight| positive("dataset_weights", weight))?;
+        match self.dataset_weights.len() {
+            0 => Ok(()),
+            weights if weights == datasets => Ok(()),
+            weights => Err(Violation::new(
+                "dataset_weights",
+                format!("has {weights} weights, but --dataset names {datasets}: give one for each, in the same order"),
+            )),
+        }
+    }
+}
+
+/// When an epoch over datasets with weights ends, as in `datasets.interleave_datasets`.
+#[derive(clap::ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum StoppingStrategy {
+    /// When the dataset that lasts shortest at its share has been seen once; of the others the rest comes in the next epochs.
+    #[default]
+    FirstExhausted,
+    /// When the dataset that lasts longest at its share has been seen once; the others are seen again meanwhile.
+    AllExhausted,
 }
 
 /// Fate of a row that is too long.

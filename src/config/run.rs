@@ -152,7 +152,7 @@ pub struct CompletionLogOptions {
     #[arg(long, default_value = "0", value_name = "STEPS")]
     pub eval_steps: usize,
 
-    /// Rows to evaluate on during training: a JSONL file or a folder that holds test.jsonl
+    /// Rows to evaluate on during training: a file, a folder, or ORG/NAME; split test unless PATH@SPLIT says another
     #[arg(long, value_name = "FILE|DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_dataset: Option<PathBuf>,

@@ -1,279 +1,321 @@
-//! Finding and reading a dataset.
+//! Rows that are read when they are asked for.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::fmt;
 use std::sync::Arc;
 
-use super::image_path::ImageRoots;
-use super::row::RowReader;
-use super::{MAX_LINE_BYTES, Origin, Place, PromptTemplate, Sample, objects};
+use rayon::prelude::*;
+
+use super::Sample;
 use crate::error::{Error, Result};
 
-/// How a dataset is read.
-#[derive(Clone, Debug)]
-pub struct ReadOptions {
-    /// Which file of a folder: `train`, `test`, ... Ignored when the path is a file.
-    pub split: String,
-    /// The words around the `problem` column; `messages` and `prompt` are taken as they are.
-    pub template: PromptTemplate,
-    /// A second folder, beside the JSONL's own, under which images may lie.
-    pub image_dir: Option<PathBuf>,
-    /// Whether absolute image paths may lie anywhere, not only under those two folders: for files that the user's own
-    /// run wrote, never for a dataset from elsewhere.
-    pub any_absolute_image: bool,
-    /// Whether a row without `solution` is an error (rewards and `eval` need it).
-    pub need_solution: bool,
-    /// Whether a row without a target for SFT (an assistant's closing message, or a solution) is an error.
-    pub need_target: bool,
-    /// Only so many rows from the first on are read.
-    pub max_samples: Option<usize>,
-    /// Longest line in bytes.
-    pub max_line_bytes: usize,
+/// Rows in a fixed order, each read when it is asked for. Clones share everything.
+#[derive(Clone)]
+pub struct Dataset {
+    rows: Arc<dyn Rows>,
+    sources: Arc<[Source]>,
 }
 
-impl Default for ReadOptions {
-    /// Split `train`, template `r1v`, images beside the JSONL, solutions optional.
-    fn default() -> Self {
-        ReadOptions {
-            split: "train".into(),
-            template: PromptTemplate::default(),
-            image_dir: None,
-            any_absolute_image: false,
-            need_solution: false,
-            need_target: false,
-            max_samples: None,
-            max_line_bytes: MAX_LINE_BYTES,
+/// A part of a dataset: its rows come one behind the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// What the user called it; empty for rows that were made in memory.
+    pub name: Arc<str>,
+    /// How many rows it has.
+    pub rows: usize,
+}
+
+/// Where rows come from.
+pub(super) trait Rows: Send + Sync {
+    fn rows(&self) -> usize;
+    fn sample(&self, row: usize) -> Result<Sample>;
+}
+
+/// Rows that [`Dataset::each`] works on before it hands over what came out.
+const AT_ONCE: usize = 256;
+
+impl Dataset {
+    /// Rows that are in memory.
+    pub fn from_samples(samples: Vec<Sample>) -> Dataset {
+        Dataset::of("", samples)
+    }
+
+    pub(super) fn of(name: &str, rows: impl Rows + 'static) -> Dataset {
+        let source = Source { name: name.into(), rows: rows.rows() };
+        Dataset { rows: Arc::new(rows), sources: [source].into() }
+    }
+
+    /// The rows of all `parts`, one behind the other.
+    ///
+    /// A row's number is that in the whole. Where there are several parts, a row without a column `data_source` gets one:
+    /// the name of its part, for the rewards.
+    pub fn concat(parts: Vec<Dataset>) -> Dataset {
+        if let [one] = parts.as_slice() {
+            return one.clone();
+        }
+        let sources = parts.iter().flat_map(|part| part.sources.iter().cloned()).collect();
+        let mut begins = Vec::with_capacity(parts.len());
+        let mut rows = 0;
+        for part in &parts {
+            begins.push(rows);
+            rows += part.rows();
+        }
+        Dataset { rows: Arc::new(Concat { parts, begins, rows }), sources }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows.rows()
+    }
+
+    /// The parts that the rows come from, in their order.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// Row number `row`, from 0, read now.
+    ///
+    /// # Errors
+    /// Those of reading it, with its place; [`Error::Internal`] for a number that is too large.
+    pub fn sample(&self, row: usize) -> Result<Sample> {
+        match row < self.rows() {
+            true => self.rows.sample(row),
+            false => Err(Error::Internal(format!("row {row} of a dataset of {} rows", self.rows()))),
         }
     }
-}
 
-/// Reads every row of the dataset at `path`, a JSONL file or a folder (see [`locate`]).
-///
-/// A row is one of
-/// - R1-V's columns: `problem`, `solution`, and `image` (one path) or `images` (a list);
-///   `file_name` (a Hugging Face image folder's `metadata.jsonl`) is another name for `image`;
-/// - `messages` in Hugging Face's form, content a string with `<image>` marks or a list of
-///   `{"type": "text", "text"}` and `{"type": "image"}` parts, the latter with a path of its
-///   own (`image`, `path`) or taking the next of the row's `images`;
-/// - `prompt` (a string, or messages) with, for SFT, `completion`, as in TRL.
-///
-/// If several are there, `messages` goes before `prompt` before `problem`. `<image>` marks
-/// and images have to be equal in number; without any mark, images go first in a `problem` or
-/// `prompt`. Image paths are relative to the JSONL's folder, then to `image_dir`; whatever
-/// lies elsewhere in the end is refused. Images are checked to exist, not decoded.
-///
-/// # Errors
-/// `Missing` if there is no such dataset or image folder; `Content` naming file and line for a
-/// bad row, or the file if it has no rows; `Io` for a failed read.
-pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Sample>> {
-    read_usable(path, options, Err)
-}
+    /// All rows in order.
+    pub fn iter(&self) -> impl Iterator<Item = Result<Sample>> {
+        (0..self.rows()).map(|row| self.sample(row))
+    }
 
-/// As [`read`], but a bad row's error goes to `bad`, which ends the reading with an error or lets it go on without the
-/// row. `Sample::row` and `max_samples` count bad rows too.
-///
-/// # Errors
-/// As [`read`], and those of `bad`; `Content` if no row can be used.
-pub fn read_usable(
-    path: &Path,
-    options: &ReadOptions,
-    mut bad: impl FnMut(Error) -> Result<()>,
-) -> Result<Vec<Sample>> {
-    let file: Arc<Path> = locate(path, &options.split)?.into();
-    let roots =
-        ImageRoots::new(&file, options.image_dir.as_deref())?.with_any_absolute(options.any_absolute_image);
-    let reader = RowReader {
-        roots,
-        template: options.template,
-        need_solution: options.need_solution,
-        need_target: options.need_target,
-    };
-    let (mut samples, mut rows) = (Vec::new(), 0);
-    let most = options.max_samples.unwrap_or(usize::MAX);
-    for (row, object) in objects(&file, options.max_line_bytes)?.take(most).enumerate() {
-        rows = row + 1;
-        let sample = object.and_then(|(line, object)| {
-            let sample = reader.sample(row, object);
-            let sample = sample.map_err(|reason| Error::content(&file, format!("line {line}: {reason}")))?;
-            Ok(Sample { origin: Some(Origin { file: file.clone(), place: Place::Line(line) }), ..sample })
+    /// The rows of some numbers alone; `rows` ascends.
+    pub fn view(&self, rows: Vec<u32>) -> Dataset {
+        let mut end = 0;
+        let sources = self.sources.iter().map(|source| {
+            let begin = rows.partition_point(|&row| (row as usize) < end);
+            end += source.rows;
+            Source {
+                name: source.name.clone(),
+                rows: rows.partition_point(|&row| (row as usize) < end) - begin,
+            }
         });
-        match sample {
-            Ok(sample) => samples.push(sample),
-            Err(error @ Error::Content { .. }) => bad(error)?,
-            Err(error) => return Err(error),
-        }
+        let sources = sources.collect();
+        Dataset { rows: Arc::new(View { of: self.clone(), rows }), sources }
     }
-    match (samples.len(), rows) {
-        (0, 0) => Err(Error::content(&file, "has no rows; a dataset needs at least one JSON object")),
-        (0, rows) => Err(Error::content(&file, format!("has {rows} rows, and none can be used"))),
-        _ => Ok(samples),
+
+    /// The same rows, each changed by `change` when it is read.
+    pub fn map(&self, change: impl Fn(Sample) -> Result<Sample> + Send + Sync + 'static) -> Dataset {
+        Dataset { rows: Arc::new(Changed { of: self.clone(), change }), sources: self.sources.clone() }
+    }
+
+    /// The rows as prompts: an assistant's closing message, the answer for SFT, is left out.
+    pub fn prompts(&self) -> Dataset {
+        self.map(|sample| Ok(if sample.ends_with_assistant() { sample.prompt() } else { sample }))
+    }
+
+    /// The rows as SFT needs them (see [`Sample::supervised`]).
+    pub fn supervised(&self) -> Dataset {
+        self.map(|sample| sample.supervised())
+    }
+
+    /// The solutions of all rows that have one.
+    ///
+    /// # Errors
+    /// Those of reading the rows.
+    pub fn answers(&self) -> Result<Vec<String>> {
+        self.iter().filter_map(|sample| sample.map(|sample| sample.solution).transpose()).collect()
+    }
+
+    /// Does `work` for every row, on all threads, and hands what it gives to `then` in the order of the rows. Of the rows
+    /// themselves no more are in memory than there are threads.
+    ///
+    /// # Errors
+    /// The first that `then` gives.
+    pub fn each<T: Send>(
+        &self,
+        work: impl Fn(usize, Result<Sample>) -> T + Sync,
+        mut then: impl FnMut(usize, T) -> Result<()>,
+    ) -> Result<()> {
+        let rows = self.rows();
+        for first in (0..rows).step_by(AT_ONCE) {
+            let chunk = first..(first + AT_ONCE).min(rows);
+            let done: Vec<T> = chunk.clone().into_par_iter().map(|row| work(row, self.sample(row))).collect();
+            chunk.zip(done).try_for_each(|(row, done)| then(row, done))?;
+        }
+        Ok(())
+    }
+
+    /// The rows that can be read and pass `check`, all of which is done now; `advance` is told of each. The error of
+    /// another row goes to `bad`, which ends the checking with an error or lets it go on without the row.
+    ///
+    /// # Errors
+    /// Those of `bad`, and at once one that is not of the row but of reading (`Io`, `Missing`).
+    pub fn usable(
+        &self,
+        check: impl Fn(&Sample) -> Result<()> + Sync,
+        advance: impl Fn(u64),
+        mut bad: impl FnMut(Error) -> Result<()>,
+    ) -> Result<Dataset> {
+        let mut kept = Vec::new();
+        let work = |_, sample: Result<Sample>| match sample {
+            Ok(sample) => Ok(check(&sample)),
+            Err(error @ (Error::Content { .. } | Error::Input(_))) => Ok(Err(error)),
+            Err(error) => Err(error),
+        };
+        self.each(work, |row, checked| {
+            advance(1);
+            match checked? {
+                Ok(()) => kept.push(row as u32),
+                Err(error) => bad(error)?,
+            }
+            Ok(())
+        })?;
+        Ok(if kept.len() == self.rows() { self.clone() } else { self.view(kept) })
     }
 }
 
-/// The JSONL file that holds `split` of the dataset at `path`.
-///
-/// A file is taken as it is. In a folder it is `SPLIT.jsonl`, or `SPLIT/metadata.jsonl`; for
-/// `train` also `data.jsonl`, or `metadata.jsonl`.
-///
-/// # Errors
-/// `Missing` when nothing is there, with the JSONL files that are; `Usage` for a split name
-/// that is not a plain name; `Content` for a file format that is not read.
-pub fn locate(path: &Path, split: &str) -> Result<PathBuf> {
-    let meta = fs::metadata(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::missing(
-            path,
-            "no such dataset; give a .jsonl file or a folder with train.jsonl (`tasks make` writes one)",
-        ),
-        _ => Error::io(path, "read the dataset", e),
-    })?;
-    if !meta.is_dir() {
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_lowercase();
-        if ["parquet", "arrow", "csv", "tsv", "zip", "gz", "tar"].contains(&extension.as_str()) {
-            let message = format!("a .{extension} file is not read; export it as JSONL (`Dataset.to_json`)");
-            return Err(Error::content(path, message));
-        }
-        return Ok(path.to_path_buf());
+impl fmt::Debug for Dataset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Dataset({} rows)", self.rows())
     }
-    if split.is_empty() || !split.chars().all(|c| c.is_alphanumeric() || "_-".contains(c)) {
-        return Err(Error::Usage(format!("`{split}` is not a split name; use a name like train or test")));
-    }
-    let mut candidates = vec![path.join(format!("{split}.jsonl")), path.join(split).join("metadata.jsonl")];
-    if split == "train" {
-        candidates.extend([path.join("data.jsonl"), path.join("metadata.jsonl")]);
-    }
-    candidates
-        .into_iter()
-        .find(|c| c.is_file())
-        .ok_or_else(|| Error::missing(path, format!("has no {split}.jsonl; {}", found_in(path))))
 }
 
-/// Most files that an error lists.
-const LISTED: usize = 20;
+impl Rows for Vec<Sample> {
+    fn rows(&self) -> usize {
+        self.len()
+    }
 
-/// What a dataset folder has instead of the split that was asked for, in words.
-fn found_in(folder: &Path) -> String {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let name = |entry: fs::DirEntry| {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        match entry.path().join("metadata.jsonl").is_file() {
-            true => Some(format!("{name}/metadata.jsonl")),
-            false => name.ends_with(".jsonl").then_some(name),
+    fn sample(&self, row: usize) -> Result<Sample> {
+        Ok(self[row].clone())
+    }
+}
+
+struct View {
+    of: Dataset,
+    rows: Vec<u32>,
+}
+
+impl Rows for View {
+    fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn sample(&self, row: usize) -> Result<Sample> {
+        self.of.sample(self.rows[row] as usize)
+    }
+}
+
+struct Changed<F> {
+    of: Dataset,
+    change: F,
+}
+
+impl<F: Fn(Sample) -> Result<Sample> + Send + Sync> Rows for Changed<F> {
+    fn rows(&self) -> usize {
+        self.of.rows()
+    }
+
+    fn sample(&self, row: usize) -> Result<Sample> {
+        (self.change)(self.of.sample(row)?)
+    }
+}
+
+struct Concat {
+    parts: Vec<Dataset>,
+    /// The number of each part's first row.
+    begins: Vec<usize>,
+    rows: usize,
+}
+
+/// The column that says which part of a dataset a row is of.
+const DATA_SOURCE: &str = "data_source";
+
+impl Rows for Concat {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn sample(&self, row: usize) -> Result<Sample> {
+        // The last part that begins at or before the row: parts without rows are passed over.
+        let part = self.begins.partition_point(|&begin| begin <= row) - 1;
+        let (of, begin) = (&self.parts[part], self.begins[part]);
+        let mut sample = of.sample(row - begin)?;
+        sample.row += begin;
+        if !sample.columns.contains_key(DATA_SOURCE) {
+            let name = of.sources.first().map_or("", |source| &source.name);
+            sample.columns.insert(DATA_SOURCE.into(), name.into());
         }
-    };
-    let mut found: Vec<String> = entries.filter_map(name).collect();
-    found.sort_unstable();
-    let more = match found.len() {
-        0 => return "no JSONL file is there either".to_owned(),
-        count if count > LISTED => format!(" and {} more", count - LISTED),
-        _ => String::new(),
-    };
-    found.truncate(LISTED);
-    format!(
-        "JSONL files found: {}{more} (--dataset_split names the split, or give one file)",
-        found.join(", ")
-    )
+        Ok(sample)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn options(split: &str) -> ReadOptions {
-        ReadOptions { split: split.into(), ..ReadOptions::default() }
+    fn numbered(rows: usize) -> Dataset {
+        Dataset::from_samples((0..rows).map(|row| Sample { row, ..Sample::default() }).collect())
+    }
+
+    fn named(name: &str, rows: usize) -> Dataset {
+        Dataset::of(name, (0..rows).map(|row| Sample { row, ..Sample::default() }).collect::<Vec<_>>())
+    }
+
+    fn rows(dataset: &Dataset) -> Vec<usize> {
+        dataset.iter().map(|sample| sample.unwrap().row).collect()
     }
 
     #[test]
-    fn case_27_folders_hold_one_file_per_split() {
-        let dir = tempfile::tempdir().unwrap();
-        let write = |name: &str, question: &str| {
-            let path = dir.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, format!("{{\"problem\":\"{question}\"}}\n\n{{\"problem\":\"b\"}}\n")).unwrap();
+    fn views_maps_and_parts_keep_numbers_and_sources() {
+        let whole = Dataset::concat(vec![named("a", 3), named("none", 0), named("b", 2)]);
+        assert_eq!(rows(&whole), [0, 1, 2, 3, 4]);
+        let source = |row| whole.sample(row).unwrap().columns["data_source"].as_str().unwrap().to_owned();
+        assert_eq!([source(0), source(2), source(3), source(4)], ["a", "a", "b", "b"]);
+        let view = whole.map(|sample| Ok(Sample { solution: Some("s".into()), ..sample })).view(vec![1, 2, 4]);
+        assert_eq!(rows(&view), [1, 2, 4]);
+        let sizes: Vec<_> = view.sources().iter().map(|source| (&*source.name, source.rows)).collect();
+        assert_eq!(sizes, [("a", 2), ("none", 0), ("b", 1)]);
+        assert_eq!(view.answers().unwrap().len(), 3);
+        assert_eq!(view.sample(3).unwrap_err().exit_code(), 1);
+        // One part stays what it is.
+        assert!(Dataset::concat(vec![named("a", 1)]).sample(0).unwrap().columns.is_empty());
+    }
+
+    #[test]
+    fn every_row_is_visited_once_and_in_order() {
+        let dataset = numbered(3 * AT_ONCE + 7);
+        let mut seen = Vec::new();
+        let work = |row, sample: Result<Sample>| (row, sample.unwrap().row);
+        dataset
+            .each(work, |row, (of_work, of_sample)| {
+                assert!(row == of_work && row == of_sample);
+                seen.push(row);
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(seen, (0..3 * AT_ONCE + 7).collect::<Vec<_>>());
+        let stop = |row, _| if row == 300 { Err(Error::Input("stop".into())) } else { Ok(()) };
+        assert!(dataset.each(work, stop).is_err());
+    }
+
+    #[test]
+    fn bad_rows_are_told_of_in_order_and_left_out() {
+        let odd = |sample: &Sample| match sample.row % 2 {
+            0 => Ok(()),
+            _ => Err(Error::Input(format!("row {}", sample.row))),
         };
-        write("data.jsonl", "data");
-        assert_eq!(locate(dir.path(), "train").unwrap(), dir.path().join("data.jsonl"));
-        write("train/metadata.jsonl", "meta");
-        assert_eq!(locate(dir.path(), "train").unwrap(), dir.path().join("train/metadata.jsonl"));
-        write("train.jsonl", "train");
-        write("test.jsonl", "test");
-        let train = read(dir.path(), &options("train")).unwrap();
-        assert_eq!(train.len(), 2);
-        assert_eq!(train[1].row, 1);
-        let test = read(&dir.path().join("test.jsonl"), &options("train")).unwrap();
-        assert_eq!(test.len(), 2);
-
-        let missing = read(dir.path(), &options("dev")).unwrap_err();
-        assert_eq!(missing.exit_code(), 66);
-        let found =
-            "JSONL files found: data.jsonl, test.jsonl, train.jsonl, train/metadata.jsonl (--dataset_split";
-        assert!(missing.to_string().contains(found), "{missing}");
-        assert_eq!(read(dir.path(), &options("../x")).unwrap_err().exit_code(), 2);
-    }
-
-    #[test]
-    fn bad_rows_name_file_and_line() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("train.jsonl");
-        fs::write(&path, "{\"problem\":\"a\"}\n\n{\"problem\":\"b\",\"image\":\"/etc/hostname\"}\n").unwrap();
-        let error = read(&path, &ReadOptions::default()).unwrap_err();
-        assert_eq!(error.exit_code(), 65);
-        let message = error.to_string();
-        assert!(message.contains("train.jsonl: line 3: image `/etc/hostname`"), "{message}");
-    }
-
-    #[test]
-    fn case_33_bad_rows_are_left_out_and_keep_their_numbers() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("train.jsonl");
-        fs::write(
-            &path,
-            "oops\n{\"problem\":\"a\"}\n\n{\"problem\":3}\n{\"problem\":\"b\"}\n{\"problem\":\"c\"}\n",
-        )
-        .unwrap();
         let mut bad = Vec::new();
-        let keep = |error: Error, bad: &mut Vec<String>| {
+        let told = std::cell::Cell::new(0);
+        let advance = |n| told.set(told.get() + n);
+        let kept = numbered(5).usable(odd, advance, |error| {
             bad.push(error.to_string());
             Ok(())
-        };
-        let options = ReadOptions { max_samples: Some(4), ..ReadOptions::default() };
-        let samples = read_usable(&path, &options, |error| keep(error, &mut bad)).unwrap();
-        let place = |s: &Sample| (s.row, s.origin.as_ref().unwrap().place);
-        assert_eq!(samples.iter().map(place).collect::<Vec<_>>(), [(1, Place::Line(2)), (3, Place::Line(5))]);
-        assert!(
-            bad.len() == 2 && bad[0].contains("line 1, column 1") && bad[1].contains("line 4: `problem`")
-        );
-        let first = ReadOptions { max_samples: Some(1), ..ReadOptions::default() };
-        let none = read_usable(&path, &first, |error| keep(error, &mut bad)).unwrap_err();
-        assert!(none.to_string().contains("1 rows, and none can be used"), "{none}");
-    }
-
-    #[test]
-    fn supervised_rows_need_a_target() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("train.jsonl");
-        let rows = r#"{"problem":"a","solution":"1"}
-{"prompt":"a","completion":"b"}
-{"problem":"a"}"#;
-        fs::write(&path, rows).unwrap();
-        let options = ReadOptions { need_target: true, ..ReadOptions::default() };
-        let message = read(&path, &options).unwrap_err().to_string();
-        assert!(message.contains("line 3: supervised training needs a target"), "{message}");
-        assert_eq!(read(&path, &ReadOptions { max_samples: Some(2), ..options }).unwrap().len(), 2);
-    }
-
-    #[test]
-    fn case_27_nothing_to_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let gone = read(&dir.path().join("gone.jsonl"), &ReadOptions::default()).unwrap_err();
-        assert_eq!(gone.exit_code(), 66);
-        let empty = dir.path().join("empty.jsonl");
-        fs::write(&empty, "\n").unwrap();
-        let error = read(&empty, &ReadOptions::default()).unwrap_err();
-        assert!(error.exit_code() == 65 && error.to_string().contains("no rows"), "{error}");
-        let parquet = dir.path().join("a.parquet");
-        fs::write(&parquet, "PAR1").unwrap();
-        assert!(
-            read(&parquet, &ReadOptions::default()).unwrap_err().to_string().contains("export it as JSONL")
-        );
+        });
+        assert_eq!(rows(&kept.unwrap()), [0, 2, 4]);
+        assert_eq!((bad, told.get()), (vec!["row 1".to_owned(), "row 3".into()], 5));
+        assert_eq!(numbered(5).usable(odd, |_| (), Err).unwrap_err().to_string(), "row 1");
+        // What is not of the row ends it at once.
+        let broken = numbered(2).map(|_| Err(Error::missing("a", "gone")));
+        assert_eq!(broken.usable(odd, |_| (), |_| Ok(())).unwrap_err().exit_code(), 66);
     }
 }

@@ -29,6 +29,13 @@ impl ImageRoots {
         Ok(ImageRoots { roots, any_absolute: false })
     }
 
+    /// Also takes what links lead to under `folder`: the files of a cached repository.
+    pub(super) fn with_linked(mut self, folder: Option<&Path>) -> Self {
+        let linked = folder.and_then(|folder| Some((folder.to_path_buf(), fs::canonicalize(folder).ok()?)));
+        self.roots.extend(linked);
+        self
+    }
+
     /// Takes absolute paths wherever they lie: for files that the user's own run wrote.
     pub(super) fn with_any_absolute(self, any_absolute: bool) -> Self {
         ImageRoots { any_absolute, ..self }

@@ -1,7 +1,7 @@
 //! A small checkpoint made from nothing: a tokenizer trained on the task's texts, and random weights.
 
 use crate::checkpoint::{FloatDtype, OnExisting, SavePlan, WeightRef, save_model, write_folder};
-use crate::data::{Part, Sample};
+use crate::data::{Dataset, Part};
 use crate::disk::SystemDisk;
 use crate::error::{Error, Result};
 use crate::model::qwen2_vl::config::{Qwen2VlConfig, TextConfig, VisionConfig};
@@ -93,11 +93,13 @@ fn broken(error: impl std::fmt::Display) -> Error {
 }
 
 /// A byte-level BPE tokenizer in Qwen2's layout, trained on the samples' texts.
-fn train_tokenizer(samples: &[Sample]) -> Result<Trained> {
-    let mut words: Vec<&str> = vec!["system\nYou are a helpful assistant.", "user\n", "assistant\n"];
-    for message in samples.iter().flat_map(|sample| &sample.messages) {
-        words.extend(message.content.iter().filter_map(|part| match part {
-            Part::Text(text) => Some(text.as_str()),
+fn train_tokenizer(samples: &Dataset) -> Result<Trained> {
+    let mut words =
+        ["system\nYou are a helpful assistant.", "user\n", "assistant\n"].map(String::from).to_vec();
+    for sample in samples.iter() {
+        let parts = sample?.messages.into_iter().flat_map(|message| message.content);
+        words.extend(parts.filter_map(|part| match part {
+            Part::Text(text) => Some(text),
             Part::Image(_) => None,
         }));
     }
@@ -157,7 +159,7 @@ fn initialise(config: &Qwen2VlConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec
 }
 
 /// Writes the checkpoint folder: config, weights, tokenizer, chat template, processor settings.
-pub fn write(dir: &Path, samples: &[Sample], image_side: usize, seed: u64) -> Result<()> {
+pub fn write(dir: &Path, samples: &Dataset, image_side: usize, seed: u64) -> Result<()> {
     let tokenizer = train_tokenizer(samples)?;
     let config = config(&tokenizer)?;
     let (eos, pad) = (tokenizer.id("<|im_end|>")?, tokenizer.id("<|endoftext|>")?);

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::files::{file_inside, read_json};
+use crate::hub;
 use crate::model::generation::GenerationConfig;
-use crate::model::hub;
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::model::qwen2_vl::weights::EMBEDDING;
 use crate::model::safetensors::{Dtype, TensorEntry};

@@ -1,7 +1,7 @@
 //! Accuracy on held-out rows.
 
 use super::policy::Policy;
-use crate::data::Sample;
+use crate::data::{Dataset, Sample};
 use crate::error::Result;
 use crate::nn::Params;
 use crate::reward::RewardSet;
@@ -39,7 +39,7 @@ pub struct Evaluated {
 pub fn evaluate(
     policy: &Policy,
     params: &Arc<Params>,
-    samples: &[Sample],
+    samples: &Dataset,
     rewards: &RewardSet,
     options: &EvaluationOptions,
     watch: Watch<'_>,
@@ -48,8 +48,11 @@ pub fn evaluate(
     let decoding = policy.decoding(options.sampling.clone(), &options.stop_strings, false)?;
     let detokenize = |ids: &[u32]| policy.detokenize(ids);
     let engine = policy.engine(params, &decoding, &detokenize);
-    let mut results = Vec::with_capacity(samples.len());
-    for chunk in samples.chunks(options.batch_size.max(1)) {
+    let mut results = Vec::with_capacity(samples.rows());
+    let batch = options.batch_size.max(1);
+    for first in (0..samples.rows()).step_by(batch) {
+        let rows = first..(first + batch).min(samples.rows());
+        let chunk = rows.map(|row| samples.sample(row)).collect::<Result<Vec<Sample>>>()?;
         let prompts = policy.encode(&chunk.iter().collect::<Vec<_>>(), limit)?;
         let first = results.len() as u32;
         let requests: Vec<_> =

@@ -12,7 +12,7 @@ use crate::checkpoint::{
     list_checkpoints, newest_whole, replace_file,
 };
 use crate::config::{CheckpointOptions, ResumeFrom};
-use crate::data::Sample;
+use crate::data::Dataset;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::report::console::escape_control;
@@ -91,7 +91,7 @@ impl RunFolder {
         &self,
         identity: &Identity,
         trainer: &mut dyn Trainer,
-        samples: &[Sample],
+        samples: &Dataset,
         config: &str,
     ) -> Result<Option<TrainerState>> {
         let state = match self.checkpoint()? {
@@ -154,7 +154,7 @@ impl RunFolder {
         path: &Path,
         identity: &Identity,
         trainer: &mut dyn Trainer,
-        samples: &[Sample],
+        samples: &Dataset,
     ) -> Result<TrainerState> {
         let saved = SavedRun::read(path)?;
         let state = saved.state.clone();

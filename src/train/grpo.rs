@@ -12,7 +12,7 @@ use crate::batch::MicroBatch;
 use crate::checkpoint::{SavedRollout, SavedRun};
 use crate::config::{KlEstimator, ScaleRewards};
 use crate::cuda::Gpu;
-use crate::data::Sample;
+use crate::data::{Dataset, Sample};
 use crate::error::{Error, Result};
 use crate::kl::BetaController;
 use crate::loss::{LossConfig, LossMetrics, ScoreInputs, Window, loss_of_scores};
@@ -135,22 +135,23 @@ impl GrpoTrainer {
     /// # Errors
     /// [`Error::Protect`] for a log-probability, loss, KL or gradient that is NaN or infinite; those of rows that cannot
     /// be read, and of `watch`. The trainer is as it was then.
-    pub fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<StepOutcome> {
+    pub fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<StepOutcome> {
         let start = Instant::now();
         let beta = self.beta.beta(step);
         let kept = self.rollout.take().filter(|_| self.iteration(step) > 0);
         let is_new = kept.is_none();
-        let chosen = self.chosen(step, samples);
-        let rollout = match kept {
-            Some(rollout) => Ok((rollout, [0.0; 2])),
-            None => self.roll_out(&chosen, beta, watch),
+        let (mut rollout, sampling_seconds) = match kept {
+            Some(rollout) => (rollout, [0.0; 2]),
+            None => {
+                let chosen = self.chosen(step, samples)?;
+                self.roll_out(chosen, beta, watch)?
+            }
         };
-        let (mut rollout, sampling_seconds) = rollout?;
         // As TRL counts: every completion with its whole prompt, though the prompt is computed once.
         let tokens = self.tokens + if is_new { rollout.tokens() } else { 0 };
         let learned = self.learn(step, beta, tokens, &mut rollout, watch);
         let completions = match (&learned, is_new) {
-            (Ok(_), true) | (Err(Error::Protect(_)), _) => self.records(step, &chosen, &rollout),
+            (Ok(_), true) | (Err(Error::Protect(_)), _) => self.records(step, &rollout),
             _ => Vec::new(),
         };
         let more = self.iteration(step + 1) > 0;
@@ -189,21 +190,26 @@ impl GrpoTrainer {
     }
 
     /// The rows of the rollout of `step`, with their places in the stream.
-    fn chosen<'a>(&mut self, step: u64, samples: &'a [Sample]) -> Vec<(u64, &'a Sample)> {
+    fn chosen(&mut self, step: u64, samples: &Dataset) -> Result<Vec<(u64, Sample)>> {
         let prompts = self.prompts_per_rollout() as u64;
         let first = step / self.options.num_iterations as u64 * prompts;
-        (first..first + prompts).map(|place| (place, &samples[self.stream.row(place)])).collect()
+        (first..first + prompts).map(|place| Ok((place, samples.sample(self.stream.row(place))?))).collect()
     }
 
-    fn encode(&self, chosen: &[(u64, &Sample)]) -> Result<Vec<Prompt>> {
-        let rows: Vec<&Sample> = chosen.iter().map(|(_, s)| *s).collect();
+    fn encode(&self, chosen: &[(u64, Sample)]) -> Result<Vec<Prompt>> {
+        let rows: Vec<&Sample> = chosen.iter().map(|(_, s)| s).collect();
         self.policy.encode(&rows, self.options.prompt_limit)
     }
 
     /// Samples G completions for each prompt and scores them. Gives the seconds of the two as well.
-    fn roll_out(&self, chosen: &[(u64, &Sample)], beta: f64, watch: Watch<'_>) -> Result<(Scored, [f64; 2])> {
+    fn roll_out(
+        &self,
+        chosen: Vec<(u64, Sample)>,
+        beta: f64,
+        watch: Watch<'_>,
+    ) -> Result<(Scored, [f64; 2])> {
         let start = Instant::now();
-        let prompts = self.encode(chosen)?;
+        let prompts = self.encode(&chosen)?;
         let requests: Vec<_> = chosen
             .iter()
             .zip(&prompts)
@@ -224,7 +230,7 @@ impl GrpoTrainer {
             .collect();
         let prompt_hashes = prompts.iter().map(prompt_hash).collect();
         let rollout = SavedRollout { beta, prompts: prompt_hashes, completions, scores, difference: None };
-        let scored = self.scored(prompts, rollout, watch)?;
+        let scored = self.scored(chosen, prompts, rollout, watch)?;
         self.finish_work()?;
         Ok((scored, [sampled, start.elapsed().as_secs_f64() - sampled]))
     }
@@ -366,7 +372,7 @@ impl Trainer for GrpoTrainer {
         &self.policy
     }
 
-    fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<Step> {
+    fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<Step> {
         let StepOutcome { report, completions } = GrpoTrainer::step(self, step, samples, watch)?;
         let mut watched = vec![
             Watched { name: "loss", floor: 0.1, value: report.loss },
@@ -382,7 +388,7 @@ impl Trainer for GrpoTrainer {
         })
     }
 
-    fn skipped(&mut self, step: u64, samples: &[Sample]) -> Skipped {
+    fn skipped(&mut self, step: u64, samples: &Dataset) -> Skipped {
         let report = StepReport {
             step: step as usize,
             epoch: self.epoch(step),
@@ -403,7 +409,8 @@ impl Trainer for GrpoTrainer {
         };
         // Without completions the rollout itself has failed.
         let batch = if completions.is_empty() {
-            self.chosen(step, samples).into_iter().map(|(_, sample)| sample_row(sample)).collect()
+            let chosen = self.chosen(step, samples).unwrap_or_default();
+            chosen.iter().map(|(_, sample)| sample_row(sample)).collect()
         } else {
             completions.into_iter().map(as_row).collect()
         };
@@ -424,7 +431,7 @@ impl Trainer for GrpoTrainer {
         })
     }
 
-    fn restore(&mut self, saved: SavedRun, samples: &[Sample]) -> Result<()> {
+    fn restore(&mut self, saved: SavedRun, samples: &Dataset) -> Result<()> {
         restore_weights(&mut self.policy, &mut self.optimiser, &saved)?;
         self.tokens = saved.state.num_input_tokens_seen;
         if let Some(beta) = saved.state.beta {
@@ -432,7 +439,7 @@ impl Trainer for GrpoTrainer {
         }
         if let Some(rollout) = saved.rollout {
             // The rollout that step `global_step` would go on with.
-            let chosen = self.chosen(saved.state.global_step, samples);
+            let chosen = self.chosen(saved.state.global_step, samples)?;
             let prompts = self.encode(&chosen)?;
             let group = self.options.num_generations;
             let same_prompts = prompts.iter().map(prompt_hash).eq(rollout.prompts.iter().cloned());
@@ -447,7 +454,7 @@ impl Trainer for GrpoTrainer {
                         .into(),
                 ));
             }
-            self.rollout = Some(self.scored(prompts, rollout, &|_| Ok(()))?);
+            self.rollout = Some(self.scored(chosen, prompts, rollout, &|_| Ok(()))?);
         }
         Ok(())
     }

@@ -46,6 +46,15 @@ impl RowLength {
         self.prompt_tok() + self.completion_tok
     }
 
+    /// The longer of each part.
+    pub fn max(self, other: RowLength) -> RowLength {
+        RowLength {
+            text_tok: self.text_tok.max(other.text_tok),
+            image_tok: self.image_tok.max(other.image_tok),
+            completion_tok: self.completion_tok.max(other.completion_tok),
+        }
+    }
+
     /// The length of a row; `supervised` splits the assistant's last message off as the answer.
     ///
     /// # Errors

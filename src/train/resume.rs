@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use super::policy::Policy;
 use crate::checkpoint::{Identity, SavePlan};
-use crate::data::{ImageSource, Part, Sample, nearest};
+use crate::data::{Dataset, ImageSource, Part, nearest};
 use crate::error::{Error, Result};
 use crate::tensor::Placement;
 
@@ -36,13 +36,17 @@ pub fn model_hash(policy: &Policy, chat_template: Option<&Path>) -> Result<Strin
 
 /// Hash of what a run sees of its rows: texts, solutions, other columns, and the names of the images. The folder may have
 /// moved, and a broken image may have been mended.
-pub fn dataset_hash(samples: &[Sample]) -> String {
+///
+/// # Errors
+/// Those of reading the rows.
+pub fn dataset_hash(samples: &Dataset) -> Result<String> {
     let mut hasher = Xxh3Default::new();
     let mut text = |text: &str| {
         hasher.update(&(text.len() as u64).to_le_bytes());
         hasher.update(text.as_bytes());
     };
-    for sample in samples {
+    for sample in samples.iter() {
+        let sample = sample?;
         for message in &sample.messages {
             text(&message.role);
             for part in &message.content {
@@ -64,9 +68,9 @@ pub fn dataset_hash(samples: &[Sample]) -> String {
             }
         }
         text(sample.solution.as_deref().unwrap_or_default());
-        text(&Value::from(sample.columns.clone()).to_string());
+        text(&Value::from(sample.columns).to_string());
     }
-    format!("{:032x}", hasher.digest128())
+    Ok(format!("{:032x}", hasher.digest128()))
 }
 
 /// What a changed option does to a run that goes on.

@@ -16,7 +16,7 @@ use super::trainer::{Skipped, Step, Trainer};
 use crate::checkpoint::{
     Best, Identity, Log, ResumeState, SavePlan, Saver, Snapshot, TrainerState, list_checkpoints,
 };
-use crate::data::Sample;
+use crate::data::Dataset;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::nn::Params;
@@ -71,7 +71,7 @@ pub struct RunOptions {
 /// Held-out rows on which a run is measured while it goes.
 pub struct Evaluation {
     /// The rows.
-    pub samples: Vec<Sample>,
+    pub samples: Dataset,
     /// What is measured: the mean of each reward, and of their weighted sum.
     pub rewards: RewardSet,
     /// How completions are made.
@@ -124,7 +124,7 @@ impl Evaluation {
 /// a step and of writing.
 pub fn run(
     trainer: &mut dyn Trainer,
-    samples: &[Sample],
+    samples: &Dataset,
     options: &RunOptions,
     identity: Identity,
     resumed: Option<TrainerState>,
@@ -141,7 +141,7 @@ pub fn run(
 /// A run under way.
 struct Run<'a> {
     trainer: &'a mut dyn Trainer,
-    samples: &'a [Sample],
+    samples: &'a Dataset,
     options: &'a RunOptions,
     evaluation: Option<&'a Evaluation>,
     state: TrainerState,
@@ -192,7 +192,7 @@ impl Logs {
 impl<'a> Run<'a> {
     fn new(
         trainer: &'a mut dyn Trainer,
-        samples: &'a [Sample],
+        samples: &'a Dataset,
         options: &'a RunOptions,
         identity: Identity,
         resumed: Option<TrainerState>,

@@ -8,7 +8,7 @@ use super::update::{ForwardOptions, Pass, check_finite, each_micro_batch};
 use crate::autograd::GradSink;
 use crate::batch::{Group, MicroBatch, micro_batches};
 use crate::checkpoint::SavedRun;
-use crate::data::Sample;
+use crate::data::Dataset;
 use crate::error::Result;
 use crate::loss::supervised_loss;
 use crate::nn::Params;
@@ -66,14 +66,15 @@ impl SftTrainer {
     /// # Errors
     /// [`Error::Protect`](crate::error::Error::Protect) for a loss or gradient that is NaN or infinite; those of rows
     /// that cannot be read, and of `watch`. The trainer is as it was then.
-    pub fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<SftReport> {
+    pub fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<SftReport> {
         let start = Instant::now();
-        let chosen = self.chosen(step, samples);
+        let chosen = self.chosen(step);
         let encoded = chosen
             .par_iter()
-            .map(|sample| {
-                let (prompt, completion) = self.policy.processor.encode_with_completion(sample)?;
-                check_length(sample, prompt.tokens.len() + completion.len(), self.options.max_length)?;
+            .map(|&row| {
+                let sample = samples.sample(row)?;
+                let (prompt, completion) = self.policy.processor.encode_with_completion(&sample)?;
+                check_length(&sample, prompt.tokens.len() + completion.len(), self.options.max_length)?;
                 Ok((prompt, completion))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -124,10 +125,10 @@ impl SftTrainer {
         ((step + 1) * self.rows_per_step()) as f64 / self.stream.rows() as f64
     }
 
-    /// The rows of a step.
-    fn chosen<'a>(&mut self, step: u64, samples: &'a [Sample]) -> Vec<&'a Sample> {
+    /// The numbers of the rows of a step.
+    fn chosen(&mut self, step: u64) -> Vec<usize> {
         let size = self.rows_per_step();
-        (step * size..(step + 1) * size).map(|place| &samples[self.stream.row(place)]).collect()
+        (step * size..(step + 1) * size).map(|place| self.stream.row(place)).collect()
     }
 }
 
@@ -136,7 +137,7 @@ impl Trainer for SftTrainer {
         &self.policy
     }
 
-    fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<Step> {
+    fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<Step> {
         let report = SftTrainer::step(self, step, samples, watch)?;
         Ok(Step {
             line: report.line(self.options.schedule.total_steps as usize),
@@ -150,7 +151,7 @@ impl Trainer for SftTrainer {
         })
     }
 
-    fn skipped(&mut self, step: u64, samples: &[Sample]) -> Skipped {
+    fn skipped(&mut self, step: u64, samples: &Dataset) -> Skipped {
         let report = SftReport {
             step: step as usize,
             epoch: self.epoch(step),
@@ -160,7 +161,8 @@ impl Trainer for SftTrainer {
             num_tokens: self.tokens,
             ..SftReport::default()
         };
-        let batch = self.chosen(step, samples).into_iter().map(sample_row).collect();
+        let rows = self.chosen(step).into_iter().filter_map(|row| samples.sample(row).ok());
+        let batch = rows.map(|sample| sample_row(&sample)).collect();
         Skipped { row: report.row(), batch }
     }
 
@@ -173,7 +175,7 @@ impl Trainer for SftTrainer {
         Ok(TrainerParts { optimiser, tokens: self.tokens, beta: None, rollout: None })
     }
 
-    fn restore(&mut self, saved: SavedRun, _: &[Sample]) -> Result<()> {
+    fn restore(&mut self, saved: SavedRun, _: &Dataset) -> Result<()> {
         restore_weights(&mut self.policy, &mut self.optimiser, &saved)?;
         self.tokens = saved.state.num_input_tokens_seen;
         Ok(())

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::guard::Watched;
 use super::policy::Policy;
 use crate::checkpoint::{SavedRollout, SavedRun};
-use crate::data::{Part, Sample};
+use crate::data::{Dataset, Part, Sample};
 use crate::error::{Error, Result};
 use crate::kl::BetaState;
 use crate::nn::Params;
@@ -24,10 +24,10 @@ pub trait Trainer {
     ///
     /// # Errors
     /// [`Error::Protect`] for a step with NaN or infinity, which is to be skipped; whatever `watch` returns.
-    fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<Step>;
+    fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<Step>;
 
     /// What is left of the step that has just failed with [`Error::Protect`].
-    fn skipped(&mut self, step: u64, samples: &[Sample]) -> Skipped;
+    fn skipped(&mut self, step: u64, samples: &Dataset) -> Skipped;
 
     /// The weights to be saved: f32, in host memory.
     ///
@@ -45,7 +45,7 @@ pub trait Trainer {
     ///
     /// # Errors
     /// [`Error::Input`] for a state of another model or other options.
-    fn restore(&mut self, saved: SavedRun, samples: &[Sample]) -> Result<()>;
+    fn restore(&mut self, saved: SavedRun, samples: &Dataset) -> Result<()>;
 }
 
 /// What a step tells.

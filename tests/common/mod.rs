@@ -6,7 +6,7 @@
 use othink::autograd::ParamGrads;
 use othink::batch::{Group, MicroBatch, micro_batches};
 use othink::config::{ImportanceSamplingLevel, KlEstimator, LossType, LrSchedulerType, ScaleRewards};
-use othink::data::{ImageSource, Message, Part, Sample};
+use othink::data::{Dataset, ImageSource, Message, Part, Sample};
 use othink::kl::{BetaController, BetaSchedule, Othink};
 use othink::loss::LossConfig;
 use othink::nn::Params;
@@ -364,7 +364,7 @@ pub fn uneven_steps(
     leave_out: bool,
     prepare: impl FnOnce(&mut GrpoTrainer),
 ) -> UnevenSteps {
-    let samples: Vec<Sample> = conversations(name).iter().take(2).map(Sample::prompt).collect();
+    let samples = Dataset::from_samples(conversations(name)).view(vec![0, 1]).prompts();
     let mut trainer = grpo_trainer(policy(name, DType::F32), recipe, Box::new(EvenInTheFirstRow), 2);
     if !leave_out {
         trainer.leave_nothing_out();

@@ -4,7 +4,7 @@ use crate::common::{Recipe, Vowels, conversations, grpo_trainer, policy, prompts
 use crate::harness::{gpu, is_checked, is_rerun};
 use othink::config::KlEstimator;
 use othink::cuda::Gpu;
-use othink::data::Sample;
+use othink::data::Dataset;
 use othink::rollout::sampler::SamplingParams;
 use othink::tensor::{DType, Device, Placement};
 use othink::train::grpo::GrpoTrainer;
@@ -18,8 +18,8 @@ fn on(gpu: &Gpu, dtype: DType) -> Placement {
     Placement { device: Device::Cuda(gpu.clone()), dtype }
 }
 
-fn samples() -> Vec<Sample> {
-    conversations(BUNDLE).iter().map(Sample::prompt).collect()
+fn samples() -> Dataset {
+    Dataset::from_samples(conversations(BUNDLE)).prompts()
 }
 
 fn trainer(recipe: &Recipe, rows: usize) -> GrpoTrainer {
@@ -29,7 +29,7 @@ fn trainer(recipe: &Recipe, rows: usize) -> GrpoTrainer {
 /// The numbers of some steps: loss, gradient norm, KL, entropy, largest difference between sampling and training.
 fn steps(recipe: &Recipe) -> Vec<[f64; 5]> {
     let samples = samples();
-    let mut trainer = trainer(recipe, samples.len());
+    let mut trainer = trainer(recipe, samples.rows());
     let reports = (0..recipe.steps).map(|step| trainer.step(step, &samples, &|_| Ok(())).unwrap().report);
     reports.map(|r| [r.loss, r.grad_norm, r.kl.unwrap(), r.entropy, r.sampling_logp_difference_max]).collect()
 }
@@ -131,7 +131,7 @@ fn one_traced_step() {
     };
     let placement = on(gpu, DType::Bf16);
     let recipe = Recipe { steps: 2, sampling, placement, estimator: KlEstimator::Full, ..Recipe::default() };
-    let mut trainer = trainer(&recipe, samples.len());
+    let mut trainer = trainer(&recipe, samples.rows());
     let mark = |name: &str| {
         let path = std::env::var_os("OTHINK_TRACE").unwrap();
         let mut file = fs::File::options().append(true).open(path).unwrap();

@@ -6,7 +6,7 @@ use othink::checkpoint::{
     Identity, OnExisting, ResumeState, SavePlan, SavedRun, Snapshot, TrainerState, write_folder,
 };
 use othink::cuda::{Gpu, Purpose};
-use othink::data::{Message, Part, Sample};
+use othink::data::{Dataset, Message, Part, Sample};
 use othink::disk::SystemDisk;
 use othink::error::{Error, Result};
 use othink::model::qwen2_vl::Qwen2Vl;
@@ -40,12 +40,12 @@ impl Run {
         if self.freeze {
             Arc::make_mut(&mut policy.params).freeze("visual.");
         }
-        let rows = self.samples().len();
+        let rows = self.samples().rows();
         sft_trainer_at(self.placement.clone(), policy, rows, self.micro_batch, 1e-3, self.recompute)
     }
 
-    fn samples(&self) -> Vec<Sample> {
-        conversations(self.bundle)
+    fn samples(&self) -> Dataset {
+        Dataset::from_samples(conversations(self.bundle))
     }
 
     fn steps(&self, trainer: &mut SftTrainer, steps: std::ops::Range<u64>) -> Result<Vec<SftReport>> {
@@ -161,7 +161,7 @@ fn two_runs_and_recomputation_change_no_bit() -> Result<()> {
 }
 
 /// A tied model on the CPU of which the weights are most, and one short conversation without images.
-fn wide() -> Result<(Policy, Vec<Sample>)> {
+fn wide() -> Result<(Policy, Dataset)> {
     let mut policy = policy("tied_kv1_odd", DType::F32);
     let mut config = policy.model.config().clone();
     (config.text.num_hidden_layers, config.text.intermediate_size) = (16, 256);
@@ -176,7 +176,7 @@ fn wide() -> Result<(Policy, Vec<Sample>)> {
     let message =
         |role: &str, text: &str| Message { role: role.into(), content: vec![Part::Text(text.into())] };
     let messages = vec![message("system", "a"), message("user", "b"), message("assistant", "c")];
-    Ok((policy, vec![Sample { messages, ..Sample::default() }]))
+    Ok((policy, Dataset::from_samples(vec![Sample { messages, ..Sample::default() }])))
 }
 
 /// Each gradient is added to the arena as soon as it exists, and freed: at no time are all of them held beside it. What arrives there is

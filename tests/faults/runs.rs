@@ -4,7 +4,7 @@ use crate::common::{Recipe, Vowels, conversations, grpo_trainer, policy};
 use crate::disk::{EIO, ENOSPC, EROFS, Fault, FaultyDisk, folder};
 use othink::checkpoint::{Identity, SavedRun, checkpoint_dir, list_checkpoints, newest_whole};
 use othink::config::CheckpointOptions;
-use othink::data::Sample;
+use othink::data::{Dataset, Sample};
 use othink::error::Result;
 use othink::nn::Params;
 use othink::report::{Row, read_rows};
@@ -43,7 +43,7 @@ impl Trainer for Stopped {
         &self.inner.policy
     }
 
-    fn step(&mut self, step: u64, samples: &[Sample], watch: Watch<'_>) -> Result<Step> {
+    fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<Step> {
         let Stopped { inner, looks, at, interrupt } = self;
         let counted = |n| {
             if Some(looks.fetch_add(1, Ordering::Relaxed)) == *at {
@@ -54,7 +54,7 @@ impl Trainer for Stopped {
         Trainer::step(inner, step, samples, &counted)
     }
 
-    fn skipped(&mut self, step: u64, samples: &[Sample]) -> Skipped {
+    fn skipped(&mut self, step: u64, samples: &Dataset) -> Skipped {
         self.inner.skipped(step, samples)
     }
 
@@ -66,7 +66,7 @@ impl Trainer for Stopped {
         self.inner.state()
     }
 
-    fn restore(&mut self, saved: SavedRun, samples: &[Sample]) -> Result<()> {
+    fn restore(&mut self, saved: SavedRun, samples: &Dataset) -> Result<()> {
         self.inner.restore(saved, samples)
     }
 }
@@ -123,7 +123,7 @@ fn attempt(disk: &FaultyDisk, root: &Path, start: Start) -> Result<usize> {
     };
     let disk: Arc<FaultyDisk> = Arc::new(disk.clone());
     let folder = RunFolder::take(disk.clone(), &checkpoint, true)?;
-    let samples: Vec<Sample> = conversations(MODEL).iter().map(Sample::prompt).collect();
+    let samples = Dataset::from_samples(conversations(MODEL)).prompts();
     let recipe = Recipe {
         steps: STEPS,
         prompts: 2,
@@ -133,12 +133,12 @@ fn attempt(disk: &FaultyDisk, root: &Path, start: Start) -> Result<usize> {
         sampling: SamplingParams { max_new_tokens: 4, ..SamplingParams::default() },
         ..Recipe::default()
     };
-    let inner = grpo_trainer(policy(MODEL, DType::F32), &recipe, Box::new(Vowels), samples.len());
+    let inner = grpo_trainer(policy(MODEL, DType::F32), &recipe, Box::new(Vowels), samples.rows());
     let identity = Identity {
         command: "grpo".into(),
         options: Row::new(),
         model_hash: model_hash(&inner.policy, None).unwrap(),
-        dataset_hash: dataset_hash(&samples),
+        dataset_hash: dataset_hash(&samples).unwrap(),
         max_steps: STEPS,
     };
     let interrupt = Interrupt::default();

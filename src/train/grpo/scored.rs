@@ -23,6 +23,8 @@ use xxhash_rust::xxh3::Xxh3Default;
 pub(super) struct Scored {
     /// The KL weight at the step that sampled it, which `k1` penalises with.
     pub(super) beta: f64,
+    /// The rows, with their places in the stream, `[P]`.
+    pub(super) chosen: Vec<(u64, Sample)>,
     pub(super) prompts: Vec<Prompt>,
     /// `[P][G]`.
     pub(super) completions: Vec<Vec<Completion>>,
@@ -114,6 +116,7 @@ impl GrpoTrainer {
     /// What all iterations over a rollout share: micro-batches, the reference's log-probabilities, advantages.
     pub(super) fn scored(
         &self,
+        chosen: Vec<(u64, Sample)>,
         prompts: Vec<Prompt>,
         rollout: SavedRollout,
         watch: Watch<'_>,
@@ -177,6 +180,7 @@ impl GrpoTrainer {
         drop(groups);
         Ok(Scored {
             beta,
+            chosen,
             prompts,
             completions,
             scores: rewards_of_each,
@@ -192,15 +196,11 @@ impl GrpoTrainer {
     }
 
     /// The rows of `completions.jsonl`.
-    pub(super) fn records(
-        &self,
-        step: u64,
-        chosen: &[(u64, &Sample)],
-        rollout: &Scored,
-    ) -> Vec<CompletionRecord> {
+    pub(super) fn records(&self, step: u64, rollout: &Scored) -> Vec<CompletionRecord> {
         let names = self.rewards.names();
         let mut records = Vec::new();
-        for (p, ((place, sample), completions)) in chosen.iter().zip(&rollout.completions).enumerate() {
+        for (p, ((place, sample), completions)) in rollout.chosen.iter().zip(&rollout.completions).enumerate()
+        {
             for (g, completion) in completions.iter().enumerate() {
                 let scores = &rollout.scores[p * completions.len() + g];
                 records.push(CompletionRecord {

@@ -1,4 +1,4 @@
-//! Where a model folder is: a path, or a name looked up in the local Hugging Face cache.
+//! Where a model or a dataset is: a path, or a name looked up in the local Hugging Face cache.
 
 use std::ffi::OsString;
 use std::fs;
@@ -47,7 +47,7 @@ fn resolve_with(path_or_name: &str, env: impl Fn(&str) -> Option<OsString>) -> R
             ),
         ));
     };
-    let repository = cache.join(format!("models--{org}--{name}"));
+    let repository = repository(&cache, "models", org, name);
     snapshot(&repository).ok_or_else(|| {
         Error::missing(
             path,
@@ -57,6 +57,39 @@ fn resolve_with(path_or_name: &str, env: impl Fn(&str) -> Option<OsString>) -> R
             ),
         )
     })
+}
+
+/// The snapshot of the dataset `org/name` in the local Hugging Face cache, and its repository's folder, which holds the
+/// files that the snapshot's links lead to. `None` if `name` is not of that form.
+///
+/// # Errors
+/// [`Error::Missing`] with the download command when it is not in the cache.
+pub fn cached_dataset(name: &str) -> Result<Option<(PathBuf, PathBuf)>> {
+    cached_dataset_with(name, |name| std::env::var_os(name))
+}
+
+fn cached_dataset_with(
+    text: &str,
+    env: impl Fn(&str) -> Option<OsString>,
+) -> Result<Option<(PathBuf, PathBuf)>> {
+    let Some((org, name)) = hub_name(text) else { return Ok(None) };
+    let cache = cache_dir(env);
+    let repository = cache.as_ref().map(|cache| repository(cache, "datasets", org, name));
+    let found = repository.and_then(|repository| Some((snapshot(&repository)?, repository)));
+    found.map(Some).ok_or_else(|| {
+        let cache = cache.map_or("none is set; see HF_HOME".into(), |cache| cache.display().to_string());
+        Error::missing(
+            text,
+            format!(
+                "no such dataset: give a file or a folder (`tasks make` writes one); or, as it is not in the Hugging Face \
+                 cache either ({cache}), fetch it with: hf download --repo-type dataset {org}/{name}"
+            ),
+        )
+    })
+}
+
+fn repository(cache: &Path, kind: &str, org: &str, name: &str) -> PathBuf {
+    cache.join(format!("{kind}--{org}--{name}"))
 }
 
 /// `org/name` if `text` has that form.
@@ -147,6 +180,26 @@ mod tests {
         // A ref that would climb out of the cache is no commit.
         fs::write(repository.join("refs/main"), "../../..").expect("write");
         assert_eq!(resolve_with(name, env(&vars)).expect_err("bad ref").exit_code(), 66);
+    }
+
+    #[test]
+    fn datasets_lie_beside_models() {
+        let temp = tempfile::tempdir().expect("temporary folder");
+        let repository = temp.path().join("datasets--leonardPKU--clevr");
+        let folder = repository.join("snapshots/abc123");
+        fs::create_dir_all(&folder).expect("create");
+        fs::create_dir_all(repository.join("refs")).expect("create");
+        let vars = [("HF_HUB_CACHE", temp.path().to_str().expect("UTF-8 path"))];
+        let error = cached_dataset_with("leonardPKU/clevr", env(&vars)).expect_err("no refs/main yet");
+        assert_eq!(error.exit_code(), 66);
+        let command = "hf download --repo-type dataset leonardPKU/clevr";
+        assert!(error.to_string().contains(command), "{error}");
+        fs::write(repository.join("refs/main"), "abc123").expect("write");
+        let found = cached_dataset_with("leonardPKU/clevr", env(&vars)).expect("cached");
+        assert_eq!(found, Some((folder, repository)));
+        for no_name in ["clevr", "a/b/c", "../x", "/a"] {
+            assert_eq!(cached_dataset_with(no_name, env(&vars)).expect("no name"), None);
+        }
     }
 
     #[test]

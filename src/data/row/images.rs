@@ -1,0 +1,172 @@
+//! The images of a row: paths, bytes, and texts that hold bytes.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::RowResult;
+use crate::data::MAX_IMAGE_FILE_BYTES;
+use crate::data::cells::{Cell, Cells, ImageCell};
+
+/// An image as a row names it.
+#[derive(Debug, PartialEq)]
+pub(super) enum Picture {
+    /// A path, not yet looked for.
+    Path(String),
+    /// The encoded image.
+    Bytes(Arc<[u8]>),
+}
+
+/// Takes the image column out of the row.
+pub(super) fn take_pictures(cells: &mut Cells) -> RowResult<Vec<Picture>> {
+    let mut given = Vec::new();
+    for column in ["image", "images", "file_name"] {
+        if let Some(cell) = cells.take(column)
+            && !cell.is_null()
+        {
+            given.push((column, cell));
+        }
+    }
+    if let [(a, _), (b, _), ..] = given.as_slice() {
+        return Err(format!("the row has both `{a}` and `{b}`; keep one"));
+    }
+    let Some((column, cell)) = given.pop() else { return Ok(Vec::new()) };
+    let pictures = match cell.into_items() {
+        Ok(items) => items.into_iter().map(picture).collect(),
+        Err(one) => picture(one).map(|picture| vec![picture]),
+    };
+    pictures.map_err(|reason| format!("`{column}`: {reason}"))
+}
+
+/// A path, a `data:` URI, bytes, or Hugging Face's struct of `bytes` and `path`.
+pub(super) fn picture(cell: Cell) -> RowResult<Picture> {
+    match cell {
+        Cell::Json(Value::String(text)) => match text.strip_prefix("data:") {
+            Some(uri) => data_uri(uri).and_then(bounded),
+            None => Ok(Picture::Path(text)),
+        },
+        Cell::Bytes(bytes) | Cell::Image(ImageCell { bytes: Some(bytes), .. }) => bounded(bytes),
+        Cell::Image(ImageCell { path: Some(path), .. }) => Ok(Picture::Path(path)),
+        Cell::Image(_) => Err("an image has neither bytes nor a path".into()),
+        Cell::Json(Value::Object(mut image)) => match image.remove("path") {
+            Some(Value::String(name)) => Ok(Picture::Path(name)),
+            _ => Err("an image object needs a string `path`; save image bytes as a file, or the rows as parquet"
+                .into()),
+        },
+        other => Err(format!("an image has to be a path or bytes, not {}", other.kind())),
+    }
+}
+
+/// Bytes in base64, as a part of a message may hold them under that name.
+pub(super) fn from_base64(cell: Cell) -> RowResult<Picture> {
+    match cell {
+        Cell::Json(Value::String(text)) => match text.strip_prefix("data:") {
+            Some(uri) => data_uri(uri).and_then(bounded),
+            None => base64(&text).and_then(bounded),
+        },
+        other => Err(format!("`base64` has to be a string, not {}", other.kind())),
+    }
+}
+
+fn bounded(bytes: Arc<[u8]>) -> RowResult<Picture> {
+    match bytes.len() as u64 > MAX_IMAGE_FILE_BYTES {
+        true => Err(format!("an image of {} bytes; at most {MAX_IMAGE_FILE_BYTES} are read", bytes.len())),
+        false => Ok(Picture::Bytes(bytes)),
+    }
+}
+
+/// What stands behind `data:` (RFC 2397), which has to be an image in base64.
+fn data_uri(uri: &str) -> RowResult<Arc<[u8]>> {
+    let (kind, text) = uri.split_once(',').ok_or("a `data:` URI without a comma")?;
+    if !kind.starts_with("image/") || !kind.ends_with(";base64") {
+        let shown: String = kind.chars().take(40).collect();
+        return Err(format!("a `data:` URI of {shown:?}; data:image/...;base64 is read"));
+    }
+    base64(text)
+}
+
+/// Base64 (RFC 4648, either alphabet); padding and white space are optional.
+fn base64(text: &str) -> RowResult<Arc<[u8]>> {
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    let (mut bits, mut held) = (0u32, 0);
+    let text = text.trim_ascii_end().trim_end_matches('=');
+    for (at, byte) in text.bytes().enumerate() {
+        let six = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' | b'-' => 62,
+            b'/' | b'_' => 63,
+            white if white.is_ascii_whitespace() => continue,
+            _ => return Err(format!("not valid base64 at character {}", at + 1)),
+        };
+        bits = (bits << 6) | u32::from(six);
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            bytes.push((bits >> held) as u8);
+        }
+    }
+    // Six bits over: a character is missing.
+    if held == 6 {
+        return Err("base64 that is cut short".into());
+    }
+    Ok(bytes.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn bytes(of: &[u8]) -> Picture {
+        Picture::Bytes(of.into())
+    }
+
+    /// RFC 4648, section 10, and its section 5's alphabet.
+    #[test]
+    fn base64_as_in_the_rfc() {
+        for (text, wanted) in [
+            ("", &b""[..]),
+            ("Zg==", b"f"),
+            ("Zm8=", b"fo"),
+            ("Zm9v", b"foo"),
+            ("Zm9vYg==", b"foob"),
+            ("Zm9vYmE=", b"fooba"),
+            ("Zm9v\nYmFy", b"foobar"),
+            ("Zm9vYg", b"foob"),
+            ("-_+/", b"\xfb\xff\xbf"),
+        ] {
+            assert_eq!(&*base64(text).unwrap(), wanted, "{text}");
+        }
+        for text in ["Z", "Zm9vY", "Zm=9", "Zm9\u{e9}"] {
+            assert!(base64(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_form_of_an_image() {
+        let image = |bytes: Option<&[u8]>, path: Option<&str>| {
+            Cell::Image(ImageCell { bytes: bytes.map(Arc::from), path: path.map(str::to_owned) })
+        };
+        assert_eq!(picture(json!("a.png").into()), Ok(Picture::Path("a.png".into())));
+        assert_eq!(picture(json!({"path": "a.png", "bytes": null}).into()), Ok(Picture::Path("a.png".into())));
+        assert_eq!(picture(image(Some(b"x"), Some("a.png"))), Ok(bytes(b"x")));
+        assert_eq!(picture(image(None, Some("a.png"))), Ok(Picture::Path("a.png".into())));
+        assert_eq!(picture(Cell::Bytes(b"x"[..].into())), Ok(bytes(b"x")));
+        assert_eq!(picture(json!("data:image/png;base64,Zm8=").into()), Ok(bytes(b"fo")));
+        assert_eq!(from_base64(json!("Zm8=").into()), Ok(bytes(b"fo")));
+        for (cell, wanted) in [
+            (image(None, None), "neither bytes nor a path"),
+            (json!("data:text/plain;base64,Zm8=").into(), "text/plain"),
+            (json!("data:image/png,Zm8=").into(), "image/png"),
+            (json!("data:image/png").into(), "comma"),
+            (json!({"bytes": "Zm8="}).into(), "`path`"),
+            (json!(3).into(), "not a number"),
+        ] {
+            let message = picture(cell).unwrap_err();
+            assert!(message.contains(wanted), "{message}");
+        }
+    }
+}
