@@ -32,10 +32,12 @@ use crate::files::read_bounded;
 
 pub use cells::{Cell, Cells, ImageCell};
 pub use dataset::{Dataset, Source};
-pub use read::{Named, ReadOptions, open, read, read_usable};
 pub use jsonl::{MAX_LINE_BYTES, Objects, objects};
+pub use locate::locate;
 pub use nearest::nearest;
 pub use order::order;
+pub use read::{Named, ReadOptions, open, read, read_usable};
+pub use read::{Named, ReadOptions, open, read, read_usable};
 pub use table::{Origin, Place, Table, TableOptions, open_table};
 pub use template::PromptTemplate;
 

@@ -12,22 +12,38 @@ mod number;
 
 use crate::data::{Sample, nearest};
 use crate::error::{Error, Result};
+use crate::rollout::Watch;
 
 pub use accuracy::{Accuracy, is_correct};
 pub use accuracy_r1v::AccuracyR1v;
 pub use answer::extract;
 pub use format::Format;
 
+/// A completion to score.
+#[derive(Clone, Copy, Debug)]
+pub struct Completed<'a> {
+    /// The row it answers.
+    pub sample: &'a Sample,
+    /// The decoded text, without special tokens.
+    pub text: &'a str,
+    /// The token ids, the end-of-sequence token included.
+    pub tokens: &'a [u32],
+}
+
 /// A named reward function.
 pub trait Reward: Send + Sync {
     /// The name in options and metrics (`rewards/<name>/mean`).
     fn name(&self) -> &str;
 
-    /// The worth of `completion`, the decoded text without special tokens, for `sample`.
+    /// The worth of each completion, in order; finite numbers.
     ///
-    /// `None` when the reward does not apply (no reference answer): the completion then gets
-    /// nothing from this reward, as in TRL. Time is linear in the completion's length.
-    fn score(&self, sample: &Sample, completion: &str) -> Option<f64>;
+    /// `None` where the reward does not apply (no reference answer): the completion then gets
+    /// nothing from this reward, as in TRL. A score is a function of its completion alone,
+    /// not of the others of the batch. What takes long asks `watch` meanwhile.
+    ///
+    /// # Errors
+    /// Whatever keeps the reward from being known; those of `watch`.
+    fn score(&self, completions: &[Completed<'_>], watch: Watch<'_>) -> Result<Vec<Option<f64>>>;
 
     /// Whether a row needs a reference answer for this reward to apply.
     fn needs_solution(&self) -> bool {
@@ -112,9 +128,28 @@ impl RewardSet {
         self.rewards.iter().any(|r| r.needs_solution())
     }
 
-    /// Each reward of `completion`, unweighted.
-    pub fn score(&self, sample: &Sample, completion: &str) -> Vec<Option<f64>> {
-        self.rewards.iter().map(|r| r.score(sample, completion)).collect()
+    /// Each reward of each completion, unweighted: one list for each completion.
+    ///
+    /// # Errors
+    /// Those of the rewards and of `watch`; `Protect` for a score that is NaN or infinite.
+    pub fn score(&self, completions: &[Completed<'_>], watch: Watch<'_>) -> Result<Vec<Vec<Option<f64>>>> {
+        let mut scores = vec![Vec::with_capacity(self.rewards.len()); completions.len()];
+        for reward in &self.rewards {
+            let column = reward.score(completions, watch)?;
+            if column.len() != completions.len() {
+                return Err(Error::Internal(format!(
+                    "the reward `{}` gave {} scores for {} completions",
+                    reward.name(),
+                    column.len(),
+                    completions.len()
+                )));
+            }
+            if let Some(bad) = column.iter().flatten().find(|score| !score.is_finite()) {
+                return Err(Error::Protect(format!("the reward `{}` gave {bad}", reward.name())));
+            }
+            scores.iter_mut().zip(column).for_each(|(row, score)| row.push(score));
+        }
+        Ok(scores)
     }
 
     /// `R = sum_k weight_k * score_k` over the rewards that apply; `None` if none does.
@@ -142,25 +177,67 @@ mod tests {
         Sample::from_problem(0, vec![], "?", PromptTemplate::None, solution.map(str::to_string))
     }
 
+    fn score(rewards: &RewardSet, sample: &Sample, text: &str) -> Vec<Option<f64>> {
+        rewards.score(&[Completed { sample, text, tokens: &[] }], &|_| Ok(())).unwrap().remove(0)
+    }
+
+    /// What a reward gives that is told what to give.
+    struct Gives(Vec<Option<f64>>);
+
+    impl Reward for Gives {
+        fn name(&self) -> &str {
+            "gives"
+        }
+
+        fn score(&self, _: &[Completed<'_>], _: Watch<'_>) -> Result<Vec<Option<f64>>> {
+            Ok(self.0.clone())
+        }
+    }
+
+    #[test]
+    fn scores_stand_in_the_order_of_completions_and_rewards() {
+        let rewards: Vec<Box<dyn Reward>> = vec![Box::new(Gives(vec![Some(1.0), None])), Box::new(Format)];
+        let rewards = RewardSet::from_rewards(rewards, &[]).unwrap();
+        let sample = sample(None);
+        let completions = ["", "<think></think><answer></answer>"];
+        let completions = completions.map(|text| Completed { sample: &sample, text, tokens: &[] });
+        let scores = rewards.score(&completions, &|_| Ok(())).unwrap();
+        assert_eq!(scores, [[Some(1.0), Some(0.0)], [None, Some(1.0)]]);
+    }
+
+    #[test]
+    fn scores_that_cannot_be_are_refused() {
+        let sample = sample(None);
+        let code = |given: Vec<Option<f64>>| {
+            let rewards = RewardSet::from_rewards(vec![Box::new(Gives(given))], &[]).unwrap();
+            let completion = Completed { sample: &sample, text: "", tokens: &[] };
+            rewards.score(&[completion], &|_| Ok(())).err().map(|error| error.exit_code())
+        };
+        assert_eq!(code(vec![Some(1.0)]), None);
+        assert_eq!(code(vec![Some(f64::NAN)]), Some(70));
+        assert_eq!(code(vec![Some(f64::INFINITY)]), Some(70));
+        assert_eq!(code(vec![]), Some(1));
+    }
+
     #[test]
     fn eq1_is_the_weighted_sum() {
         let rewards = set(&["accuracy", "format"], &[1.0, 0.25]).unwrap();
         assert_eq!(rewards.names(), ["accuracy", "format"]);
         let gold = sample(Some("<answer> 3 </answer>"));
-        let total = |text: &str| rewards.total(&rewards.score(&gold, text));
+        let total = |text: &str| rewards.total(&score(&rewards, &gold, text));
         assert_eq!(total("<think>a</think><answer>3</answer>"), Some(1.25));
         assert_eq!(total("<think>a</think><answer>4</answer>"), Some(0.25));
         assert_eq!(total("<answer>3</answer>"), Some(1.0));
         assert_eq!(total(""), Some(0.0));
         // Without weights, alpha = 1 (the paper).
         let plain = set(&["accuracy", "format"], &[]).unwrap();
-        assert_eq!(plain.total(&plain.score(&gold, "<think>a</think><answer>3</answer>")), Some(2.0));
+        assert_eq!(plain.total(&score(&plain, &gold, "<think>a</think><answer>3</answer>")), Some(2.0));
     }
 
     #[test]
     fn a_reward_that_does_not_apply_adds_nothing() {
         let rewards = set(&["accuracy", "format"], &[]).unwrap();
-        let scores = rewards.score(&sample(None), "<think>a</think><answer>3</answer>");
+        let scores = score(&rewards, &sample(None), "<think>a</think><answer>3</answer>");
         assert_eq!(scores, [None, Some(1.0)]);
         assert_eq!(rewards.total(&scores), Some(1.0));
         assert_eq!(rewards.total(&[None, None]), None);

@@ -6,17 +6,18 @@ mod common;
 use common::*;
 use othink::config::KlEstimator;
 use othink::data::Dataset;
+use othink::error::Result;
 use othink::model::qwen2_vl::Qwen2Vl;
 use othink::nn::Params;
 use othink::packed::Packed;
 use othink::processor::Prompt;
 use othink::report::Phases;
-use othink::reward::Reward;
+use othink::reward::{Completed, Reward};
 use othink::rollout::kv_cache::{GroupStep, KvCache, prefill, step};
 use othink::rollout::sampler::SamplingParams;
 use othink::rollout::sequence::FinishReason;
 use othink::rollout::stop::StopStrings;
-use othink::rollout::{Completion, Decoding};
+use othink::rollout::{Completion, Decoding, Watch};
 use othink::tensor::DType;
 use othink::train::grpo::GrpoTrainer;
 use othink::train::policy::Policy;
@@ -333,8 +334,8 @@ impl Reward for Equal {
         "equal"
     }
 
-    fn score(&self, _: &Sample, _: &str) -> Option<f64> {
-        Some(1.0)
+    fn score(&self, completions: &[Completed<'_>], _: Watch<'_>) -> Result<Vec<Option<f64>>> {
+        Ok(vec![Some(1.0); completions.len()])
     }
 }
 

@@ -12,8 +12,8 @@ use super::manifest::Manifest;
 use super::plan::COMPANION_FILES;
 use super::state::{Identity, has_trainer_state, read_trainer_state};
 use crate::error::{Error, Result};
-use crate::model::folder::{Dialect, ModelFolder};
 use crate::hub;
+use crate::model::folder::{Dialect, ModelFolder};
 use crate::model::qwen2_vl::config::Qwen2VlConfig;
 
 /// What a folder holds.

@@ -85,7 +85,12 @@ pub fn run(options: &EvalConfig) -> Result<()> {
     let summary = Summary {
         model: &options.model.model,
         dataset: options.data.names(),
-        split: options.data.dataset.iter().all(|path| path.is_dir()).then_some(options.data.dataset_split.as_str()),
+        split: options
+            .data
+            .dataset
+            .iter()
+            .all(|path| path.is_dir())
+            .then_some(options.data.dataset_split.as_str()),
         rows: results.len(),
         accuracy: mean_score(&results, 0),
         format: mean_score(&results, 1),

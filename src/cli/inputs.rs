@@ -83,7 +83,10 @@ pub(super) fn read_rows(options: &DataOptions, read: &ReadOptions, quiet: bool) 
         }
     };
     if usable.rows() == 0 {
-        return Err(Error::content(options.names(), format!("has {} rows, and none can be used", all.rows())));
+        return Err(Error::content(
+            options.names(),
+            format!("has {} rows, and none can be used", all.rows()),
+        ));
     }
     progress.finish();
     Ok(usable)

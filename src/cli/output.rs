@@ -158,14 +158,17 @@ mod tests {
             r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "literal <image>"}]}]}"#,
         ];
         fs::write(&input, rows.map(|row| row.replace('\n', " ")).join("\n")).unwrap();
-        let samples = read(&input, &ReadOptions::default()).unwrap();
+        let all = |path| -> Vec<Sample> {
+            read(path, &ReadOptions::default()).unwrap().iter().map(Result::unwrap).collect()
+        };
+        let samples = all(&input);
         let mut file = OutputFile::create(&output).unwrap();
         for sample in &samples {
             let (prompt, images) = prompt_row(sample);
             file.append(&json!({"prompt": prompt, "images": images})).unwrap();
         }
         file.finish().unwrap();
-        let mut again = read(&output, &ReadOptions::default()).unwrap();
+        let mut again = all(&output);
         again.iter_mut().zip(&samples).for_each(|(again, sample)| again.origin = sample.origin.clone());
         assert_eq!(again, samples);
     }

@@ -77,10 +77,7 @@ pub fn train(options: &SftConfig) -> Result<()> {
         title: format!("othink-train sft: {}", options.model.model),
         facts: vec![
             training::fact("model", &options.model.model),
-            training::fact(
-                "dataset",
-                format!("{} ({} rows)", options.data.names(), samples.rows()),
-            ),
+            training::fact("dataset", format!("{} ({} rows)", options.data.names(), samples.rows())),
             training::fact("parameters", format!("{all}, {trained} of them trained")),
             training::fact("steps", format!("{steps} of {} rows", optimiser.sequences_per_step())),
             training::fact("seed", options.seed.seed),

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::inputs;
 use crate::config::{
-    CheckpointOptions, LoggingOptions, ModelOptions, OptimiserOptions, OrderOptions, Overlong, OwnPixelOptions,
+    CheckpointOptions, LoggingOptions, ModelOptions, OptimiserOptions, OrderOptions, Overlong,
+    OwnPixelOptions,
 };
 use crate::data::{Dataset, Part, Sample};
 use crate::error::{Error, Result};
@@ -171,7 +172,11 @@ impl Fit<'_> {
 
     /// A bound on the tokens of a row that a glance gives. A token is at least one byte of normalised text, which has at
     /// most three times the bytes of the text; around each message stand at most as many tokens as the first row has.
-    fn bound(&self, processor: &Processor, samples: &Dataset) -> Result<impl Fn(&Sample) -> usize + Sync + use<>> {
+    fn bound(
+        &self,
+        processor: &Processor,
+        samples: &Dataset,
+    ) -> Result<impl Fn(&Sample) -> usize + Sync + use<>> {
         let around = RowLength::of(processor, &samples.sample(0)?, self.supervised)?.text_tok;
         let per_image = image_tokens_at_most(processor.image_config());
         let bytes = |part: &Part| match part {

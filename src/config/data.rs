@@ -97,7 +97,9 @@ impl OrderOptions {
             weights if weights == datasets => Ok(()),
             weights => Err(Violation::new(
                 "dataset_weights",
-                format!("has {weights} weights, but --dataset names {datasets}: give one for each, in the same order"),
+                format!(
+                    "has {weights} weights, but --dataset names {datasets}: give one for each, in the same order"
+                ),
             )),
         }
     }

@@ -7,8 +7,8 @@ use arrow_array::types::{
     ArrowDictionaryKeyType, ArrowPrimitiveType, Date32Type, Date64Type, Decimal32Type, Decimal64Type,
     Decimal128Type, Decimal256Type, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type,
     Int64Type, Time32MillisecondType, Time32SecondType, Time64MicrosecondType, Time64NanosecondType,
-    TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type,
-    UInt16Type, UInt32Type, UInt64Type,
+    TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
+    UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::extension::EXTENSION_TYPE_NAME_KEY;
@@ -58,8 +58,8 @@ pub(super) fn cells_of(batch: &RecordBatch, row: usize) -> Result<Cells, String>
     let mut cells = Cells::default();
     let mut left = Budget(MAX_ROW_BYTES);
     for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
-        let cell =
-            cell(field, column, row, &mut left).map_err(|reason| format!("column `{}`: {reason}", field.name()))?;
+        let cell = cell(field, column, row, &mut left)
+            .map_err(|reason| format!("column `{}`: {reason}", field.name()))?;
         cells
             .push(field.name().clone(), cell)
             .map_err(|name| format!("the column `{name}` is given twice"))?;
@@ -116,7 +116,7 @@ fn cell(field: &Field, array: &dyn Array, row: usize, left: &mut Budget) -> Cell
         }
         DataType::FixedSizeList(item, length) => {
             let list = array.as_fixed_size_list();
-            let start = list.value_offset(row) as usize;
+            let start = list.value_offset_at(row);
             return items(item, list.values(), start, start + *length as usize, left);
         }
         DataType::Map(entry, _) => {

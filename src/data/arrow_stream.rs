@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow_buffer::Buffer;
 use arrow_ipc::reader::FileDecoder;
 use arrow_ipc::{Block, MessageHeader, convert, root_as_message};
-use arrow_buffer::Buffer;
 use arrow_schema::{DataType, SchemaRef};
 
 use super::batches::{Batches, Held, ahead, guarded};
@@ -71,7 +71,8 @@ impl ArrowTable {
             match (described.header_type(), &mut decoder) {
                 (MessageHeader::Schema, None) => {
                     let schema = described.header_as_schema().ok_or(CUT)?;
-                    let schema: SchemaRef = convert::try_fb_to_schema(schema).map_err(|e| e.to_string())?.into();
+                    let schema: SchemaRef =
+                        convert::try_fb_to_schema(schema).map_err(|e| e.to_string())?.into();
                     let decoder_of = FileDecoder::new(schema.clone(), described.version());
                     decoder = Some((schema, decoder_of));
                 }

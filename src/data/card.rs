@@ -102,8 +102,12 @@ fn configs(text: &str) -> Vec<Config> {
             "config_name" => config.name = value.to_owned(),
             "default" => config.default = value == "true",
             "split" => split = value.to_owned(),
-            "data_files" | "path" if !value.is_empty() => config.files.push((split.clone(), value.to_owned())),
-            "" if within == "data_files" || within == "path" => config.files.push((split.clone(), value.to_owned())),
+            "data_files" | "path" if !value.is_empty() => {
+                config.files.push((split.clone(), value.to_owned()))
+            }
+            "" if within == "data_files" || within == "path" => {
+                config.files.push((split.clone(), value.to_owned()))
+            }
             _ => {}
         }
         if !key.is_empty() {
@@ -205,7 +209,10 @@ mod tests {
         assert_eq!((found[0].name.as_str(), found[0].default), ("easy", false));
         assert_eq!(found[0].files, [file("train", "easy/*.parquet")]);
         assert!(found[1].default);
-        assert_eq!(found[1].files, [file("train", "a.jsonl"), file("train", "b.jsonl"), file("test", "c.jsonl")]);
+        assert_eq!(
+            found[1].files,
+            [file("train", "a.jsonl"), file("train", "b.jsonl"), file("test", "c.jsonl")]
+        );
         assert_eq!(found[2].files, [file("train", "d.jsonl")]);
         assert!(configs("# No YAML\nconfigs:\n- config_name: a\n  data_files: x\n").is_empty());
         assert!(configs("---\nconfigs:\n- config_name: a\n").is_empty());

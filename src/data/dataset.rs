@@ -271,7 +271,8 @@ mod tests {
         assert_eq!(rows(&whole), [0, 1, 2, 3, 4]);
         let source = |row| whole.sample(row).unwrap().columns["data_source"].as_str().unwrap().to_owned();
         assert_eq!([source(0), source(2), source(3), source(4)], ["a", "a", "b", "b"]);
-        let view = whole.map(|sample| Ok(Sample { solution: Some("s".into()), ..sample })).view(vec![1, 2, 4]);
+        let view =
+            whole.map(|sample| Ok(Sample { solution: Some("s".into()), ..sample })).view(vec![1, 2, 4]);
         assert_eq!(rows(&view), [1, 2, 4]);
         let sizes: Vec<_> = view.sources().iter().map(|source| (&*source.name, source.rows)).collect();
         assert_eq!(sizes, [("a", 2), ("none", 0), ("b", 1)]);

@@ -275,7 +275,9 @@ pub(super) fn check_pages(
         }
         let in_lists = column.column_descr().max_rep_level() > 0;
         if values != column.num_values() || (!in_lists && values != group.num_rows()) {
-            return Err(blame(format!("its pages hold {values} values, and not as many as are claimed; {CUT}")));
+            return Err(blame(format!(
+                "its pages hold {values} values, and not as many as are claimed; {CUT}"
+            )));
         }
         if in_lists && values > MAX_LIST_VALUES {
             return Err(blame(format!(
@@ -319,7 +321,9 @@ fn read_header(
 fn check_gzip(page: &[u8], claimed: i64) -> Checked<()> {
     let inflated = flate2::read::MultiGzDecoder::new(page).take(claimed as u64 + 1);
     match std::io::copy(&mut { inflated }, &mut std::io::sink()) {
-        Ok(bytes) if bytes > claimed as u64 => Err(format!("a page inflates to more than its {claimed} bytes")),
+        Ok(bytes) if bytes > claimed as u64 => {
+            Err(format!("a page inflates to more than its {claimed} bytes"))
+        }
         Ok(_) => Ok(()),
         Err(error) => Err(format!("a page cannot be inflated: {error}")),
     }

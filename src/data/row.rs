@@ -206,7 +206,10 @@ fn place_images(
     }
     if marks == 0 && !pictures.is_empty() && source != "messages" {
         let Some(first) = messages.iter_mut().find(|m| m.role == "user") else {
-            return Err(format!("`{source}` has no user message to hold the row's {} image(s)", pictures.len()));
+            return Err(format!(
+                "`{source}` has no user message to hold the row's {} image(s)",
+                pictures.len()
+            ));
         };
         first.content.splice(0..0, pictures.iter().map(|_| RawPart::Mark));
     } else if marks != pictures.len() {

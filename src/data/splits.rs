@@ -92,7 +92,9 @@ pub(super) fn find_files(path: &Path, split: &str) -> Result<Vec<PathBuf>> {
 fn unread(path: &Path, extension: &str) -> Error {
     Error::content(
         path,
-        format!("a .{extension} file is not read; save it as parquet or JSONL (`Dataset.to_parquet`, `to_json`)"),
+        format!(
+            "a .{extension} file is not read; save it as parquet or JSONL (`Dataset.to_parquet`, `to_json`)"
+        ),
     )
 }
 
@@ -134,7 +136,10 @@ fn list(folder: &Path) -> Result<Vec<String>> {
             let entry = entry.map_err(|e| Error::io(&inner, "list the folder", e))?;
             entries += 1;
             if entries > MAX_ENTRIES {
-                return Err(Error::content(folder, format!("has more than {MAX_ENTRIES} files; name one of them")));
+                return Err(Error::content(
+                    folder,
+                    format!("has more than {MAX_ENTRIES} files; name one of them"),
+                ));
             }
             let Ok(name) = entry.file_name().into_string() else { continue };
             let kind = entry.file_type().map_err(|e| Error::io(entry.path(), "read", e))?;
@@ -176,7 +181,8 @@ pub(super) fn splits_of(files: &[String]) -> Splits {
         splits.filter(|(_, files)| !files.is_empty()).collect()
     };
     let in_folder = |file: &str, word: &str| {
-        file.rsplit_once('/').is_some_and(|(folders, _)| folders.split('/').any(|name| has_word(name, word, true)))
+        file.rsplit_once('/')
+            .is_some_and(|(folders, _)| folders.split('/').any(|name| has_word(name, word, true)))
     };
     let in_name = |file: &str, word: &str| has_word(file.rsplit('/').next().unwrap_or(file), word, false);
     let found = [by(&in_folder), by(&in_name)].into_iter().find(|splits| !splits.is_empty());
@@ -225,7 +231,10 @@ fn saved_split(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
     };
     match file_inside(folder, &format!("{name}/state.json"))? {
         Some(_) => saved_files(&folder.join(name)),
-        None => Err(Error::missing(folder.join(name), "dataset_dict.json names this split, but it has no state.json")),
+        None => Err(Error::missing(
+            folder.join(name),
+            "dataset_dict.json names this split, but it has no state.json",
+        )),
     }
 }
 
@@ -256,7 +265,9 @@ fn saved_files(folder: &Path) -> Result<Vec<PathBuf>> {
         let name = file.get("filename").and_then(|name| name.as_str()).unwrap_or("");
         match file_inside(folder, name)? {
             Some(file) => files.push(file),
-            None => return Err(Error::missing(folder.join(name), "state.json names this file; it is not there")),
+            None => {
+                return Err(Error::missing(folder.join(name), "state.json names this file; it is not there"));
+            }
         }
     }
     match files.is_empty() {

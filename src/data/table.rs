@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::MAX_LINE_BYTES;
+use super::arrow_stream::ArrowTable;
 use super::cells::Cells;
 use super::jsonl_table::JsonlTable;
-use super::arrow_stream::ArrowTable;
 use super::parquet::ParquetTable;
 use super::splits::{extension, find_files};
 use crate::error::{Error, Result};

@@ -1,9 +1,10 @@
 //! The accuracy reward: is the answer right?
 
-use super::Reward;
 use super::answer::{extract, extract_reference, numbers};
 use super::number::{Quantity, clean, strip_unit};
-use crate::data::Sample;
+use super::{Completed, Reward};
+use crate::error::Result;
+use crate::rollout::Watch;
 
 /// Longest answer that is looked at, in bytes; a longer one is wrong.
 const MAX_ANSWER_BYTES: usize = 4096;
@@ -20,8 +21,12 @@ impl Reward for Accuracy {
         "accuracy"
     }
 
-    fn score(&self, sample: &Sample, completion: &str) -> Option<f64> {
-        sample.solution.as_deref().map(|solution| f64::from(u8::from(is_correct(completion, solution))))
+    fn score(&self, completions: &[Completed<'_>], _: Watch<'_>) -> Result<Vec<Option<f64>>> {
+        let right = |c: &Completed<'_>| {
+            let solution = c.sample.solution.as_deref()?;
+            Some(f64::from(u8::from(is_correct(c.text, solution))))
+        };
+        Ok(completions.iter().map(right).collect())
     }
 
     fn needs_solution(&self) -> bool {
@@ -72,6 +77,7 @@ fn plain_text(cleaned: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Sample;
 
     #[test]
     fn right_answers() {
@@ -129,7 +135,9 @@ mod tests {
             for reward in &rewards {
                 let is_fast = |_| {
                     let start = std::time::Instant::now();
-                    assert_ne!(reward.score(&sample, completion), Some(1.0), "{}", reward.name());
+                    let completion = Completed { sample: &sample, text: completion, tokens: &[] };
+                    let score = reward.score(&[completion], &|_| Ok(())).unwrap();
+                    assert_ne!(score, [Some(1.0)], "{}", reward.name());
                     start.elapsed().as_millis() < 10
                 };
                 let shown = &completion[..30.min(completion.len())];

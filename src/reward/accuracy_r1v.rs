@@ -4,10 +4,11 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::Reward;
 use super::answer::boxed;
 use super::number::{Quantity, clean};
-use crate::data::Sample;
+use super::{Completed, Reward};
+use crate::error::Result;
+use crate::rollout::Watch;
 
 /// Longest box or number that is looked at, in bytes.
 const MAX_NUMBER_BYTES: usize = 4096;
@@ -37,9 +38,12 @@ impl Reward for AccuracyR1v {
         "accuracy_r1v"
     }
 
-    fn score(&self, sample: &Sample, completion: &str) -> Option<f64> {
-        let solution = sample.solution.as_deref()?;
-        Some(f64::from(u8::from(is_correct_in_r1v(completion, solution))))
+    fn score(&self, completions: &[Completed<'_>], _: Watch<'_>) -> Result<Vec<Option<f64>>> {
+        let right = |c: &Completed<'_>| {
+            let solution = c.sample.solution.as_deref()?;
+            Some(f64::from(u8::from(is_correct_in_r1v(c.text, solution))))
+        };
+        Ok(completions.iter().map(right).collect())
     }
 
     fn needs_solution(&self) -> bool {

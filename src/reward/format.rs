@@ -4,8 +4,9 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::Reward;
-use crate::data::Sample;
+use super::{Completed, Reward};
+use crate::error::Result;
+use crate::rollout::Watch;
 
 /// R1-V's format reward: 1 if the whole completion matches
 /// `<think>.*?</think>\s*<answer>.*?</answer>` (`re.fullmatch` with `re.DOTALL`), else 0.
@@ -25,15 +26,16 @@ impl Reward for Format {
         "format"
     }
 
-    fn score(&self, _sample: &Sample, completion: &str) -> Option<f64> {
-        Some(f64::from(u8::from(PATTERN.is_match(completion))))
+    fn score(&self, completions: &[Completed<'_>], _: Watch<'_>) -> Result<Vec<Option<f64>>> {
+        let matches = |c: &Completed<'_>| Some(f64::from(u8::from(PATTERN.is_match(c.text))));
+        Ok(completions.iter().map(matches).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::PromptTemplate;
+    use crate::data::{PromptTemplate, Sample};
 
     /// Verdicts of Python's `re.fullmatch(pattern, text, re.DOTALL)`.
     #[test]
@@ -55,8 +57,10 @@ mod tests {
             ("<think>a</think><answer>3", 0.0),
             ("", 0.0),
         ];
-        for (text, wanted) in cases {
-            assert_eq!(Format.score(&sample, text), Some(wanted), "{text:?}");
+        let completions = cases.map(|(text, _)| Completed { sample: &sample, text, tokens: &[] });
+        let scores = Format.score(&completions, &|_| Ok(())).unwrap();
+        for ((text, wanted), score) in cases.into_iter().zip(scores) {
+            assert_eq!(score, Some(wanted), "{text:?}");
         }
     }
 
@@ -68,7 +72,8 @@ mod tests {
             let text = format!("<think>{}", piece.repeat((1 << 20) / piece.len()));
             let is_fast = |_| {
                 let start = std::time::Instant::now();
-                assert_eq!(Format.score(&sample, &text), Some(0.0));
+                let completion = Completed { sample: &sample, text: &text, tokens: &[] };
+                assert_eq!(Format.score(&[completion], &|_| Ok(())).unwrap(), [Some(0.0)]);
                 start.elapsed().as_millis() < 200
             };
             assert!((0..10).any(is_fast), "{piece:?}");

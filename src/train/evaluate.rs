@@ -4,7 +4,7 @@ use super::policy::Policy;
 use crate::data::{Dataset, Sample};
 use crate::error::Result;
 use crate::nn::Params;
-use crate::reward::RewardSet;
+use crate::reward::{Completed, RewardSet};
 use crate::rollout::sampler::SamplingParams;
 use crate::rollout::{Completion, Request, Watch};
 use std::sync::Arc;
@@ -58,9 +58,13 @@ pub fn evaluate(
         let requests: Vec<_> =
             prompts.iter().zip(first..).map(|(prompt, place)| Request { place, prompt }).collect();
         let completions = engine.generate(&requests, 1, options.seed, watch)?;
-        for ((sample, prompt), completion) in chunk.iter().zip(prompts).zip(completions.into_iter().flatten())
-        {
-            let scores = rewards.score(sample, &completion.text);
+        let completions: Vec<Completion> = completions.into_iter().flatten().collect();
+        let completed = chunk.iter().zip(&completions);
+        let completed = completed
+            .map(|(sample, c)| Completed { sample, text: &c.text, tokens: &c.tokens })
+            .collect::<Vec<_>>();
+        let scores = rewards.score(&completed, watch)?;
+        for ((prompt, completion), scores) in prompts.into_iter().zip(completions).zip(scores) {
             results.push(Evaluated { completion, prompt: prompt.text, scores });
         }
     }

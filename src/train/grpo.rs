@@ -20,7 +20,7 @@ use crate::nn::Params;
 use crate::optim::{AdamWConfig, LrSchedule, Optimiser};
 use crate::processor::Prompt;
 use crate::report::{ClipRatio, CompletionRecord, Phases, Row, StepReport};
-use crate::reward::RewardSet;
+use crate::reward::{Completed, RewardSet};
 use crate::rollout::sequence::FinishReason;
 use crate::rollout::{Completion, Decoding, Request, Watch};
 use crate::tensor::Placement;
@@ -223,11 +223,14 @@ impl GrpoTrainer {
             watch,
         )?;
         let sampled = start.elapsed().as_secs_f64();
-        let scores = chosen
+        let completed: Vec<Completed<'_>> = chosen
             .iter()
             .zip(&completions)
-            .flat_map(|((_, sample), cs)| cs.iter().map(|c| self.rewards.score(sample, &c.text)))
+            .flat_map(|((_, sample), group)| {
+                group.iter().map(move |c| Completed { sample, text: &c.text, tokens: &c.tokens })
+            })
             .collect();
+        let scores = self.rewards.score(&completed, watch)?;
         let prompt_hashes = prompts.iter().map(prompt_hash).collect();
         let rollout = SavedRollout { beta, prompts: prompt_hashes, completions, scores, difference: None };
         let scored = self.scored(chosen, prompts, rollout, watch)?;

@@ -311,7 +311,7 @@ mod tests {
             image_dir: Some(bundle().join("images")),
             ..ReadOptions::default()
         };
-        let sample = read(&path, &options)?.remove(0).supervised()?;
+        let sample = read(&path, &options)?.supervised().sample(0)?;
         let (prompt, completion) = processor.encode_with_completion(&sample)?;
         let images: usize = prompt.images.iter().map(|i| i.merged_tokens(2)).sum();
         let length = RowLength::of(&processor, &sample, true)?;

@@ -86,7 +86,9 @@ impl Stream {
         let (epoch, index) = (place / rows, (place % rows) as usize);
         if let Some(mix) = &mut self.mix {
             let (seed, shuffle) = (self.seed, self.shuffle);
-            return mix.row(epoch, index, |rows| if shuffle { order(seed, epoch, rows) } else { (0..rows).collect() });
+            return mix.row(epoch, index, |rows| {
+                if shuffle { order(seed, epoch, rows) } else { (0..rows).collect() }
+            });
         }
         if !self.shuffle {
             return index;
@@ -226,7 +228,10 @@ mod tests {
         let mut stream = mixed(&[2.0, 1.0], StoppingStrategy::FirstExhausted, true);
         let places: Vec<usize> = (0..90).map(|p| stream.row(p)).collect();
         let mut again = mixed(&[2.0, 1.0], StoppingStrategy::FirstExhausted, true);
-        assert!((0..90).rev().all(|p| again.row(p) == places[p as usize]), "a place is a function of the seed");
+        assert!(
+            (0..90).rev().all(|p| again.row(p) == places[p as usize]),
+            "a place is a function of the seed"
+        );
         // Without weights the rows are one dataset.
         let mut stream = mixed(&[], StoppingStrategy::FirstExhausted, true);
         assert_eq!(seen(&mut stream, 0..106), [1; 106]);

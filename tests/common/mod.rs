@@ -7,15 +7,16 @@ use othink::autograd::ParamGrads;
 use othink::batch::{Group, MicroBatch, micro_batches};
 use othink::config::{ImportanceSamplingLevel, KlEstimator, LossType, LrSchedulerType, ScaleRewards};
 use othink::data::{Dataset, ImageSource, Message, Part, Sample};
+use othink::error::Result;
 use othink::kl::{BetaController, BetaSchedule, Othink};
 use othink::loss::LossConfig;
 use othink::nn::Params;
 use othink::optim::{AdamWConfig, LrSchedule};
 use othink::processor::{ProcessorOptions, Prompt};
-use othink::reward::{Reward, RewardSet};
+use othink::reward::{Completed, Reward, RewardSet};
 use othink::rng::{Purpose, Stream};
 use othink::rollout::sampler::SamplingParams;
-use othink::rollout::{Completion, Decoding, Request};
+use othink::rollout::{Completion, Decoding, Request, Watch};
 use othink::tensor::{DType, Placement};
 use othink::train::grpo::{GrpoOptions, GrpoTrainer};
 use othink::train::policy::Policy;
@@ -326,9 +327,12 @@ impl Reward for Vowels {
         "vowels"
     }
 
-    fn score(&self, _: &Sample, completion: &str) -> Option<f64> {
-        let vowels = completion.chars().filter(|&c| "aeiou".contains(c)).count();
-        Some(vowels as f64 / completion.chars().count().max(1) as f64)
+    fn score(&self, completions: &[Completed<'_>], _: Watch<'_>) -> Result<Vec<Option<f64>>> {
+        let share = |c: &Completed<'_>| {
+            let vowels = c.text.chars().filter(|&c| "aeiou".contains(c)).count();
+            Some(vowels as f64 / c.text.chars().count().max(1) as f64)
+        };
+        Ok(completions.iter().map(share).collect())
     }
 }
 
@@ -340,8 +344,9 @@ impl Reward for EvenInTheFirstRow {
         "vowels"
     }
 
-    fn score(&self, sample: &Sample, completion: &str) -> Option<f64> {
-        if sample.row == 0 { Some(0.5) } else { Vowels.score(sample, completion) }
+    fn score(&self, completions: &[Completed<'_>], watch: Watch<'_>) -> Result<Vec<Option<f64>>> {
+        let scores = Vowels.score(completions, watch)?.into_iter().zip(completions);
+        Ok(scores.map(|(score, c)| if c.sample.row == 0 { Some(0.5) } else { score }).collect())
     }
 }
 

@@ -4,11 +4,11 @@ use crate::common::{Recipe, Vowels, conversations, grpo_trainer, policy};
 use crate::disk::{EIO, ENOSPC, EROFS, Fault, FaultyDisk, folder};
 use othink::checkpoint::{Identity, SavedRun, checkpoint_dir, list_checkpoints, newest_whole};
 use othink::config::CheckpointOptions;
-use othink::data::{Dataset, Sample};
+use othink::data::Dataset;
 use othink::error::Result;
 use othink::nn::Params;
 use othink::report::{Row, read_rows};
-use othink::reward::{Reward, RewardSet};
+use othink::reward::{Completed, Reward, RewardSet};
 use othink::rng::{Purpose, Stream};
 use othink::rollout::Watch;
 use othink::rollout::sampler::SamplingParams;
@@ -83,11 +83,13 @@ impl Reward for StopsAtScore {
         Vowels.name()
     }
 
-    fn score(&self, sample: &Sample, completion: &str) -> Option<f64> {
-        if Some(self.scores.fetch_add(1, Ordering::Relaxed)) == self.at {
-            self.interrupt.request(10);
+    fn score(&self, completions: &[Completed<'_>], watch: Watch<'_>) -> Result<Vec<Option<f64>>> {
+        for _ in completions {
+            if Some(self.scores.fetch_add(1, Ordering::Relaxed)) == self.at {
+                self.interrupt.request(10);
+            }
         }
-        Vowels.score(sample, completion)
+        Vowels.score(completions, watch)
     }
 }
 

@@ -50,8 +50,10 @@ pub(super) fn picture(cell: Cell) -> RowResult<Picture> {
         Cell::Image(_) => Err("an image has neither bytes nor a path".into()),
         Cell::Json(Value::Object(mut image)) => match image.remove("path") {
             Some(Value::String(name)) => Ok(Picture::Path(name)),
-            _ => Err("an image object needs a string `path`; save image bytes as a file, or the rows as parquet"
-                .into()),
+            _ => Err(
+                "an image object needs a string `path`; save image bytes as a file, or the rows as parquet"
+                    .into(),
+            ),
         },
         other => Err(format!("an image has to be a path or bytes, not {}", other.kind())),
     }
@@ -151,7 +153,10 @@ mod tests {
             Cell::Image(ImageCell { bytes: bytes.map(Arc::from), path: path.map(str::to_owned) })
         };
         assert_eq!(picture(json!("a.png").into()), Ok(Picture::Path("a.png".into())));
-        assert_eq!(picture(json!({"path": "a.png", "bytes": null}).into()), Ok(Picture::Path("a.png".into())));
+        assert_eq!(
+            picture(json!({"path": "a.png", "bytes": null}).into()),
+            Ok(Picture::Path("a.png".into()))
+        );
         assert_eq!(picture(image(Some(b"x"), Some("a.png"))), Ok(bytes(b"x")));
         assert_eq!(picture(image(None, Some("a.png"))), Ok(Picture::Path("a.png".into())));
         assert_eq!(picture(Cell::Bytes(b"x"[..].into())), Ok(bytes(b"x")));

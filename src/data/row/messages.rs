@@ -51,9 +51,9 @@ pub(super) fn read_messages(column: &str, turns: Vec<Cell>) -> RowResult<Vec<Raw
 }
 
 fn read_message(turn: Cell) -> RowResult<RawMessage> {
-    let mut turn = turn.into_entries().map_err(|other| {
-        format!("an object with `role` and `content` was expected, not {}", other.kind())
-    })?;
+    let mut turn = turn
+        .into_entries()
+        .map_err(|other| format!("an object with `role` and `content` was expected, not {}", other.kind()))?;
     // In a table every entry is there, if only as null.
     let mut take = |ours: &str, theirs: &str| match turn.take(ours) {
         None | Some(Cell::Json(Value::Null)) if turn.contains(theirs) => turn.take(theirs),
@@ -85,8 +85,9 @@ fn read_message(turn: Cell) -> RowResult<RawMessage> {
 
 /// `{"type": "text", "text": ..}`, `{"type": "image"}` with an image or without, or OpenAI's `{"type": "image_url"}`.
 fn read_part(part: Cell) -> RowResult<RawPart> {
-    let mut part =
-        part.into_entries().map_err(|other| format!("a content part has to be an object, not {}", other.kind()))?;
+    let mut part = part
+        .into_entries()
+        .map_err(|other| format!("a content part has to be an object, not {}", other.kind()))?;
     let wanted = match part.get("type") {
         Some(Cell::Json(Value::String(name))) => name.clone(),
         _ => String::new(),

@@ -188,7 +188,8 @@ fn a_needed_solution_is_asked_for() {
     let ask = |row: Value| reader.sample(0, cells(row)).unwrap_err();
     let absent = ask(json!({"problem": "?", "label": "3"}));
     assert!(
-        absent.contains("no column `solution` or `answer`") && absent.contains("rename `label` to `solution`"),
+        absent.contains("no column `solution` or `answer`")
+            && absent.contains("rename `label` to `solution`"),
         "{absent}"
     );
     for row in [
@@ -259,6 +260,7 @@ fn images_inside_of_messages() {
 
 #[test]
 fn null_columns_are_as_good_as_absent() {
-    let sample = read(json!({"messages": null, "prompt": null, "problem": "?", "image": null, "images": ["a.png"]}));
+    let sample =
+        read(json!({"messages": null, "prompt": null, "problem": "?", "image": null, "images": ["a.png"]}));
     assert_eq!(sample.unwrap().messages[0].content, [Part::Image(0), text("?")]);
 }

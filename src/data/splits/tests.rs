@@ -68,12 +68,16 @@ fn case_27_other_names_and_formats() {
 fn the_card_decides_where_it_names_files() {
     let dir = folder(&["x/a.jsonl", "x/b.jsonl", "train.jsonl"]);
     let card = |text: &str| fs::write(dir.path().join("README.md"), text).unwrap();
-    card("---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: x/*.jsonl\n---\n");
+    card(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: x/*.jsonl\n---\n",
+    );
     assert_eq!(found(dir.path(), "train").unwrap(), ["x/a.jsonl", "x/b.jsonl"]);
     // A pattern of nothing that is there leaves the names to decide.
     card("---\nconfigs:\n- config_name: default\n  data_files: gone/*.parquet\n---\n");
     assert_eq!(found(dir.path(), "train").unwrap(), ["train.jsonl"]);
-    card("---\nconfigs:\n- config_name: a\n  data_files: x/a.jsonl\n- config_name: b\n  data_files: x/b.jsonl\n---\n");
+    card(
+        "---\nconfigs:\n- config_name: a\n  data_files: x/a.jsonl\n- config_name: b\n  data_files: x/b.jsonl\n---\n",
+    );
     let error = found(dir.path(), "train").unwrap_err();
     assert!(error.exit_code() == 65 && error.to_string().contains("(a, b)"), "{error}");
 }
@@ -83,7 +87,10 @@ fn saved_folders_name_their_files() {
     let dir = folder(&["one/data-00000-of-00001.arrow", "outside.arrow"]);
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
     let one = dir.path().join("one");
-    write("one/state.json", r#"{"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": null}"#);
+    write(
+        "one/state.json",
+        r#"{"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": null}"#,
+    );
     assert_eq!(found(&one, "train").unwrap(), ["data-00000-of-00001.arrow"]);
     let error = found(&one, "test").unwrap_err();
     assert!(error.exit_code() == 66 && error.to_string().contains("splits found: train"), "{error}");
@@ -95,7 +102,10 @@ fn saved_folders_name_their_files() {
     assert_eq!(found(&one, "train").unwrap_err().exit_code(), 65);
     write("one/state.json", r#"{"_data_files": [{"filename": "gone.arrow"}]}"#);
     assert_eq!(found(&one, "train").unwrap_err().exit_code(), 66);
-    write("one/state.json", r#"{"_data_files": [{"filename": "x"}], "_indices_data_files": [{"filename": "i"}]}"#);
+    write(
+        "one/state.json",
+        r#"{"_data_files": [{"filename": "x"}], "_indices_data_files": [{"filename": "i"}]}"#,
+    );
     assert!(found(&one, "train").unwrap_err().to_string().contains("flatten_indices"));
     write("one/state.json", "{}");
     assert_eq!(found(&one, "train").unwrap_err().exit_code(), 65);

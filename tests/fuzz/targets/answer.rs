@@ -1,7 +1,7 @@
 //! The rewards of a model's text: the completion stands before the first zero byte, the dataset's `solution` after it.
 
 use othink::data::{PromptTemplate, Sample};
-use othink::reward::{Format, Reward, RewardSet, extract, is_correct};
+use othink::reward::{Completed, RewardSet, extract, is_correct};
 
 use super::{Outcome, Target, halves};
 
@@ -87,9 +87,10 @@ fn body(input: &[u8]) -> Outcome {
     let sample = Sample::from_problem(0, vec![], "?", PromptTemplate::None, Some(solution.into()));
     let names = ["accuracy", "format", "accuracy_r1v"].map(String::from);
     let rewards = RewardSet::new(&names, &[]).expect("known names");
-    let scores = rewards.score(&sample, &completion);
-    let format = Format.score(&sample, &completion);
-    assert_eq!(scores[..2], [Some(f64::from(u8::from(correct))), format]);
+    let completed = Completed { sample: &sample, text: &completion, tokens: &[] };
+    let scores = rewards.score(&[completed], &|_| Ok(())).expect("nothing can fail").remove(0);
+    let format = scores[1];
+    assert_eq!(scores[0], Some(f64::from(u8::from(correct))));
     assert!([Some(0.0), Some(1.0)].contains(&scores[2]));
     assert_eq!(format == Some(1.0), well_formed(&completion), "{completion:?}");
     let total = rewards.total(&scores).expect("both apply");
