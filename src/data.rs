@@ -6,6 +6,7 @@
 
 mod arrow_cell;
 mod arrow_stream;
+mod base64;
 mod batches;
 mod card;
 mod cells;
@@ -159,6 +160,14 @@ pub const MAX_IMAGE_SIDE: u32 = 16_384;
 pub const MAX_IMAGE_BYTES: u64 = 512 << 20;
 
 impl ImageSource {
+    /// What an image column of JSONL has to hold to mean this image: its path, or its bytes in a `data:` URI.
+    pub fn as_text(&self) -> String {
+        match self {
+            ImageSource::File(path) => path.display().to_string(),
+            ImageSource::Bytes(bytes) => base64::to_data_uri(bytes),
+        }
+    }
+
     /// The encoded bytes; a file is read now.
     ///
     /// # Errors

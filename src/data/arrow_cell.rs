@@ -158,8 +158,18 @@ fn text(field: &Field, text: &str, left: &mut Budget) -> Result<Value, String> {
     }
 }
 
-/// The ISO 8601 text of a date, a time or a timestamp, if there is such a moment.
+/// The ISO 8601 text of a date, a time or a timestamp, if there is such a moment; with microseconds, as Python writes it,
+/// or nanoseconds.
 fn moment(array: &dyn Array, row: usize) -> Option<String> {
+    let text = shortest_moment(array, row)?;
+    Some(match text.split_once('.') {
+        Some((seconds, fraction)) => format!("{seconds}.{fraction:0<6}"),
+        None => text,
+    })
+}
+
+/// As [`moment`], with milliseconds where they are enough.
+fn shortest_moment(array: &dyn Array, row: usize) -> Option<String> {
     macro_rules! shown {
         ($kind:ty, $value:ident) => {
             array.as_primitive::<$kind>().$value(row).map(|value| format!("{value:?}"))

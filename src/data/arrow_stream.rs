@@ -308,3 +308,71 @@ impl Table for ArrowTable {
         vec![self.path.clone()]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STREAM: &[u8] = include_bytes!("../../tests/datasets/types/stream.arrow");
+
+    fn open(bytes: &[u8]) -> (tempfile::TempDir, Result<ArrowTable>) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.arrow");
+        std::fs::write(&path, bytes).unwrap();
+        let table = ArrowTable::open(&path);
+        (dir, table)
+    }
+
+    /// Cut anywhere: an error, or where a batch ends fewer rows, each of which can be read.
+    #[test]
+    fn case_29_streams_that_are_cut_short() {
+        let mut whole = 0;
+        for cut in (0..STREAM.len()).step_by(13).chain(STREAM.len() - 8..STREAM.len()) {
+            match open(&STREAM[..cut]) {
+                (_dir, Ok(table)) => {
+                    whole += 1;
+                    assert!((0..table.rows()).all(|row| table.read(row).is_ok()), "{cut}");
+                }
+                (_dir, Err(error)) => {
+                    assert!(
+                        error.exit_code() == 65 && error.to_string().contains("x.arrow"),
+                        "{cut}: {error}"
+                    );
+                }
+            }
+        }
+        assert!((1..20).contains(&whole), "{whole}");
+    }
+
+    /// Of texts and bytes only the row's own are read.
+    #[test]
+    fn only_what_a_row_needs_is_read() {
+        let (dir, table) = open(STREAM);
+        let table = table.unwrap();
+        let message = table.messages[0];
+        let file = File::open(dir.path().join("x.arrow")).unwrap();
+        let head = read_up_to(&file, message.at, message.head as usize).unwrap();
+        let all = table.body(&file, message, &head, 0..4).unwrap();
+        let start = message.at as usize;
+        assert_eq!(all, STREAM[start..start + all.len()]);
+        let filled = |body: &[u8]| body.iter().filter(|byte| **byte != 0).count();
+        let mut least = all.len();
+        for row in 0..4 {
+            let one = table.body(&file, message, &head, row..row + 1).unwrap();
+            assert!(one.iter().zip(&all).all(|(one, all)| one == all || *one == 0));
+            least = least.min(filled(&one));
+        }
+        assert!(least * 3 < filled(&all) * 2, "{least} of {}", filled(&all));
+    }
+
+    #[test]
+    fn case_29_sizes_that_a_stream_claims_are_checked() {
+        let mut claims = STREAM.to_vec();
+        claims[4..8].copy_from_slice(&i32::MAX.to_le_bytes());
+        assert_eq!(open(&claims).1.err().unwrap().exit_code(), 65);
+        claims[4..8].copy_from_slice(&(-5i32).to_le_bytes());
+        assert_eq!(open(&claims).1.err().unwrap().exit_code(), 65);
+        assert!(open(b"{\"a\": 1}\n").1.err().unwrap().to_string().contains("not a readable Arrow file"));
+        assert!(open(b"").1.err().unwrap().to_string().contains("no schema"));
+    }
+}

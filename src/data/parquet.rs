@@ -187,3 +187,69 @@ impl Read for SourceAt {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TYPES: &[u8] = include_bytes!("../../tests/datasets/types/snappy.parquet");
+
+    fn open(bytes: &[u8]) -> (tempfile::TempDir, Result<ParquetTable>) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.parquet");
+        std::fs::write(&path, bytes).unwrap();
+        let table = ParquetTable::open(&path);
+        (dir, table)
+    }
+
+    #[test]
+    fn case_29_files_that_are_cut_short_are_refused() {
+        for cut in 0..TYPES.len() {
+            if cut > 100 && cut + 100 < TYPES.len() && cut % 97 != 0 {
+                continue;
+            }
+            let error = open(&TYPES[..cut]).1.err().unwrap();
+            assert!(error.exit_code() == 65 && error.to_string().contains("x.parquet"), "{cut}: {error}");
+        }
+        let mut encrypted = TYPES.to_vec();
+        let end = encrypted.len();
+        encrypted[end - 1] = b'E';
+        assert!(open(&encrypted).1.err().unwrap().to_string().contains("encrypted"));
+        encrypted[end - 5] = 0x7f;
+        encrypted[end - 1] = b'1';
+        assert!(open(&encrypted).1.err().unwrap().to_string().contains("footer claims"));
+    }
+
+    /// A broken page is an error of its rows alone, which are named.
+    #[test]
+    fn case_29_a_broken_page_takes_only_its_rows_along() {
+        let (_dir, table) = open(TYPES);
+        let column = table.unwrap().metadata.metadata().row_group(1).column(0).clone();
+        let (start, length) = column.byte_range();
+        let mut broken = TYPES.to_vec();
+        let end = (start + length) as usize;
+        broken[end - 20..end].fill(0xff);
+        let (_dir, table) = open(&broken);
+        let table = table.unwrap();
+        assert_eq!(table.rows(), 6);
+        for row in [0, 3, 1] {
+            assert!(table.read(row).is_ok(), "{row}");
+        }
+        for row in [4, 5] {
+            let error = table.read(row).unwrap_err();
+            assert!(
+                error.exit_code() == 65 && error.to_string().contains(&format!("row {row}: ")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_that_changes_meanwhile_is_an_error() {
+        let (dir, table) = open(TYPES);
+        let table = table.unwrap();
+        assert!(table.read(0).is_ok());
+        std::fs::write(dir.path().join("x.parquet"), &TYPES[..TYPES.len() - 1]).unwrap();
+        assert!(table.read(1).unwrap_err().to_string().contains("has changed"));
+    }
+}

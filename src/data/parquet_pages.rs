@@ -328,3 +328,112 @@ fn check_gzip(page: &[u8], claimed: i64) -> Checked<()> {
         Err(error) => Err(format!("a page cannot be inflated: {error}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A compact integer.
+    fn signed(value: i64) -> Vec<u8> {
+        let mut bits = ((value << 1) ^ (value >> 63)) as u64;
+        let mut bytes = Vec::new();
+        while bits >= 0x80 {
+            bytes.push(bits as u8 | 0x80);
+            bits >>= 7;
+        }
+        bytes.push(bits as u8);
+        bytes
+    }
+
+    /// A struct of i32 fields, (number, value) in order, ended.
+    fn ints(fields: &[(u8, i64)]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut last = 0;
+        for &(number, value) in fields {
+            bytes.push((number - last) << 4 | 5);
+            bytes.extend(signed(value));
+            last = number;
+        }
+        bytes.push(0);
+        bytes
+    }
+
+    /// A footer whose schema has `elements`.
+    fn footer(elements: &[Vec<u8>]) -> Vec<u8> {
+        let mut bytes = vec![0x15, 2, 0x19, 0xf0 | wire::STRUCT];
+        let mut length = elements.len();
+        while length >= 0x80 {
+            bytes.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        bytes.push(length as u8);
+        bytes.extend(elements.concat());
+        bytes.push(0);
+        bytes
+    }
+
+    #[test]
+    fn case_29_schemas_are_bounded() {
+        let group = |children| ints(&[(5, children)]);
+        let leaf = |bytes| ints(&[(1, 6), (2, bytes)]);
+        let good = footer(&[group(3), leaf(0), group(1), leaf(16), leaf(0)]);
+        assert_eq!(check_footer(&good), Ok(()));
+        for cut in 0..good.len() {
+            assert_eq!(check_footer(&good[..cut]), Err(CUT.into()), "{cut}");
+        }
+        let deep = |depth| footer(&[vec![group(1); depth], vec![leaf(0)]].concat());
+        assert_eq!(check_footer(&deep(MAX_DEPTH)), Ok(()));
+        assert!(check_footer(&deep(MAX_DEPTH + 1)).unwrap_err().contains("levels deep"));
+        assert!(check_footer(&deep(4000)).unwrap_err().contains("levels deep"));
+        assert!(check_footer(&footer(&vec![leaf(0); 5000])).unwrap_err().contains("5000 columns"));
+        assert!(check_footer(&footer(&[group(1), leaf(1 << 30)])).unwrap_err().contains("fixed length"));
+        // Lists within lists within lists: as deep as there are bytes.
+        assert_eq!(check_footer(&[0x19].repeat(100_000)), Err(CUT.into()));
+    }
+
+    /// A data page's header.
+    fn header(uncompressed: i64, compressed: i64, values: i64) -> Vec<u8> {
+        let mut bytes = ints(&[(1, 0), (2, uncompressed), (3, compressed)]);
+        bytes.pop();
+        bytes.push(0x2c);
+        bytes.extend(ints(&[(1, values), (2, 0), (3, 3), (4, 3)]));
+        bytes.push(0);
+        bytes
+    }
+
+    #[test]
+    fn case_30_page_headers_are_bounded() {
+        let read = |bytes: Vec<u8>| read_header(0, 1 << 40, &move |_, _| Ok(bytes.clone()));
+        let good = header(100, 50, 7);
+        let wanted =
+            PageHeader { bytes: good.len(), uncompressed: 100, compressed: 50, values: 7, dictionary: false };
+        for cut in 0..good.len() {
+            assert_eq!(page_header(&good[..cut]), None, "{cut}");
+        }
+        assert_eq!(read(good), Ok(wanted));
+        for (bytes, wanted) in [
+            (header(10 << 30, 50, 7), "at most 536870912"),
+            (header(100, 10 << 30, 7), "at most 536870912"),
+            (header(100, 50, 1 << 30), "1073741824 values"),
+            (header(100, 50, -1), "-1 values"),
+            (header(-1, 50, 1), "broken"),
+            (vec![0x15], "broken"),
+        ] {
+            let message = read(bytes).unwrap_err();
+            assert!(message.contains(wanted), "{message}");
+        }
+    }
+
+    #[test]
+    fn case_30_gzip_pages_inflate_to_what_they_claim_at_most() {
+        let mut page = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        page.write_all(&vec![0; 10 << 20]).unwrap();
+        let page = page.finish().unwrap();
+        assert!(page.len() < 100_000);
+        assert_eq!(check_gzip(&page, 10 << 20), Ok(()));
+        assert!(check_gzip(&page, 1 << 20).unwrap_err().contains("inflates to more than its 1048576 bytes"));
+        assert!(check_gzip(&page[..100], 1 << 20).unwrap_err().contains("cannot be inflated"));
+    }
+}

@@ -69,9 +69,10 @@ struct Conversation {
 impl RowReader {
     /// The sample for row number `row` (from 0).
     pub(super) fn sample(&self, row: usize, mut cells: Cells) -> RowResult<Sample> {
+        let null = cells.get(ANSWERS[0]).is_some_and(Cell::is_null);
         let solution = take_solution(&mut cells)?;
         if self.need_solution && solution.is_none() && !cells.contains("conversations") {
-            return Err(missing(&ANSWERS, &cells));
+            return Err(if null { "`solution` is null".into() } else { missing(&ANSWERS, &cells) });
         }
         let Conversation { messages, pictures, reply } = self.take_conversation(&mut cells)?;
         let solution = solution.or(reply);

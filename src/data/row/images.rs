@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::RowResult;
 use crate::data::MAX_IMAGE_FILE_BYTES;
+use crate::data::base64::{base64, data_uri};
 use crate::data::cells::{Cell, Cells, ImageCell};
 
 /// An image as a row names it.
@@ -42,7 +43,7 @@ pub(super) fn take_pictures(cells: &mut Cells) -> RowResult<Vec<Picture>> {
 pub(super) fn picture(cell: Cell) -> RowResult<Picture> {
     match cell {
         Cell::Json(Value::String(text)) => match text.strip_prefix("data:") {
-            Some(uri) => data_uri(uri).and_then(bounded),
+            Some(uri) => data_uri(uri).map(Arc::from).and_then(bounded),
             None => Ok(Picture::Path(text)),
         },
         Cell::Bytes(bytes) | Cell::Image(ImageCell { bytes: Some(bytes), .. }) => bounded(bytes),
@@ -63,8 +64,8 @@ pub(super) fn picture(cell: Cell) -> RowResult<Picture> {
 pub(super) fn from_base64(cell: Cell) -> RowResult<Picture> {
     match cell {
         Cell::Json(Value::String(text)) => match text.strip_prefix("data:") {
-            Some(uri) => data_uri(uri).and_then(bounded),
-            None => base64(&text).and_then(bounded),
+            Some(uri) => data_uri(uri).map(Arc::from).and_then(bounded),
+            None => base64(&text).map(Arc::from).and_then(bounded),
         },
         other => Err(format!("`base64` has to be a string, not {}", other.kind())),
     }
@@ -77,45 +78,6 @@ fn bounded(bytes: Arc<[u8]>) -> RowResult<Picture> {
     }
 }
 
-/// What stands behind `data:` (RFC 2397), which has to be an image in base64.
-fn data_uri(uri: &str) -> RowResult<Arc<[u8]>> {
-    let (kind, text) = uri.split_once(',').ok_or("a `data:` URI without a comma")?;
-    if !kind.starts_with("image/") || !kind.ends_with(";base64") {
-        let shown: String = kind.chars().take(40).collect();
-        return Err(format!("a `data:` URI of {shown:?}; data:image/...;base64 is read"));
-    }
-    base64(text)
-}
-
-/// Base64 (RFC 4648, either alphabet); padding and white space are optional.
-fn base64(text: &str) -> RowResult<Arc<[u8]>> {
-    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut bits, mut held) = (0u32, 0);
-    let text = text.trim_ascii_end().trim_end_matches('=');
-    for (at, byte) in text.bytes().enumerate() {
-        let six = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' | b'-' => 62,
-            b'/' | b'_' => 63,
-            white if white.is_ascii_whitespace() => continue,
-            _ => return Err(format!("not valid base64 at character {}", at + 1)),
-        };
-        bits = (bits << 6) | u32::from(six);
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            bytes.push((bits >> held) as u8);
-        }
-    }
-    // Six bits over: a character is missing.
-    if held == 6 {
-        return Err("base64 that is cut short".into());
-    }
-    Ok(bytes.into())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -124,27 +86,6 @@ mod tests {
 
     fn bytes(of: &[u8]) -> Picture {
         Picture::Bytes(of.into())
-    }
-
-    /// RFC 4648, section 10, and its section 5's alphabet.
-    #[test]
-    fn base64_as_in_the_rfc() {
-        for (text, wanted) in [
-            ("", &b""[..]),
-            ("Zg==", b"f"),
-            ("Zm8=", b"fo"),
-            ("Zm9v", b"foo"),
-            ("Zm9vYg==", b"foob"),
-            ("Zm9vYmE=", b"fooba"),
-            ("Zm9v\nYmFy", b"foobar"),
-            ("Zm9vYg", b"foob"),
-            ("-_+/", b"\xfb\xff\xbf"),
-        ] {
-            assert_eq!(&*base64(text).unwrap(), wanted, "{text}");
-        }
-        for text in ["Z", "Zm9vY", "Zm=9", "Zm9\u{e9}"] {
-            assert!(base64(text).is_err(), "{text}");
-        }
     }
 
     #[test]

@@ -192,11 +192,10 @@ fn a_needed_solution_is_asked_for() {
             && absent.contains("rename `label` to `solution`"),
         "{absent}"
     );
-    for row in [
-        json!({"problem": "?", "solution": null}),
-        json!({"problem": "?", "answer": [3]}),
-        json!({"conversations": [{"from": "human", "value": "?"}]}),
-    ] {
+    assert_eq!(ask(json!({"problem": "?", "solution": null})), "`solution` is null");
+    for row in
+        [json!({"problem": "?", "answer": [3]}), json!({"conversations": [{"from": "human", "value": "?"}]})]
+    {
         assert!(ask(row).contains("no column `solution`"));
     }
 }
