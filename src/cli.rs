@@ -13,6 +13,7 @@ use crate::tensor::{Device, Placement};
 
 pub mod arguments;
 
+mod data;
 mod demo;
 mod doctor;
 mod eval;
@@ -66,6 +67,7 @@ fn dispatch(command: &Command) -> Result<()> {
         Command::Parity(options) => parity::run(options),
         Command::Score(options) => score::run(options),
         Command::Tasks(TasksCommand::Make(task)) => tasks::run(task),
+        Command::Data(command) => data::run(command),
         Command::Inspect(options) => inspect::run(options),
         Command::Doctor(options) => doctor::run(options),
     }
