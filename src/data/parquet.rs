@@ -5,6 +5,7 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use arrow_schema::{DataType, Field, Schema};
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
@@ -41,10 +42,15 @@ impl ParquetTable {
         check_ends(&file, length).map_err(broken)?;
         let source = Source { file: Arc::new(file), length };
         // The page index is left out: places that it claims would go unchecked.
-        let metadata = guarded(|| {
-            ArrowReaderMetadata::load(&source, ArrowReaderOptions::new()).map_err(|e| e.to_string())
-        })
-        .map_err(broken)?;
+        let load = || {
+            let metadata = ArrowReaderMetadata::load(&source, ArrowReaderOptions::new())?;
+            let fields: Vec<Field> =
+                metadata.schema().fields().iter().map(|field| small_field(field)).collect();
+            let schema = Schema::new_with_metadata(fields, metadata.schema().metadata().clone());
+            let options = ArrowReaderOptions::new().with_schema(schema.into());
+            ArrowReaderMetadata::try_new(metadata.metadata().clone(), options)
+        };
+        let metadata = guarded(|| load().map_err(|e: ParquetError| e.to_string())).map_err(broken)?;
         let mut starts = vec![0];
         let mut rows = 0usize;
         for group in metadata.metadata().row_groups() {
@@ -113,6 +119,25 @@ impl Table for ParquetTable {
     fn files(&self) -> Vec<Arc<Path>> {
         vec![self.path.clone()]
     }
+}
+
+/// A field without 64-bit offsets, whatever the file says of how its rows once were in memory: the reader stops where 2 GiB
+/// of a batch are full, to which a list of one long dictionary value can come.
+fn small_field(field: &Field) -> Field {
+    let small = |field: &Arc<Field>| Arc::new(small_field(field));
+    let kind = match field.data_type() {
+        DataType::LargeUtf8 => DataType::Utf8,
+        DataType::LargeBinary => DataType::Binary,
+        DataType::LargeList(item) | DataType::List(item) => DataType::List(small(item)),
+        DataType::FixedSizeList(item, length) => DataType::FixedSizeList(small(item), *length),
+        DataType::Map(entry, sorted) => DataType::Map(small(entry), *sorted),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(small).collect()),
+        DataType::Dictionary(_, value) => {
+            small_field(&Field::new("", (**value).clone(), true)).data_type().clone()
+        }
+        other => other.clone(),
+    };
+    field.clone().with_data_type(kind)
 }
 
 /// Checks the magic bytes at both ends, and the schema in the footer.
