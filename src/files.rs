@@ -149,8 +149,9 @@ fn is_cache_blob(root: &Path, real: &Path) -> bool {
         return false;
     };
     let Some(repository) = snapshots.parent() else { return false };
-    let is_model = repository.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("models--"));
-    is_model && real.parent() == Some(repository.join("blobs").as_path())
+    let name = repository.file_name().and_then(|n| n.to_str()).unwrap_or("");
+    let is_cached = name.starts_with("models--") || name.starts_with("datasets--");
+    is_cached && real.parent() == Some(repository.join("blobs").as_path())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::config::{Options, SftConfig};
 use crate::data::{Dataset, ReadOptions};
 use crate::disk::SystemDisk;
 use crate::error::Result;
-use crate::model::qwen2_vl::config::Qwen2VlConfig;
+use crate::model::config::ModelConfig;
 use crate::report::html::RunSummary;
 use crate::report::read_rows;
 use crate::tensor::Placement;
@@ -92,7 +92,7 @@ pub fn train(options: &SftConfig) -> Result<()> {
 }
 
 /// Longest row: what the options say, within the model's context.
-fn max_length(options: &SftConfig, config: &Qwen2VlConfig) -> usize {
+fn max_length(options: &SftConfig, config: &ModelConfig) -> usize {
     let context = config.text.max_position_embeddings;
     options.max_length.map_or(context, |given| given.min(context))
 }

@@ -119,11 +119,16 @@ fn cell(field: &Field, array: &dyn Array, row: usize, left: &mut Budget) -> Cell
             let start = list.value_offset_at(row);
             return items(item, list.values(), start, start + *length as usize, left);
         }
-        DataType::Map(entry, _) => {
+        DataType::Map(..) => {
             let map = array.as_map();
             let ends = &map.value_offsets()[row..];
-            let entries: ArrayRef = Arc::new(map.entries().clone());
-            return items(entry, &entries, ends[0] as usize, ends[1] as usize, left);
+            let (keys, values) = map.entries_fields();
+            let mut pairs = Vec::new();
+            for item in ends[0] as usize..ends[1] as usize {
+                let pair = [cell(keys, map.keys(), item, left)?, cell(values, map.values(), item, left)?];
+                pairs.push(Cell::list(pair.into()));
+            }
+            return Ok(Cell::list(pairs));
         }
         DataType::Struct(fields) => {
             let columns = array.as_struct().columns();

@@ -2,10 +2,14 @@
 
 use std::fs::File;
 use std::io::{BufReader, Read};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use arrow_array::RecordBatch;
+use arrow_schema::{DataType, Field, Schema};
 use bytes::Bytes;
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
 };
@@ -26,6 +30,9 @@ pub(super) struct ParquetTable {
     path: Arc<Path>,
     length: u64,
     metadata: ArrowReaderMetadata,
+    /// The columns without lists in them, and those with.
+    plain: Vec<usize>,
+    lists: Vec<usize>,
     /// The first row of each row group, and the number of all rows.
     starts: Vec<usize>,
     /// Whether a row group's pages are sound, as far as it was asked.
@@ -41,10 +48,15 @@ impl ParquetTable {
         check_ends(&file, length).map_err(broken)?;
         let source = Source { file: Arc::new(file), length };
         // The page index is left out: places that it claims would go unchecked.
-        let metadata = guarded(|| {
-            ArrowReaderMetadata::load(&source, ArrowReaderOptions::new()).map_err(|e| e.to_string())
-        })
-        .map_err(broken)?;
+        let load = || {
+            let metadata = ArrowReaderMetadata::load(&source, ArrowReaderOptions::new())?;
+            let fields: Vec<Field> =
+                metadata.schema().fields().iter().map(|field| small_field(field)).collect();
+            let schema = Schema::new_with_metadata(fields, metadata.schema().metadata().clone());
+            let options = ArrowReaderOptions::new().with_schema(schema.into());
+            ArrowReaderMetadata::try_new(metadata.metadata().clone(), options)
+        };
+        let metadata = guarded(|| load().map_err(|e: ParquetError| e.to_string())).map_err(broken)?;
         let mut starts = vec![0];
         let mut rows = 0usize;
         for group in metadata.metadata().row_groups() {
@@ -56,8 +68,24 @@ impl ParquetTable {
         if rows as u64 > length.saturating_mul(8) {
             return Err(broken(format!("claims {rows} rows in {length} bytes")));
         }
+        let schema = metadata.metadata().file_metadata().schema_descr();
+        let with_lists: Vec<usize> = (0..schema.num_columns())
+            .filter(|leaf| schema.column(*leaf).max_rep_level() > 0)
+            .map(|leaf| schema.get_column_root_idx(leaf))
+            .collect();
+        let (lists, plain) =
+            (0..schema.root_schema().get_fields().len()).partition(|root| with_lists.contains(root));
         let checked = (1..starts.len()).map(|_| OnceLock::new()).collect();
-        Ok(ParquetTable { path: path.into(), length, metadata, starts, checked, batches: Batches::default() })
+        Ok(ParquetTable {
+            path: path.into(),
+            length,
+            metadata,
+            plain,
+            lists,
+            starts,
+            checked,
+            batches: Batches::default(),
+        })
     }
 
     /// Decodes `row`, and where `in_order` some rows behind it.
@@ -75,23 +103,72 @@ impl ParquetTable {
         sound.clone()?;
 
         let row_bytes = claims.total_byte_size().max(0) / claims.num_rows().max(1);
-        let rows = row..if in_order { end.min(row + ahead(row_bytes as u64)) } else { row + 1 };
+        let most = ahead(row_bytes as u64);
+        let rows = if !self.lists.is_empty() {
+            let start = first + (row - first) / most * most;
+            start..end.min(start + most)
+        } else if in_order {
+            row..end.min(row + most)
+        } else {
+            row..row + 1
+        };
         let batch = guarded(|| {
-            let selection = vec![RowSelector::skip(row - first), RowSelector::select(rows.len())];
-            let mut reader =
-                ParquetRecordBatchReaderBuilder::new_with_metadata(source.clone(), self.metadata.clone())
-                    .with_row_groups(vec![group])
-                    .with_row_selection(RowSelection::from(selection))
-                    .with_batch_size(rows.len())
-                    .build()
-                    .map_err(|e| e.to_string())?;
-            match reader.next() {
-                Some(Ok(batch)) if batch.num_rows() == rows.len() => Ok(batch),
-                Some(Err(error)) => Err(error.to_string()),
-                _ => Err("its pages hold fewer rows than are claimed".into()),
+            let read = |roots: &[usize], skips: bool| {
+                self.columns(&source, group, roots, skips, rows.start - first..rows.end - first, most)
+            };
+            let (plain, lists) = (read(&self.plain, true)?, read(&self.lists, false)?);
+            let mut columns = vec![None; self.plain.len() + self.lists.len()];
+            for (batch, roots) in [(plain, &self.plain), (lists, &self.lists)] {
+                for (column, root) in batch.iter().flat_map(|batch| batch.columns()).zip(roots) {
+                    columns[*root] = Some(column.clone());
+                }
             }
+            let columns = columns.into_iter().collect::<Option<Vec<_>>>().ok_or("a column is missing")?;
+            RecordBatch::try_new(self.metadata.schema().clone(), columns).map_err(|e| e.to_string())
         })?;
-        Ok(Held { first: row, rows, batch: Arc::new(batch) })
+        Ok(Held { first: rows.start, rows, batch: Arc::new(batch) })
+    }
+}
+
+impl ParquetTable {
+    /// Some columns of some rows of a row group; none of no columns.
+    ///
+    /// Over lists the crate's reader does not skip (`skips`): where a page has fewer list levels than it claims, it would
+    /// never end. It is read from the group's start instead, `rows` being one of the batches of `most` rows.
+    fn columns(
+        &self,
+        source: &Source,
+        group: usize,
+        roots: &[usize],
+        skips: bool,
+        rows: Range<usize>,
+        most: usize,
+    ) -> std::result::Result<Option<RecordBatch>, String> {
+        if roots.is_empty() {
+            return Ok(None);
+        }
+        let schema = self.metadata.metadata().file_metadata().schema_descr();
+        let mask = ProjectionMask::roots(schema, roots.iter().copied());
+        let mut reader =
+            ParquetRecordBatchReaderBuilder::new_with_metadata(source.clone(), self.metadata.clone())
+                .with_row_groups(vec![group])
+                .with_projection(mask)
+                .with_batch_size(if skips { rows.len() } else { most });
+        let mut before = rows.start / most;
+        if skips {
+            let selection = vec![RowSelector::skip(rows.start), RowSelector::select(rows.len())];
+            reader = reader.with_row_selection(RowSelection::from(selection));
+            before = 0;
+        }
+        let mut reader = reader.build().map_err(|e| e.to_string())?;
+        for _ in 0..before {
+            reader.next().transpose().map_err(|e| e.to_string())?;
+        }
+        match reader.next() {
+            Some(Ok(batch)) if batch.num_rows() == rows.len() => Ok(Some(batch)),
+            Some(Err(error)) => Err(error.to_string()),
+            _ => Err("its pages hold fewer rows than are claimed".into()),
+        }
     }
 }
 
@@ -113,6 +190,25 @@ impl Table for ParquetTable {
     fn files(&self) -> Vec<Arc<Path>> {
         vec![self.path.clone()]
     }
+}
+
+/// A field without 64-bit offsets, whatever the file says of how its rows once were in memory: the reader stops where 2 GiB
+/// of a batch are full, to which a list of one long dictionary value can come.
+fn small_field(field: &Field) -> Field {
+    let small = |field: &Arc<Field>| Arc::new(small_field(field));
+    let kind = match field.data_type() {
+        DataType::LargeUtf8 => DataType::Utf8,
+        DataType::LargeBinary => DataType::Binary,
+        DataType::LargeList(item) | DataType::List(item) => DataType::List(small(item)),
+        DataType::FixedSizeList(item, length) => DataType::FixedSizeList(small(item), *length),
+        DataType::Map(entry, sorted) => DataType::Map(small(entry), *sorted),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(small).collect()),
+        DataType::Dictionary(_, value) => {
+            small_field(&Field::new("", (**value).clone(), true)).data_type().clone()
+        }
+        other => other.clone(),
+    };
+    field.clone().with_data_type(kind)
 }
 
 /// Checks the magic bytes at both ends, and the schema in the footer.

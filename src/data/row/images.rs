@@ -49,14 +49,15 @@ pub(super) fn picture(cell: Cell) -> RowResult<Picture> {
         Cell::Bytes(bytes) | Cell::Image(ImageCell { bytes: Some(bytes), .. }) => bounded(bytes),
         Cell::Image(ImageCell { path: Some(path), .. }) => Ok(Picture::Path(path)),
         Cell::Image(_) => Err("an image has neither bytes nor a path".into()),
-        Cell::Json(Value::Object(mut image)) => match image.remove("path") {
-            Some(Value::String(name)) => Ok(Picture::Path(name)),
-            _ => Err(
-                "an image object needs a string `path`; save image bytes as a file, or the rows as parquet"
-                    .into(),
-            ),
+        other => match other.into_entries() {
+            Ok(mut image) => match (image.take("bytes"), image.take("path")) {
+                (Some(Cell::Bytes(bytes)), _) => bounded(bytes),
+                (_, Some(Cell::Json(Value::String(name)))) => Ok(Picture::Path(name)),
+                _ => Err("an image object needs a string `path`; save image bytes as a file, or the rows as parquet"
+                    .into()),
+            },
+            Err(other) => Err(format!("an image has to be a path or bytes, not {}", other.kind())),
         },
-        other => Err(format!("an image has to be a path or bytes, not {}", other.kind())),
     }
 }
 
@@ -101,6 +102,8 @@ mod tests {
         assert_eq!(picture(image(Some(b"x"), Some("a.png"))), Ok(bytes(b"x")));
         assert_eq!(picture(image(None, Some("a.png"))), Ok(Picture::Path("a.png".into())));
         assert_eq!(picture(Cell::Bytes(b"x"[..].into())), Ok(bytes(b"x")));
+        let only_bytes = Cell::object(vec![("bytes".into(), Cell::Bytes(b"x"[..].into()))]);
+        assert_eq!(picture(only_bytes), Ok(bytes(b"x")));
         assert_eq!(picture(json!("data:image/png;base64,Zm8=").into()), Ok(bytes(b"fo")));
         assert_eq!(from_base64(json!("Zm8=").into()), Ok(bytes(b"fo")));
         for (cell, wanted) in [

@@ -4,8 +4,8 @@ use super::*;
 
 const PATH: &str = "some/config.json";
 
-fn parse(root: &Value) -> Result<Qwen2VlConfig> {
-    Qwen2VlConfig::from_json(Path::new(PATH), root)
+fn parse(root: &Value) -> Result<ModelConfig> {
+    ModelConfig::from_json(Path::new(PATH), root)
 }
 
 /// A small published-style (flat) config.
@@ -40,6 +40,19 @@ const TEXT_KEYS: [&str; 14] = [
     "tie_word_embeddings",
     "vocab_size",
 ];
+
+/// The same text model with Qwen2.5-VL's tower.
+fn flat_2_5() -> Value {
+    let mut root = flat();
+    root["architectures"] = json!(["Qwen2_5_VLForConditionalGeneration"]);
+    root["model_type"] = "qwen2_5_vl".into();
+    root["vision_config"] = json!({
+        "depth": 3, "hidden_size": 32, "num_heads": 4, "intermediate_size": 52, "out_hidden_size": 64, "hidden_act": "silu",
+        "window_size": 56, "fullatt_block_indexes": [1], "tokens_per_second": 2, "in_chans": 3, "patch_size": 14,
+        "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2
+    });
+    root
+}
 
 /// As transformers 4.52 to 4.57 saves it: everything twice, the tie flag in text_config only.
 fn both() -> Value {
@@ -82,7 +95,8 @@ fn nested() -> Value {
 
 #[test]
 fn case_03_every_dialect_gives_the_same_model() {
-    let expected = Qwen2VlConfig {
+    let expected = ModelConfig {
+        family: Family::Qwen2Vl,
         text: TextConfig {
             vocab_size: 600,
             hidden_size: 64,
@@ -99,13 +113,15 @@ fn case_03_every_dialect_gives_the_same_model() {
         vision: VisionConfig {
             depth: 2,
             embed_dim: 64,
-            hidden_size: 64,
+            out_hidden_size: 64,
             num_heads: 4,
             mlp_dim: 128,
             in_channels: 3,
             patch_size: 14,
             spatial_merge_size: 2,
             temporal_patch_size: 2,
+            block: BlockKind::QuickGelu,
+            windows: None,
         },
         tie_word_embeddings: true,
         image_token_id: 511,
@@ -123,7 +139,7 @@ fn the_reference_bundle_says_the_same_in_both_its_dialects() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bundles/qwen2_vl_a");
     let [flat, nested] = ["config.flat.json", "config.json"].map(|name| {
         let path = dir.join(name);
-        Qwen2VlConfig::from_json(&path, &crate::files::read_json(&path).expect("JSON")).expect(name)
+        ModelConfig::from_json(&path, &crate::files::read_json(&path).expect("JSON")).expect(name)
     });
     assert_eq!(flat, nested);
     assert_eq!(flat.text.mrope_section, [2, 3, 3]);
@@ -188,10 +204,63 @@ fn case_04_places_that_disagree_are_both_named() {
 }
 
 #[test]
-fn case_05_other_models_are_refused() {
-    for family in ["qwen3_vl", "qwen2_5_vl", "llama"] {
-        refused(flat, "/model_type", json!(family), &[family, "supported model types: \"qwen2_vl\""]);
+fn a_tower_with_windows() {
+    let config = parse(&flat_2_5()).expect("valid");
+    let vision = VisionConfig {
+        depth: 3,
+        embed_dim: 32,
+        out_hidden_size: 64,
+        num_heads: 4,
+        mlp_dim: 52,
+        in_channels: 3,
+        patch_size: 14,
+        spatial_merge_size: 2,
+        temporal_patch_size: 2,
+        block: BlockKind::SwiGlu,
+        windows: Some(WindowConfig { size: 56, full_blocks: vec![1] }),
+    };
+    assert_eq!((config.family, config.vision), (Family::Qwen2_5Vl, vision));
+    assert_eq!(config.text, parse(&flat()).expect("valid").text);
+    // transformers' defaults, which are the published sizes but for the widths.
+    let mut root = flat_2_5();
+    root["vision_config"] = json!({"hidden_size": 1280, "out_hidden_size": 64});
+    let vision = parse(&root).expect("valid").vision;
+    assert_eq!((vision.depth, vision.num_heads, vision.mlp_dim, vision.patch_size), (32, 16, 3420, 14));
+    let windows = vision.windows.as_ref().expect("windows");
+    assert_eq!((windows.size, &windows.full_blocks[..]), (112, &[7, 15, 23, 31][..]));
+    assert_eq!(vision.window_side(windows), 4);
+    // A side is rounded down to whole merge blocks; numbers of no block, and numbers given twice, change nothing.
+    root["vision_config"] = json!({
+        "hidden_size": 32, "out_hidden_size": 64, "num_heads": 4, "depth": 3, "window_size": 111, "fullatt_block_indexes": [7, 2, 0, 2]
+    });
+    let vision = parse(&root).expect("valid").vision;
+    let windows = vision.windows.as_ref().expect("windows");
+    assert_eq!((vision.window_side(windows), &windows.full_blocks[..]), (3, &[0, 2][..]));
+    for (key, value, part) in [
+        ("hidden_size", json!(36), "vision head dimension (hidden_size 36 / num_heads 4 = 9)"),
+        ("hidden_size", json!(0), "vision_config.hidden_size is 0"),
+        ("out_hidden_size", json!(32), "vision_config.out_hidden_size (32) is not hidden_size (64)"),
+        ("intermediate_size", json!(0), "vision_config.intermediate_size is 0"),
+        ("window_size", json!(27), "window_size (27) is less than a merged patch"),
+        ("window_size", json!("56"), "window_size must be a whole number"),
+        ("fullatt_block_indexes", json!(1), "fullatt_block_indexes must be a list of block numbers"),
+        ("fullatt_block_indexes", json!([-1]), "fullatt_block_indexes must be a whole number"),
+        ("tokens_per_second", json!("2"), "tokens_per_second must be a number"),
+        ("hidden_act", json!("quick_gelu"), "vision_config.hidden_act"),
+    ] {
+        refused(flat_2_5, &format!("/vision_config/{key}"), value, &[part]);
     }
+}
+
+#[test]
+fn case_05_other_models_are_refused() {
+    for family in ["qwen3_vl", "qwen2_5_vl_text", "llama"] {
+        let supported = "supported model types: \"qwen2_vl\", \"qwen2_5_vl\"";
+        refused(flat, "/model_type", json!(family), &[family, supported]);
+    }
+    // Another family's sizes do not pass for one's own.
+    refused(flat, "/model_type", json!("qwen2_5_vl"), &["vision_config.out_hidden_size (3584)"]);
+    refused(flat_2_5, "/model_type", json!("qwen2_vl"), &["vision_config.hidden_act is \"silu\""]);
     refused(flat, "/model_type", Value::Null, &["supported model types"]);
     refused(flat, "/quantization_config", json!({"quant_method": "awq"}), &["dequantise first"]);
     for root in [json!([]), json!("x"), json!({})] {

@@ -1,23 +1,24 @@
-//! From the JSON of `config.json` to a [`Qwen2VlConfig`]: which key, from which place, with
+//! From the JSON of `config.json` to a [`ModelConfig`]: which key, from which place, with
 //! which default. Errors are sentences without the file's name; the caller adds it.
 
 use serde_json::{Map, Value};
 
-use super::{Qwen2VlConfig, TextConfig, VisionConfig};
+use super::{ModelConfig, TextConfig};
 use crate::files::shown;
+use crate::model::family::Family;
 
-type Parsed<T> = std::result::Result<T, String>;
+pub(in crate::model) type Parsed<T> = std::result::Result<T, String>;
 
 /// One group of settings, and the places where it may stand: the first place that has a key
 /// gives its value, and the others have to agree.
-struct Group<'a> {
+pub(in crate::model) struct Group<'a> {
     places: Vec<(&'static str, &'a Map<String, Value>)>,
 }
 
 impl<'a> Group<'a> {
     /// The value of `key` (or of one of its older names), with the place it came from. `null`
     /// counts as absent.
-    fn value(&self, keys: &[&'static str]) -> Parsed<Option<(String, &'a Value)>> {
+    pub(in crate::model) fn value(&self, keys: &[&'static str]) -> Parsed<Option<(String, &'a Value)>> {
         let mut found: Option<(String, &'a Value)> = None;
         for (place, map) in &self.places {
             for key in keys {
@@ -39,11 +40,11 @@ impl<'a> Group<'a> {
         Ok(found)
     }
 
-    fn size(&self, key: &'static str, default: usize) -> Parsed<usize> {
+    pub(in crate::model) fn size(&self, key: &'static str, default: usize) -> Parsed<usize> {
         self.size_named(&[key], default)
     }
 
-    fn size_named(&self, keys: &[&'static str], default: usize) -> Parsed<usize> {
+    pub(in crate::model) fn size_named(&self, keys: &[&'static str], default: usize) -> Parsed<usize> {
         let Some((label, value)) = self.value(keys)? else { return Ok(default) };
         whole(&label, value)
     }
@@ -54,18 +55,18 @@ impl<'a> Group<'a> {
         u32::try_from(id).map_err(|_| format!("{label} is {id}, which is no token id"))
     }
 
-    fn number(&self, key: &'static str, default: f64) -> Parsed<f64> {
+    pub(in crate::model) fn number(&self, key: &'static str, default: f64) -> Parsed<f64> {
         let Some((label, value)) = self.value(&[key])? else { return Ok(default) };
         value.as_f64().ok_or_else(|| format!("{label} must be a number, got {}", shown(value)))
     }
 
-    fn flag(&self, key: &'static str, default: bool) -> Parsed<bool> {
+    pub(in crate::model) fn flag(&self, key: &'static str, default: bool) -> Parsed<bool> {
         let Some((label, value)) = self.value(&[key])? else { return Ok(default) };
         value.as_bool().ok_or_else(|| format!("{label} must be true or false, got {}", shown(value)))
     }
 
     /// Refuses every value of `key` but `supported` (which is also the default).
-    fn only(&self, key: &'static str, supported: &str) -> Parsed<()> {
+    pub(in crate::model) fn only(&self, key: &'static str, supported: &str) -> Parsed<()> {
         match self.value(&[key])? {
             Some((label, value)) if value.as_str() != Some(supported) => {
                 Err(format!("{label} is {}; only \"{supported}\" is supported", shown(value)))
@@ -83,7 +84,7 @@ fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
-fn whole(label: &str, value: &Value) -> Parsed<usize> {
+pub(in crate::model) fn whole(label: &str, value: &Value) -> Parsed<usize> {
     value
         .as_u64()
         .and_then(|v| usize::try_from(v).ok())
@@ -99,18 +100,11 @@ fn object<'a>(root: &'a Map<String, Value>, key: &str) -> Parsed<Option<&'a Map<
 }
 
 /// The whole of `config.json`; the sizes are not checked against each other yet.
-pub(super) fn config(root: &Value) -> Parsed<Qwen2VlConfig> {
+pub(super) fn config(root: &Value) -> Parsed<ModelConfig> {
     let Value::Object(root) = root else {
         return Err(format!("must be a JSON object, got {}", shown(root)));
     };
-    let supported = Qwen2VlConfig::MODEL_TYPE;
-    match root.get("model_type") {
-        Some(Value::String(family)) if family == supported => {}
-        Some(other) => {
-            return Err(format!("model_type is {}; supported model types: \"{supported}\"", shown(other)));
-        }
-        None => return Err(format!("has no model_type; supported model types: \"{supported}\"")),
-    }
+    let family = family(root.get("model_type"))?;
     if root.get("quantization_config").is_some_and(|v| !v.is_null()) {
         return Err("has a quantization_config: quantised weights cannot be trained; dequantise first".into());
     }
@@ -125,16 +119,30 @@ pub(super) fn config(root: &Value) -> Parsed<Qwen2VlConfig> {
     let no_keys = Map::new();
     let vision = object(root, "vision_config")?.unwrap_or(&no_keys);
     let vision = Group { places: vec![("vision_config.", vision)] };
-    Ok(Qwen2VlConfig {
+    Ok(ModelConfig {
+        family,
         // Published files and transformers 5 have the flag at the top, 4.52 to 4.57 write it into
         // text_config only, and transformers' default is untied.
         tie_word_embeddings: text.flag("tie_word_embeddings", false)?,
         text: text_config(&text)?,
-        vision: vision_config(&vision)?,
+        vision: family.read_vision(&vision)?,
         image_token_id: top.token_id("image_token_id", 151_655)?,
         video_token_id: top.token_id("video_token_id", 151_656)?,
         vision_start_token_id: top.token_id("vision_start_token_id", 151_652)?,
         vision_end_token_id: top.token_id("vision_end_token_id", 151_653)?,
+    })
+}
+
+/// The family that `model_type` names.
+fn family(model_type: Option<&Value>) -> Parsed<Family> {
+    let found = model_type.and_then(Value::as_str);
+    if let Some(family) = Family::ALL.into_iter().find(|family| found == Some(family.model_type())) {
+        return Ok(family);
+    }
+    let supported = Family::ALL.map(|family| format!("\"{}\"", family.model_type())).join(", ");
+    Err(match model_type {
+        Some(other) => format!("model_type is {}; supported model types: {supported}", shown(other)),
+        None => format!("has no model_type; supported model types: {supported}"),
     })
 }
 
@@ -208,7 +216,9 @@ fn text_rope(group: &Group) -> Parsed<(f64, [usize; 3])> {
                 }
             }
             if rope.get("mrope_interleaved").is_some_and(|v| v == true) {
-                return Err(format!("{label}mrope_interleaved is true; Qwen2-VL's sections are contiguous"));
+                return Err(format!(
+                    "{label}mrope_interleaved is true; the sections of the supported models are contiguous"
+                ));
             }
             if let Some((key, _)) = rope.iter().find(|(_, value)| value.is_object()) {
                 return Err(format!(
@@ -237,35 +247,13 @@ fn text_rope(group: &Group) -> Parsed<(f64, [usize; 3])> {
     Ok((rope_theta, mrope_section))
 }
 
-/// Defaults are those of transformers' `Qwen2VLVisionConfig`; files saved by transformers 4.x
-/// leave out every key that has its default.
-fn vision_config(group: &Group) -> Parsed<VisionConfig> {
-    group.only("hidden_act", "quick_gelu")?;
-    if let Some((_, value)) = group.value(&["rope_parameters"])? {
-        let theta = value.get("rope_theta").and_then(Value::as_f64).unwrap_or(10_000.0);
-        let kind = value.get("rope_type").and_then(Value::as_str).unwrap_or("axial");
-        if theta != 10_000.0 || !matches!(kind, "axial" | "default") {
-            return Err(format!(
-                "vision_config.rope_parameters is {}; only the axial kind with rope_theta 10000 is supported",
-                shown(value)
-            ));
-        }
+/// Refuses a vision rotation other than the axial one with base 10000.
+pub(in crate::model) fn only_axial_rope(group: &Group) -> Parsed<()> {
+    let Some((label, value)) = group.value(&["rope_parameters"])? else { return Ok(()) };
+    let theta = value.get("rope_theta").and_then(Value::as_f64).unwrap_or(10_000.0);
+    let kind = value.get("rope_type").and_then(Value::as_str).unwrap_or("axial");
+    if theta == 10_000.0 && matches!(kind, "axial" | "default") {
+        return Ok(());
     }
-    let embed_dim = group.size("embed_dim", 1280)?;
-    let mlp_ratio = group.number("mlp_ratio", 4.0)?;
-    let mlp_dim = embed_dim as f64 * mlp_ratio;
-    if !(1.0..=1e9).contains(&mlp_dim) {
-        return Err(format!("vision_config.mlp_ratio is {mlp_ratio}, which makes the MLP {mlp_dim} wide"));
-    }
-    Ok(VisionConfig {
-        depth: group.size("depth", 32)?,
-        embed_dim,
-        hidden_size: group.size("hidden_size", 3584)?,
-        num_heads: group.size("num_heads", 16)?,
-        mlp_dim: mlp_dim as usize,
-        in_channels: group.size_named(&["in_channels", "in_chans"], 3)?,
-        patch_size: group.size("patch_size", 14)?,
-        spatial_merge_size: group.size("spatial_merge_size", 2)?,
-        temporal_patch_size: group.size("temporal_patch_size", 2)?,
-    })
+    Err(format!("{label} is {}; only the axial kind with rope_theta 10000 is supported", shown(value)))
 }

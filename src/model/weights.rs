@@ -1,11 +1,11 @@
-//! The parameters of a Qwen2-VL model: their names and shapes, and the other names under which
+//! The parameters of a model: their names and shapes, and the other names under which
 //! files hold them.
 //!
 //! The canonical names are those of the published files and of what transformers writes by
 //! default in every version: `model.embed_tokens.weight`, `model.layers.N.*`, `model.norm.weight`,
 //! `visual.*`, `lm_head.weight`.
 
-use super::config::Qwen2VlConfig;
+use super::config::{BlockKind, ModelConfig, VisionConfig};
 
 /// Canonical name of the embedding matrix, `[V, C]`.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -15,40 +15,12 @@ pub const LM_HEAD: &str = "lm_head.weight";
 /// Every parameter of the model, in the order of the data flow: canonical name and shape
 /// (Linear weights are `[out, in]`, the patch embedding is `[C, channels, frames, height, width]`).
 ///
-/// `config` has passed [`Qwen2VlConfig::check`], so no product here overflows.
-pub fn parameters(config: &Qwen2VlConfig) -> Vec<(String, Vec<usize>)> {
+/// `config` has passed [`ModelConfig::check`], so no product here overflows.
+pub fn parameters(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let mut list = Vec::new();
     let mut add = |name: String, shape: &[usize]| list.push((name, shape.to_vec()));
 
-    let vision = &config.vision;
-    let width = vision.embed_dim;
-    let patch = vision.patch_size;
-    add(
-        "visual.patch_embed.proj.weight".into(),
-        &[width, vision.in_channels, vision.temporal_patch_size, patch, patch],
-    );
-    for n in 0..vision.depth {
-        let at = |name: &str| format!("visual.blocks.{n}.{name}");
-        add(at("norm1.weight"), &[width]);
-        add(at("norm1.bias"), &[width]);
-        add(at("attn.qkv.weight"), &[3 * width, width]);
-        add(at("attn.qkv.bias"), &[3 * width]);
-        add(at("attn.proj.weight"), &[width, width]);
-        add(at("attn.proj.bias"), &[width]);
-        add(at("norm2.weight"), &[width]);
-        add(at("norm2.bias"), &[width]);
-        add(at("mlp.fc1.weight"), &[vision.mlp_dim, width]);
-        add(at("mlp.fc1.bias"), &[vision.mlp_dim]);
-        add(at("mlp.fc2.weight"), &[width, vision.mlp_dim]);
-        add(at("mlp.fc2.bias"), &[width]);
-    }
-    let merged = width * vision.spatial_merge_size * vision.spatial_merge_size;
-    add("visual.merger.ln_q.weight".into(), &[width]);
-    add("visual.merger.ln_q.bias".into(), &[width]);
-    add("visual.merger.mlp.0.weight".into(), &[merged, merged]);
-    add("visual.merger.mlp.0.bias".into(), &[merged]);
-    add("visual.merger.mlp.2.weight".into(), &[vision.hidden_size, merged]);
-    add("visual.merger.mlp.2.bias".into(), &[vision.hidden_size]);
+    vision_parameters(&config.vision, &mut add);
 
     let text = &config.text;
     let width = text.hidden_size;
@@ -75,6 +47,46 @@ pub fn parameters(config: &Qwen2VlConfig) -> Vec<(String, Vec<usize>)> {
         add(LM_HEAD.into(), &[text.vocab_size, width]);
     }
     list
+}
+
+fn vision_parameters(vision: &VisionConfig, add: &mut impl FnMut(String, &[usize])) {
+    let width = vision.embed_dim;
+    let patch = vision.patch_size;
+    add(
+        "visual.patch_embed.proj.weight".into(),
+        &[width, vision.in_channels, vision.temporal_patch_size, patch, patch],
+    );
+    for n in 0..vision.depth {
+        let at = |name: &str| format!("visual.blocks.{n}.{name}");
+        norm(vision.block, at("norm1"), width, add);
+        linear(at("attn.qkv"), [3 * width, width], add);
+        linear(at("attn.proj"), [width, width], add);
+        norm(vision.block, at("norm2"), width, add);
+        let (inner, outer): (&[&str], &str) = match vision.block {
+            BlockKind::QuickGelu => (&["mlp.fc1"], "mlp.fc2"),
+            BlockKind::SwiGlu => (&["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj"),
+        };
+        inner.iter().for_each(|name| linear(at(name), [vision.mlp_dim, width], add));
+        linear(at(outer), [width, vision.mlp_dim], add);
+    }
+    let merged = width * vision.spatial_merge_size * vision.spatial_merge_size;
+    norm(vision.block, "visual.merger.ln_q".into(), width, add);
+    linear("visual.merger.mlp.0".into(), [merged, merged], add);
+    linear("visual.merger.mlp.2".into(), [vision.out_hidden_size, merged], add);
+}
+
+/// A norm, with a bias where it is a LayerNorm.
+fn norm(block: BlockKind, name: String, width: usize, add: &mut impl FnMut(String, &[usize])) {
+    add(format!("{name}.weight"), &[width]);
+    if block == BlockKind::QuickGelu {
+        add(format!("{name}.bias"), &[width]);
+    }
+}
+
+/// A layer with a bias, `[out, in]`.
+fn linear(name: String, shape: [usize; 2], add: &mut impl FnMut(String, &[usize])) {
+    add(format!("{name}.weight"), &shape);
+    add(format!("{name}.bias"), &shape[..1]);
 }
 
 /// The canonical form of a name found in a file: published names stay, `model.visual.*` and
@@ -125,8 +137,22 @@ mod tests {
             "num_attention_heads": 12, "num_hidden_layers": 28, "num_key_value_heads": 2,
             "vocab_size": 151936, "tie_word_embeddings": true, "vision_config": {"hidden_size": 1536}
         });
-        let config = Qwen2VlConfig::from_json("config.json".as_ref(), &root).expect("valid");
+        let config = ModelConfig::from_json("config.json".as_ref(), &root).expect("valid");
         let total: usize = parameters(&config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         assert_eq!(total, 2_208_985_600);
+    }
+
+    /// The same of Qwen2.5-VL-3B-Instruct.
+    #[test]
+    fn the_published_3b_model_has_its_published_size() {
+        let root = serde_json::json!({
+            "model_type": "qwen2_5_vl", "hidden_size": 2048, "intermediate_size": 11008,
+            "num_attention_heads": 16, "num_hidden_layers": 36, "num_key_value_heads": 2,
+            "vocab_size": 151936, "tie_word_embeddings": true,
+            "vision_config": {"hidden_size": 1280, "out_hidden_size": 2048}
+        });
+        let config = ModelConfig::from_json("config.json".as_ref(), &root).expect("valid");
+        let total: usize = parameters(&config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        assert_eq!(total, 3_754_622_976);
     }
 }

@@ -1,16 +1,19 @@
-//! Sizes of a Qwen2-VL model, read from any dialect of `config.json`.
+//! Sizes of a model, read from any dialect of `config.json`.
 
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::model::family::Family;
 
-mod parse;
+pub(super) mod parse;
 
 /// A whole checkpoint's sizes and special ids.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Qwen2VlConfig {
+pub struct ModelConfig {
+    /// What `model_type` says.
+    pub family: Family,
     /// The language model.
     pub text: TextConfig,
     /// The vision tower.
@@ -62,10 +65,10 @@ pub struct VisionConfig {
     /// Width of the blocks.
     pub embed_dim: usize,
     /// Width after the merger (the text width).
-    pub hidden_size: usize,
+    pub out_hidden_size: usize,
     /// Attention heads.
     pub num_heads: usize,
-    /// MLP width, `embed_dim * mlp_ratio` (the ratio may be fractional; truncated as Python's `int`).
+    /// MLP width.
     pub mlp_dim: usize,
     /// Image channels.
     pub in_channels: usize,
@@ -75,13 +78,49 @@ pub struct VisionConfig {
     pub spatial_merge_size: usize,
     /// Frames per patch.
     pub temporal_patch_size: usize,
+    /// What the blocks are made of.
+    pub block: BlockKind,
+    /// The windows in which most blocks attend; absent where every block attends over the whole image.
+    pub windows: Option<WindowConfig>,
 }
 
-impl Qwen2VlConfig {
-    /// The model family this type describes, as `config.json` calls it.
-    pub const MODEL_TYPE: &'static str = "qwen2_vl";
+/// Norms and MLP of the vision tower's blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockKind {
+    /// LayerNorm; `fc2(quick_gelu(fc1(x)))`.
+    QuickGelu,
+    /// RMSNorm; `down(silu(gate(x)) * up(x))`.
+    SwiGlu,
+}
 
-    /// Reads the parsed `config.json` of a Qwen2-VL checkpoint; `path` is only for errors.
+impl BlockKind {
+    /// Tensors of the MLP's width in a forward pass.
+    pub fn mlp_tensors(self) -> usize {
+        match self {
+            BlockKind::QuickGelu => 2,
+            BlockKind::SwiGlu => 3,
+        }
+    }
+}
+
+/// Attention within windows of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WindowConfig {
+    /// Side of a window, pixels of the resized image.
+    pub size: usize,
+    /// Numbers of the blocks that attend over the whole image all the same.
+    pub full_blocks: Vec<usize>,
+}
+
+impl VisionConfig {
+    /// Side of a window of `size` pixels in merge blocks; transformers rounds it down.
+    pub fn window_side(&self, windows: &WindowConfig) -> usize {
+        windows.size / self.spatial_merge_size / self.patch_size
+    }
+}
+
+impl ModelConfig {
+    /// Reads the parsed `config.json` of a checkpoint; `path` is only for errors.
     ///
     /// Three dialects are read: flat (published files, transformers up to 4.51), both (4.52 to
     /// 4.57: flat keys and `text_config`) and nested (5.x: `text_config` only). A key is taken from
@@ -105,6 +144,7 @@ impl Qwen2VlConfig {
     /// What is wrong, in a sentence that names the keys and their values.
     pub fn check(&self) -> std::result::Result<(), String> {
         let Self { text, vision, .. } = self;
+        let keys = self.family.vision_keys();
         check_range("vocab_size", text.vocab_size, MAX_VOCABULARY)?;
         check_range("hidden_size", text.hidden_size, MAX_WIDTH)?;
         check_range("intermediate_size", text.intermediate_size, MAX_WIDTH)?;
@@ -113,16 +153,16 @@ impl Qwen2VlConfig {
         check_range("num_key_value_heads", text.num_key_value_heads, MAX_WIDTH)?;
         check_range("max_position_embeddings", text.max_position_embeddings, MAX_POSITIONS)?;
         check_range("vision_config.depth", vision.depth, MAX_LAYERS)?;
-        check_range("vision_config.embed_dim", vision.embed_dim, MAX_WIDTH)?;
+        check_range(&format!("vision_config.{}", keys.width), vision.embed_dim, MAX_WIDTH)?;
         check_range("vision_config.num_heads", vision.num_heads, MAX_WIDTH)?;
-        check_range("vision_config.embed_dim * mlp_ratio", vision.mlp_dim, MAX_WIDTH)?;
+        check_range(&format!("vision_config.{}", keys.mlp), vision.mlp_dim, MAX_WIDTH)?;
         check_range("vision_config.in_channels", vision.in_channels, MAX_PATCH_AXIS)?;
         check_range("vision_config.patch_size", vision.patch_size, MAX_PATCH_AXIS)?;
         check_range("vision_config.spatial_merge_size", vision.spatial_merge_size, MAX_PATCH_AXIS)?;
         check_range("vision_config.temporal_patch_size", vision.temporal_patch_size, MAX_PATCH_AXIS)?;
         let merged = vision.embed_dim.checked_mul(vision.spatial_merge_size * vision.spatial_merge_size);
         check_range(
-            "vision_config.embed_dim * spatial_merge_size^2",
+            &format!("vision_config.{} * spatial_merge_size^2", keys.width),
             merged.unwrap_or(usize::MAX),
             MAX_WIDTH,
         )?;
@@ -148,21 +188,27 @@ impl Qwen2VlConfig {
         }
         if !vision.embed_dim.is_multiple_of(vision.num_heads) {
             return Err(format!(
-                "vision_config.num_heads ({}) does not divide vision_config.embed_dim ({})",
-                vision.num_heads, vision.embed_dim
+                "vision_config.num_heads ({}) does not divide vision_config.{} ({})",
+                vision.num_heads, keys.width, vision.embed_dim
             ));
         }
         let vision_head_dim = vision.embed_dim / vision.num_heads;
         if !vision_head_dim.is_multiple_of(4) {
             return Err(format!(
-                "the vision head dimension (embed_dim {} / num_heads {} = {vision_head_dim}) is not a multiple of 4, which the 2-axis rotary embedding needs",
-                vision.embed_dim, vision.num_heads
+                "the vision head dimension ({} {} / num_heads {} = {vision_head_dim}) is not a multiple of 4, which the 2-axis rotary embedding needs",
+                keys.width, vision.embed_dim, vision.num_heads
             ));
         }
-        if vision.hidden_size != text.hidden_size {
+        if let Some(windows) = vision.windows.as_ref().filter(|windows| vision.window_side(windows) == 0) {
             return Err(format!(
-                "vision_config.hidden_size ({}) is not hidden_size ({}): image rows would not fit among the text rows",
-                vision.hidden_size, text.hidden_size
+                "vision_config.window_size ({}) is less than a merged patch (spatial_merge_size {} * patch_size {})",
+                windows.size, vision.spatial_merge_size, vision.patch_size
+            ));
+        }
+        if vision.out_hidden_size != text.hidden_size {
+            return Err(format!(
+                "vision_config.{} ({}) is not hidden_size ({}): image rows would not fit among the text rows",
+                keys.out, vision.out_hidden_size, text.hidden_size
             ));
         }
         if !(text.rms_norm_eps.is_finite() && text.rms_norm_eps > 0.0 && text.rms_norm_eps < 1.0) {
