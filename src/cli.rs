@@ -24,6 +24,7 @@ mod inputs;
 mod inspect;
 mod output;
 mod parity;
+mod reward;
 mod score;
 mod sft;
 mod tasks;
@@ -66,6 +67,7 @@ fn dispatch(command: &Command) -> Result<()> {
         Command::Generate(options) => generate::run(options),
         Command::Parity(options) => parity::run(options),
         Command::Score(options) => score::run(options),
+        Command::Reward(options) => reward::run(options),
         Command::Tasks(TasksCommand::Make(task)) => tasks::run(task),
         Command::Data(command) => data::run(command),
         Command::Inspect(options) => inspect::run(options),

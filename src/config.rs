@@ -19,18 +19,22 @@ mod data;
 mod grpo;
 mod model;
 mod optimiser;
+mod reward;
 mod rollout;
 mod run;
 mod tools;
 
 pub use check::{Checked, Violation};
-pub use commands::{EvalConfig, GenerateConfig, GrpoConfig, ParityConfig, ScoreConfig, SftConfig};
+pub use commands::{
+    EvalConfig, GenerateConfig, GrpoConfig, ParityConfig, RewardConfig, ScoreConfig, SftConfig,
+};
 pub use data::{DataOptions, OrderOptions, Overlong, OwnPixelOptions, PixelOptions, StoppingStrategy};
 pub use grpo::{
     BetaScheduleType, GroupOptions, ImportanceSamplingLevel, KlEstimator, KlOptions, LossType, ScaleRewards,
 };
 pub use model::{DeviceChoice, DtypeChoice, HardwareOptions, ModelOptions};
 pub use optimiser::{LrSchedulerType, OptimiserOptions};
+pub use reward::RewardOptions;
 pub use rollout::{OwnRolloutOptions, RolloutOptions};
 pub use run::{
     CheckpointOptions, CompletionLogOptions, DryRunOptions, FileOptions, LoggingOptions, QuietOptions,

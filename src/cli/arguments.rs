@@ -11,7 +11,7 @@ use crate::config::file::{ConfigFile, KnownOption};
 use crate::config::names::{normalise, option_name};
 use crate::config::{
     CheckDataConfig, DemoConfig, DoctorConfig, EvalConfig, GenerateConfig, GrpoConfig, InspectConfig,
-    InspectDataConfig, MakeTaskConfig, Options, ParityConfig, ScoreConfig, SftConfig,
+    InspectDataConfig, MakeTaskConfig, Options, ParityConfig, RewardConfig, ScoreConfig, SftConfig,
 };
 use crate::error::{Error, Result};
 
@@ -29,9 +29,9 @@ pub(super) const PROGRAM: &str = "othink-train";
         othink-train grpo --help                      every option and default\n  \
         ... --resume_from_checkpoint                  goes on where a run stopped\n\n\
         Option names take _ and - alike. Exit codes: 0 done, 1 bug, 2 usage or\n\
-        config, 65 bad model or data, 66 input missing, 69 no such device or\n\
-        folder in use, 70 stopped to protect the run, 71 out of memory,\n\
-        74 I/O error, 75 stopped by a signal and saved.",
+        config, 65 bad model or data, 66 input missing, 69 no such device,\n\
+        folder in use or a reward command that fails, 70 stopped to protect the\n\
+        run, 71 out of memory, 74 I/O error, 75 stopped by a signal and saved.",
 
     disable_help_subcommand = true
 )]
@@ -91,6 +91,13 @@ pub enum Command {
         othink-train score --model DIR --input completions.jsonl --output scored.jsonl\n  \
         othink-train score --model DIR --input completions.jsonl --temperature 0.7")]
     Score(Box<ScoreConfig>),
+
+    /// Rewards of given completions, built in or computed by a process of yours
+    #[command(after_help = "Examples:\n  \
+        othink-train reward --list\n  \
+        othink-train reward --name accuracy format --input completions.jsonl\n  \
+        othink-train reward --reward_command \"mine=python3 my_reward.py\" --input cases.jsonl --output scores.jsonl")]
+    Reward(Box<RewardConfig>),
 
     /// Write a synthetic dataset with images
     #[command(subcommand)]
@@ -237,6 +244,7 @@ impl Command {
             Command::Generate(options) => settle(options.as_mut(), file),
             Command::Parity(options) => settle(options.as_mut(), file),
             Command::Score(options) => settle(options.as_mut(), file),
+            Command::Reward(options) => settle(options.as_mut(), file),
             Command::Tasks(TasksCommand::Make(
                 MakeCommand::Counting(options) | MakeCommand::Geometry(options),
             )) => settle(options.as_mut(), file),

@@ -36,11 +36,12 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     let placement = super::prepare(&options.hardware)?;
     training::check(&placement)?;
     let start = Instant::now();
-    let rewards = rewards(options)?;
+    let quiet = options.logging.quiet.quiet;
+    let (names, weights) = (&options.group.reward_funcs, options.group.weights());
+    let rewards = RewardSet::new(names, &weights, &options.rewards, &inputs::notes(quiet))?;
     check_metric(options, &rewards)?;
     let need_solution = rewards.needs_solution();
     let read = inputs::read_options(&options.data, need_solution)?;
-    let quiet = options.logging.quiet.quiet;
     if options.dry_run.dry_run {
         let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
         return dry_run(options, &samples, &placement);
@@ -49,7 +50,8 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     let dir = &options.checkpoint.output_dir;
     refuse_occupied(&options.checkpoint)?;
     let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
-    let mut evaluation = evaluation(options, &read)?;
+    rewards.start()?;
+    let mut evaluation = evaluation(options, &read, &rewards)?;
     let policy = training::load(
         &options.model,
         inputs::given(options.data.pixels),
@@ -115,10 +117,6 @@ fn check_metric(options: &GrpoConfig, rewards: &RewardSet) -> Result<()> {
         "--metric_for_best_model {metric} is no key of eval_metrics.jsonl, which has {}{hint}",
         known.join(", ")
     )))
-}
-
-fn rewards(options: &GrpoConfig) -> Result<RewardSet> {
-    RewardSet::new(&options.group.reward_funcs, &options.group.weights())
 }
 
 fn steps(options: &GrpoConfig, rows: usize) -> u64 {
@@ -203,7 +201,7 @@ fn beta_schedule(kl: &KlOptions) -> BetaSchedule {
 }
 
 /// The evaluation during training: one greedy completion for each row of `eval_dataset`, as `eval` makes it.
-fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluation>> {
+fn evaluation(options: &GrpoConfig, read: &ReadOptions, rewards: &RewardSet) -> Result<Option<Evaluation>> {
     let (Some(dataset), every @ 1..) = (&options.completions.eval_dataset, options.completions.eval_steps)
     else {
         return Ok(None);
@@ -211,7 +209,7 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluat
     let read = ReadOptions { split: "test".into(), max_samples: None, ..read.clone() };
     Ok(Some(Evaluation {
         samples: crate::data::read(dataset, &read)?.prompts(),
-        rewards: rewards(options)?,
+        rewards: rewards.clone(),
         options: EvaluationOptions {
             sampling: SamplingParams {
                 greedy: true,

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::config::{DataOptions, ModelOptions, OwnPixelOptions, PixelOptions};
 use crate::data::{self, Dataset, ReadOptions};
@@ -9,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::processor::{Processor, ProcessorOptions, check_images};
 use crate::report::Progress;
 use crate::report::console::one_line;
+use crate::reward::Notes;
 use crate::tensor::Placement;
 use crate::train::policy::Policy;
 
@@ -58,6 +60,16 @@ pub(super) fn warn(processor: &Processor, quiet: bool) {
         // A closed standard error is no reason to stop.
         let _ = writeln!(std::io::stderr(), "warning: {}", one_line(&warning));
     }
+}
+
+/// Where rewards put what the user should know: on standard error, one line each.
+pub(super) fn notes(quiet: bool) -> Notes {
+    Arc::new(move |text| {
+        if !quiet {
+            // A closed standard error is no reason to stop.
+            let _ = writeln!(std::io::stderr(), "{}", one_line(text));
+        }
+    })
 }
 
 /// How the options say a dataset is read.

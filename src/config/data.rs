@@ -26,8 +26,8 @@ pub struct DataOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_dir: Option<PathBuf>,
 
-    /// Text around each problem: r1v (R1-V's training prompt), r1v_superclevr, r1v_geoqa (its evaluation prompts), or
-    /// none
+    /// Text around each problem: r1v (R1-V's training prompt), r1v_superclevr, r1v_geoqa (its evaluation prompts), vlm_r1,
+    /// vlm_r1_rec (VLM-R1's, the second for boxes), or none
     #[arg(long, default_value = "r1v", value_name = "NAME")]
     pub prompt_template: String,
 
