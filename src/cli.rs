@@ -13,6 +13,7 @@ use crate::tensor::{Device, Placement};
 
 pub mod arguments;
 
+mod data;
 mod demo;
 mod doctor;
 mod eval;
@@ -70,6 +71,7 @@ fn dispatch(command: &Command) -> Result<()> {
         Command::Reward(options) => reward::run(options),
         Command::Tasks(TasksCommand::Make(task)) => tasks::run(task),
         Command::Reproduce(options) => reproduce::run(options),
+        Command::Data(command) => data::run(command),
         Command::Inspect(options) => inspect::run(options),
         Command::Doctor(options) => doctor::run(options),
     }

@@ -42,7 +42,10 @@ pub use run::{
     CheckpointOptions, CompletionLogOptions, DryRunOptions, FileOptions, LoggingOptions, QuietOptions,
     ResumeFrom, SeedOptions,
 };
-pub use tools::{DemoConfig, Difficulty, DoctorConfig, InspectConfig, MakeTaskConfig};
+pub use tools::{
+    CheckDataConfig, DemoConfig, Difficulty, DoctorConfig, InspectConfig, InspectDataConfig, MakeTaskConfig,
+    RowsOptions,
+};
 
 /// All options of one command.
 pub trait Options: Serialize {

@@ -82,6 +82,7 @@ pub(super) fn train_until_done(
         max_steps: steps,
     };
     let mut trainer = SftTrainer::new(policy, trainer_options, training::adamw(optimiser), stream)?;
+    trainer.read_ahead(options.order.dataloader_num_workers);
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
     let run_options = training::run_options(&folder, &options.checkpoint, &options.logging, interrupt);
