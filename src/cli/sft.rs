@@ -1,5 +1,6 @@
 //! `othink-train sft`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -30,38 +31,57 @@ use crate::train::stream::{epoch_steps, total_steps};
 pub fn train(options: &SftConfig) -> Result<()> {
     let placement = super::prepare(&options.hardware)?;
     training::check(&placement)?;
+    if options.dry_run.dry_run {
+        return dry_run(options, &read(options)?, &placement);
+    }
+    let saved = train_until_done(options, &placement, &Interrupt::by_signals()?, None)?;
+    training::finish(&options.checkpoint.output_dir, &saved)
+}
+
+/// The rows, each with its target.
+fn read(options: &SftConfig) -> Result<Dataset> {
+    let read = read_options(options)?;
+    Ok(inputs::read_rows(&options.data, &read, options.logging.quiet.quiet)?.supervised())
+}
+
+fn read_options(options: &SftConfig) -> Result<ReadOptions> {
+    Ok(ReadOptions { need_target: true, ..inputs::read_options(&options.data, false)? })
+}
+
+/// Trains where `placement` says until the last step, with an evaluation while it goes where one is given, and writes the
+/// report. Gives the last checkpoint.
+pub(super) fn train_until_done(
+    options: &SftConfig,
+    placement: &Placement,
+    interrupt: &Interrupt,
+    evaluation: Option<&Evaluation>,
+) -> Result<PathBuf> {
     let start = Instant::now();
     let dir = &options.checkpoint.output_dir;
     let (optimiser, quiet) = (&options.optimiser, options.logging.quiet.quiet);
-    if !options.dry_run.dry_run {
-        refuse_occupied(&options.checkpoint)?;
-    }
     let rewards = RewardSet::from_rewards(vec![Box::new(Accuracy)], &[])?;
-    let keys = [vec!["eval_loss".to_owned()], Evaluation::keys(&rewards)].concat();
-    training::check_metric(&options.metric_for_best_model, &keys)?;
-    let read = ReadOptions { need_target: true, ..inputs::read_options(&options.data, false)? };
-    let samples = inputs::read_rows(&options.data, &read, quiet)?.supervised();
-    if options.dry_run.dry_run {
-        return dry_run(options, &samples, &placement);
+    if evaluation.is_none() {
+        let keys = [vec!["eval_loss".to_owned()], Evaluation::keys(&rewards)].concat();
+        training::check_metric(&options.metric_for_best_model, &keys)?;
     }
-    let interrupt = Interrupt::by_signals()?;
+    refuse_occupied(&options.checkpoint)?;
+    let samples = read(options)?;
     let policy = training::load(
         &options.model,
         inputs::given(options.data.pixels),
         optimiser,
         false,
-        &placement,
+        placement,
         quiet,
     )?;
     let limit = max_length(options, policy.model.config());
-    let fit =
-        training::Fit { limit, supervised: true, overlong: options.order.overlong, interrupt: &interrupt };
+    let fit = training::Fit { limit, supervised: true, overlong: options.order.overlong, interrupt };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
-    let mut evaluation = evaluation(options, &read, rewards, &fit, &policy)?;
+    let mut own = own_evaluation(options, rewards, &fit, &policy)?;
     let stream = training::stream(&samples, &options.order, options.seed.seed)?;
     let steps = steps(options, stream.rows());
     let epoch = epoch_steps(stream.rows(), optimiser.sequences_per_step(), 1);
-    if let Some(evaluation) = &mut evaluation {
+    if let Some(evaluation) = &mut own {
         evaluation.every = options.evaluation.every(epoch);
     }
     let trainer_options = SftOptions {
@@ -75,25 +95,27 @@ pub fn train(options: &SftConfig) -> Result<()> {
     };
     let identity = Identity {
         command: SftConfig::COMMAND.into(),
-        options: identity_options(options, &placement)?,
+        options: identity_options(options, placement)?,
         model_hash: model_hash(&policy, options.model.chat_template.as_deref())?,
         dataset_hash: dataset_hash(&samples)?,
         max_steps: steps,
     };
     let mut trainer = SftTrainer::new(policy, trainer_options, training::adamw(optimiser), stream)?;
+    trainer.read_ahead(options.order.dataloader_num_workers);
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
     let run_options = training::run_options(
         &folder,
         &options.checkpoint,
         &options.logging,
-        &interrupt,
+        interrupt,
         options.to_toml()?,
         epoch,
     );
     let run_options =
         RunOptions { metric_for_best_model: options.metric_for_best_model.clone(), ..run_options };
-    let saved = run(&mut trainer, &samples, &run_options, identity, resumed, evaluation.as_ref())?;
+    let evaluation = evaluation.or(own.as_ref());
+    let saved = run(&mut trainer, &samples, &run_options, identity, resumed, evaluation)?;
     let (all, trained) = trainer.policy.params.count();
     let summary = RunSummary {
         title: format!("othink-train sft: {}", options.model.model),
@@ -110,14 +132,14 @@ pub fn train(options: &SftConfig) -> Result<()> {
         config: options.to_toml()?,
         ..RunSummary::default()
     };
-    training::finish(dir, &saved, &summary)
+    training::write_report(dir, &summary)?;
+    Ok(saved)
 }
 
 /// The evaluation during training: the loss of the answers of `eval_dataset`, and one greedy completion for each row that
 /// has a reference answer.
-fn evaluation(
+fn own_evaluation(
     options: &SftConfig,
-    read: &ReadOptions,
     rewards: RewardSet,
     fit: &training::Fit<'_>,
     policy: &Policy,
@@ -127,7 +149,7 @@ fn evaluation(
         return Ok(None);
     };
     let quiet = options.logging.quiet.quiet;
-    let read = ReadOptions { split: "test".into(), max_samples: None, ..read.clone() };
+    let read = ReadOptions { split: "test".into(), max_samples: None, ..read_options(options)? };
     let rows = crate::data::read(dataset, &read)?;
     let answers = fit.keep(&policy.processor, rows.supervised(), quiet)?;
     // Found now and not in the middle of the run.

@@ -69,7 +69,6 @@ pub fn foreign(name: &str) -> Option<&'static str> {
             "all weights are trained (--freeze_vision_modules leaves out the vision tower): drop it"
         }
         "optim" => "the optimiser is AdamW: drop it",
-        "dataloader_num_workers" => "rows are decoded on --threads",
         "dataset_train_split" => "--dataset_split names it",
         "dataset_test_split" => "--eval_dataset PATH@SPLIT names it",
         "online_filtering" | "filter_groups" => "--dynamic_sample does that",

@@ -7,7 +7,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use scale::{Point, bucket, running_mean, short, ticks};
+use scale::{Point, bucket, running_mean};
+pub(super) use scale::{short, ticks};
 
 use super::escape;
 use crate::report::jsonl::Row;
@@ -148,12 +149,14 @@ fn reward_names(row: &Row) -> Vec<String> {
 
 fn card(chart: &Chart<'_>, rows: &[Row], evaluations: &[Row]) -> Option<String> {
     let (range, drawing) = draw(chart, rows, evaluations)?;
-    Some(format!(
-        "<figure class=\"card\"><header><h3>{}</h3><span class=\"range\">{range}</span></header><p>{}</p>\n\
-         {drawing}</figure>\n",
-        escape(chart.title),
-        escape(chart.note)
-    ))
+    Some(frame(chart.title, &range, &format!("<p>{}</p>\n{drawing}", escape(chart.note))))
+}
+
+pub(super) fn frame(title: &str, range: &str, body: &str) -> String {
+    format!(
+        "<figure class=\"card\"><header><h3>{}</h3><span class=\"range\">{range}</span></header>{body}</figure>\n",
+        escape(title)
+    )
 }
 
 /// A measure as it is drawn.

@@ -42,7 +42,7 @@ pub(super) fn running_mean(points: &[Point]) -> Vec<f64> {
 }
 
 /// Two to six round values that enclose `[low, high]`.
-pub(super) fn ticks(low: f64, high: f64) -> Vec<f64> {
+pub(in super::super) fn ticks(low: f64, high: f64) -> Vec<f64> {
     // A flat line gets room above and below.
     let (low, high) = if high > low {
         (low, high)
@@ -60,7 +60,7 @@ pub(super) fn ticks(low: f64, high: f64) -> Vec<f64> {
 }
 
 /// A number in few characters: `0.0421`, `12.5`, `1.2e-6`.
-pub(super) fn short(value: f64) -> String {
+pub(in super::super) fn short(value: f64) -> String {
     let size = value.abs();
     if size < 1e-12 {
         "0".to_owned()
