@@ -24,6 +24,7 @@ mod inputs;
 mod inspect;
 mod output;
 mod parity;
+pub mod reproduce;
 mod reward;
 mod score;
 mod sft;
@@ -70,6 +71,7 @@ fn dispatch(command: &Command) -> Result<()> {
         Command::Reward(options) => reward::run(options),
         Command::Tasks(TasksCommand::Make(task)) => tasks::run(task),
         Command::Data(command) => data::run(command),
+        Command::Reproduce(options) => reproduce::run(options),
         Command::Inspect(options) => inspect::run(options),
         Command::Doctor(options) => doctor::run(options),
     }

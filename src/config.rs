@@ -19,6 +19,7 @@ mod data;
 mod grpo;
 mod model;
 mod optimiser;
+mod reproduce;
 mod reward;
 mod rollout;
 mod run;
@@ -34,6 +35,7 @@ pub use grpo::{
 };
 pub use model::{DeviceChoice, DtypeChoice, HardwareOptions, ModelOptions};
 pub use optimiser::{LrSchedulerType, OptimiserOptions};
+pub use reproduce::{RecipeName, ReproduceConfig};
 pub use reward::RewardOptions;
 pub use rollout::{OwnRolloutOptions, RolloutOptions};
 pub use run::{

@@ -11,7 +11,8 @@ use crate::config::file::{ConfigFile, KnownOption};
 use crate::config::names::{normalise, option_name};
 use crate::config::{
     CheckDataConfig, DemoConfig, DoctorConfig, EvalConfig, GenerateConfig, GrpoConfig, InspectConfig,
-    InspectDataConfig, MakeTaskConfig, Options, ParityConfig, RewardConfig, ScoreConfig, SftConfig,
+    InspectDataConfig, MakeTaskConfig, Options, ParityConfig, ReproduceConfig, RewardConfig, ScoreConfig,
+    SftConfig,
 };
 use crate::error::{Error, Result};
 
@@ -98,6 +99,12 @@ pub enum Command {
         othink-train reward --name accuracy format --input completions.jsonl\n  \
         othink-train reward --reward_command \"mine=python3 my_reward.py\" --input cases.jsonl --output scores.jsonl")]
     Reward(Box<RewardConfig>),
+    /// The paper's comparison: SFT, GRPO and GRPO-D from one start over several seeds, with table and curves
+    #[command(after_help = "Examples:\n  \
+        othink-train reproduce --quick\n  \
+        othink-train reproduce\n  \
+        othink-train reproduce --recipe paper --dry_run")]
+    Reproduce(Box<ReproduceConfig>),
 
     /// Write a synthetic dataset with images
     #[command(subcommand)]
@@ -250,6 +257,7 @@ impl Command {
             )) => settle(options.as_mut(), file),
             Command::Data(DataCommand::Inspect(options)) => settle(options.as_mut(), file),
             Command::Data(DataCommand::Check(options)) => settle(options.as_mut(), file),
+            Command::Reproduce(options) => settle(options.as_mut(), file),
             Command::Inspect(options) => settle(options.as_mut(), file),
             Command::Doctor(options) => settle(options.as_mut(), file),
         }

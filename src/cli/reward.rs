@@ -1,6 +1,6 @@
 //! `othink-train reward`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
@@ -18,6 +18,9 @@ use crate::train::interrupt::Interrupt;
 
 /// Rows read and scored together. The result does not depend on it.
 const ROWS_AT_ONCE: usize = 256;
+
+/// Why a row is refused; the caller adds file and line.
+type RowResult<T> = std::result::Result<T, String>;
 
 /// A row of the input.
 struct Case {
@@ -123,11 +126,11 @@ fn placed(mut case: Case, path: &Path, line: usize) -> Case {
     case
 }
 
-fn case(row: usize, mut object: Map<String, Value>, path: &Path) -> std::result::Result<Case, String> {
+fn case(row: usize, mut object: Map<String, Value>, path: &Path) -> RowResult<Case> {
     let completion = match object.remove("completion") {
         Some(Value::String(text)) => text,
         Some(Value::Array(turns)) => {
-            turns.iter().map(|turn| content(turn).map(text_of)).collect::<std::result::Result<String, _>>()?
+            turns.iter().map(|turn| content(turn).map(text_of)).collect::<RowResult<String>>()?
         }
         Some(_) => return Err("`completion` has to be a text or a list of messages".into()),
         None => return Err("there is nothing to score: give the row a `completion`".into()),
@@ -145,38 +148,45 @@ fn case(row: usize, mut object: Map<String, Value>, path: &Path) -> std::result:
         Some(Value::Number(number)) => Some(number.to_string()),
         Some(_) => return Err("`solution` has to be a text or a number".into()),
     };
-    let mut messages = Vec::new();
-    for name in ["messages", "prompt", "problem"] {
-        if !messages.is_empty() {
-            break;
-        }
-        match object.get(name) {
-            Some(Value::String(text)) => {
-                messages.push(Message { role: "user".into(), content: vec![Part::Text(text.clone())] });
-            }
-            Some(Value::Array(turns)) => {
-                for turn in turns {
-                    let role = turn.get("role").and_then(Value::as_str).unwrap_or("user").to_owned();
-                    messages.push(Message { role, content: content(turn)? });
-                }
-            }
-            _ => continue,
-        }
-        object.remove(name);
-    }
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let image = |name: &Value| name.as_str().map(|name| ImageSource::File(folder.join(PathBuf::from(name))));
-    let images = match (object.remove("images"), object.remove("image")) {
-        (Some(Value::Array(names)), _) => names.iter().filter_map(image).collect(),
-        (_, Some(name)) => image(&name).into_iter().collect(),
-        _ => Vec::new(),
-    };
+    let messages = prompt(&mut object)?;
+    let images = images(&mut object, path.parent().unwrap_or(Path::new("")));
     let sample = Sample { row, messages, images, solution, columns: object, ..Sample::default() };
     Ok(Case { sample, completion, tokens })
 }
 
+/// The prompt, if the row has one: only a process may want it.
+fn prompt(object: &mut Map<String, Value>) -> RowResult<Vec<Message>> {
+    let Some(name) = ["messages", "prompt", "problem"].into_iter().find(|name| object.contains_key(*name))
+    else {
+        return Ok(Vec::new());
+    };
+    match object.remove(name) {
+        Some(Value::String(text)) => {
+            Ok(vec![Message { role: "user".into(), content: vec![Part::Text(text)] }])
+        }
+        Some(Value::Array(turns)) => turns
+            .iter()
+            .map(|turn| {
+                let role = turn.get("role").and_then(Value::as_str).unwrap_or("user").to_owned();
+                Ok(Message { role, content: content(turn)? })
+            })
+            .collect(),
+        _ => Err(format!("`{name}` has to be a text or a list of messages")),
+    }
+}
+
+/// The names of the images, which nobody reads here.
+fn images(object: &mut Map<String, Value>, folder: &Path) -> Vec<ImageSource> {
+    let image = |name: &Value| name.as_str().map(|name| ImageSource::File(folder.join(name)));
+    match (object.remove("images"), object.remove("image")) {
+        (Some(Value::Array(names)), _) => names.iter().filter_map(image).collect(),
+        (_, Some(name)) => image(&name).into_iter().collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// What a message says: a text, or a list of parts.
-fn content(message: &Value) -> std::result::Result<Vec<Part>, String> {
+fn content(message: &Value) -> RowResult<Vec<Part>> {
     let mut images = 0;
     let mut part = |part: &Value| match part.get("text").and_then(Value::as_str) {
         Some(text) => Part::Text(text.to_owned()),

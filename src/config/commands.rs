@@ -390,7 +390,7 @@ pub struct RewardConfig {
     #[arg(long, value_name = "FILE", help_heading = "Data", required_unless_present = "list")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input: Option<PathBuf>,
-    /// Checkpoint whose tokenizer counts the tokens of rows without completion_ids [default: none]
+    /// Checkpoint whose tokenizer makes the tokens of rows without completion_ids, which then have no end token [default: none]
     #[arg(long, visible_alias = "model_name_or_path", value_name = "DIR|NAME", help_heading = "Data")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,

@@ -18,7 +18,7 @@ enum State {
 use State::{Tested, Waiting};
 
 #[rustfmt::skip]
-const CASES: [(&str, State); 82] = [
+const CASES: [(&str, State); 84] = [
     // Model folders.
     ("model folder missing, a file, or empty", Tested),
     // 66 is for a path of the command line with nothing there; a folder that is there and lacks a file (here, in 16, 20 and
@@ -117,6 +117,9 @@ const CASES: [(&str, State); 82] = [
     ("hostile text in reports", Tested),
     ("secrets", Tested),
     ("zero steps, a dataset smaller than a batch, the last group", Tested),
+    // Experiments.
+    ("an experiment that is killed at any moment, or stopped by a signal", Tested),
+    ("an experiment in the folder of another; a start outside its band; the paper's data not fetched, or an image of it missing", Tested),
 ];
 
 /// Every `.rs` file below `folder`.
