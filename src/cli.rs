@@ -70,8 +70,8 @@ fn dispatch(command: &Command) -> Result<()> {
         Command::Score(options) => score::run(options),
         Command::Reward(options) => reward::run(options),
         Command::Tasks(TasksCommand::Make(task)) => tasks::run(task),
-        Command::Data(command) => data::run(command),
         Command::Reproduce(options) => reproduce::run(options),
+        Command::Data(command) => data::run(command),
         Command::Inspect(options) => inspect::run(options),
         Command::Doctor(options) => doctor::run(options),
     }

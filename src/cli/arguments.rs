@@ -255,9 +255,9 @@ impl Command {
             Command::Tasks(TasksCommand::Make(
                 MakeCommand::Counting(options) | MakeCommand::Geometry(options),
             )) => settle(options.as_mut(), file),
+            Command::Reproduce(options) => settle(options.as_mut(), file),
             Command::Data(DataCommand::Inspect(options)) => settle(options.as_mut(), file),
             Command::Data(DataCommand::Check(options)) => settle(options.as_mut(), file),
-            Command::Reproduce(options) => settle(options.as_mut(), file),
             Command::Inspect(options) => settle(options.as_mut(), file),
             Command::Doctor(options) => settle(options.as_mut(), file),
         }
