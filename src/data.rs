@@ -37,6 +37,8 @@ pub use jsonl::{MAX_LINE_BYTES, Objects, objects};
 pub use nearest::nearest;
 pub use order::order;
 pub use read::{Named, ReadOptions, open, read, read_usable};
+pub use row::conversation_column;
+pub use splits::splits;
 pub use table::{Origin, Place, Table, TableOptions, open_table};
 pub use template::PromptTemplate;
 

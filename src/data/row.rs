@@ -66,6 +66,13 @@ struct Conversation {
     reply: Option<String>,
 }
 
+/// The column that a row's conversation is taken from. In a table all rows have all columns, so that null is as good as
+/// absent.
+pub fn conversation_column(cells: &Cells) -> Option<&'static str> {
+    let filled = |column: &&&str| cells.get(column).is_some_and(|cell| !cell.is_null());
+    SOURCES.iter().find(filled).or(SOURCES.iter().find(|column| cells.contains(column))).copied()
+}
+
 impl RowReader {
     /// The sample for row number `row` (from 0).
     pub(super) fn sample(&self, row: usize, mut cells: Cells) -> RowResult<Sample> {
@@ -96,11 +103,8 @@ impl RowReader {
     }
 
     fn take_conversation(&self, cells: &mut Cells) -> RowResult<Conversation> {
-        // Asked before anything is removed, so that the error lists every column. In a table all rows have all columns,
-        // so that null is as good as absent.
-        let filled = |column: &&&str| cells.get(column).is_some_and(|cell| !cell.is_null());
-        let source = SOURCES.iter().find(filled).or(SOURCES.iter().find(|column| cells.contains(column)));
-        let Some(&source) = source else {
+        // Asked before anything is removed, so that the error lists every column.
+        let Some(source) = conversation_column(cells) else {
             return Err(missing(&SOURCES, cells));
         };
         let pictures = take_pictures(cells)?;

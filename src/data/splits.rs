@@ -89,6 +89,34 @@ pub(super) fn find_files(path: &Path, split: &str) -> Result<Vec<PathBuf>> {
     Ok(names.iter().map(|name| path.join(name)).collect())
 }
 
+/// The names of the splits that the folder `path` has; none for a file.
+///
+/// # Errors
+/// Those of reading the folder.
+pub fn splits(path: &Path) -> Result<Vec<String>> {
+    if !path.is_dir() {
+        return Ok(Vec::new());
+    }
+    let dict = path.join("dataset_dict.json");
+    if dict.is_file() {
+        let dict = read_json_object(&dict)?;
+        let names = dict.get("splits").and_then(|names| names.as_array());
+        let names = names.into_iter().flatten().filter_map(|name| name.as_str());
+        return Ok(names.map(str::to_owned).collect());
+    }
+    let state = path.join("state.json");
+    if state.is_file() {
+        let own = read_json_object(&state)?;
+        return Ok(vec![own.get("_split").and_then(|name| name.as_str()).unwrap_or("train").to_owned()]);
+    }
+    let files = list(path)?;
+    let found = match configured(path, &files)? {
+        Some(splits) => splits,
+        None => splits_of(&files),
+    };
+    Ok(found.into_iter().map(|(name, _)| name).collect())
+}
+
 fn unread(path: &Path, extension: &str) -> Error {
     Error::content(
         path,
