@@ -16,7 +16,7 @@ use crate::optim::{AdamWConfig, LrSchedule};
 use crate::processor::ProcessorOptions;
 use crate::report::html::{self, Accuracy, RunSummary};
 use crate::report::{JsonLines, Progress, Row, read_rows};
-use crate::reward::RewardSet;
+use crate::reward::{self, Format, RewardSet};
 use crate::rollout::sampler::SamplingParams;
 use crate::tasks::{self, Difficulty, Task, TaskOptions, blank_sample, majority_accuracy};
 use crate::tensor::Placement;
@@ -233,7 +233,7 @@ fn accuracy(
     label: &str,
     quiet: bool,
 ) -> Result<f64> {
-    let rewards = RewardSet::new(&["accuracy".to_string()], &[])?;
+    let rewards = RewardSet::from_rewards(vec![Box::new(reward::Accuracy)], &[])?;
     let options = EvaluationOptions {
         sampling: SamplingParams {
             greedy: true,
@@ -312,7 +312,7 @@ impl Run<'_> {
         let sampling =
             SamplingParams { max_new_tokens: recipe.max_completion_tok, ..SamplingParams::default() };
         let decoding = policy.decoding(sampling, &[], true)?;
-        let rewards = RewardSet::new(&["accuracy".to_string(), "format".to_string()], &[])?;
+        let rewards = RewardSet::from_rewards(vec![Box::new(reward::Accuracy), Box::new(Format)], &[])?;
         let completions = recipe.prompts_per_step * recipe.group;
         let options = GrpoOptions {
             num_generations: recipe.group,

@@ -141,6 +141,7 @@ fn grpo_goes_on_from_every_step() {
     grpo("tied_kv1_odd", Recipe { num_iterations: 2, micro_batch: 2, ..Recipe::default() }, 5);
     grpo("qwen2_vl_a", Recipe { num_iterations: 3, estimator: KlEstimator::K1, ..Recipe::default() }, 4);
     grpo("qwen2_vl_a", Recipe { estimator: KlEstimator::Full, ..Recipe::default() }, 2);
+    grpo("qwen2_5_bf16_sharded", Recipe { num_iterations: 2, ..Recipe::default() }, 3);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::data::Sample;
 use crate::error::{Error, Result};
 use crate::report::Progress;
 use crate::report::console::escape_json;
-use crate::reward::{RewardSet, extract};
+use crate::reward::{Accuracy, Format, RewardSet, extract};
 use crate::tasks::{blank_sample, majority_accuracy};
 use crate::tensor::Placement;
 use crate::train::evaluate::{Evaluated, EvaluationOptions, evaluate, mean_score};
@@ -72,7 +72,7 @@ pub(super) fn measure<'a>(
     let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
     let mut output = options.output.as_deref().map(OutputFile::create).transpose()?;
     let policy = inputs::load_policy(&options.model, inputs::given(options.data.pixels), placement, quiet)?;
-    let rewards = RewardSet::new(&["accuracy".to_owned(), "format".to_owned()], &[])?;
+    let rewards = RewardSet::from_rewards(vec![Box::new(Accuracy), Box::new(Format)], &[])?;
     let evaluation = EvaluationOptions {
         sampling: grpo::sampling(&options.rollout),
         stop_strings: options.rollout.stop_strings.clone(),

@@ -54,14 +54,15 @@ pub(super) fn train_until_done(
     interrupt: &Interrupt,
 ) -> Result<PathBuf> {
     let start = Instant::now();
+    let quiet = options.logging.quiet.quiet;
     let rewards = rewards(options)?;
     check_metric(options, &rewards)?;
     let read = inputs::read_options(&options.data, rewards.needs_solution())?;
-    let quiet = options.logging.quiet.quiet;
     let dir = &options.checkpoint.output_dir;
     refuse_occupied(&options.checkpoint)?;
     let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
-    let mut evaluation = evaluation(options, &read)?;
+    rewards.start()?;
+    let mut evaluation = evaluation(options, &read, &rewards)?;
     let policy = training::load(
         &options.model,
         inputs::given(options.data.pixels),
@@ -114,6 +115,12 @@ pub(super) fn train_until_done(
     Ok(saved)
 }
 
+/// The rewards that the options name.
+fn rewards(options: &GrpoConfig) -> Result<RewardSet> {
+    let (names, weights) = (&options.group.reward_funcs, options.group.weights());
+    RewardSet::new(names, &weights, &options.rewards, &inputs::notes(options.logging.quiet.quiet))
+}
+
 /// Refuses a metric that no evaluation has.
 fn check_metric(options: &GrpoConfig, rewards: &RewardSet) -> Result<()> {
     let metric = &options.completions.metric_for_best_model;
@@ -127,10 +134,6 @@ fn check_metric(options: &GrpoConfig, rewards: &RewardSet) -> Result<()> {
         "--metric_for_best_model {metric} is no key of eval_metrics.jsonl, which has {}{hint}",
         known.join(", ")
     )))
-}
-
-fn rewards(options: &GrpoConfig) -> Result<RewardSet> {
-    RewardSet::new(&options.group.reward_funcs, &options.group.weights())
 }
 
 fn steps(options: &GrpoConfig, rows: usize) -> u64 {
@@ -215,7 +218,7 @@ fn beta_schedule(kl: &KlOptions) -> BetaSchedule {
 }
 
 /// The evaluation during training: one greedy completion for each row of `eval_dataset`, as `eval` makes it.
-fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluation>> {
+fn evaluation(options: &GrpoConfig, read: &ReadOptions, rewards: &RewardSet) -> Result<Option<Evaluation>> {
     let (Some(dataset), every @ 1..) = (&options.completions.eval_dataset, options.completions.eval_steps)
     else {
         return Ok(None);
@@ -223,7 +226,7 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions) -> Result<Option<Evaluat
     let read = ReadOptions { split: "test".into(), max_samples: None, ..read.clone() };
     Ok(Some(Evaluation {
         samples: crate::data::read(dataset, &read)?.prompts(),
-        rewards: rewards(options)?,
+        rewards: rewards.clone(),
         options: EvaluationOptions {
             sampling: SamplingParams {
                 greedy: true,

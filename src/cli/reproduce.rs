@@ -6,7 +6,7 @@ use super::{eval, grpo, inputs, sft, training};
 use crate::config::{EvalConfig, GrpoConfig, RecipeName, ReproduceConfig, SftConfig};
 use crate::error::Result;
 use crate::reproduce::{self, Commands, Measured, Recipe};
-use crate::reward::RewardSet;
+use crate::reward::{Accuracy, Format, RewardSet};
 use crate::tensor::Placement;
 use crate::train::evaluate::EvaluationOptions;
 use crate::train::interrupt::Interrupt;
@@ -63,7 +63,7 @@ fn evaluation(look: &EvalConfig, every: u64) -> Result<Evaluation> {
     let read = inputs::read_options(&look.data, true)?;
     Ok(Evaluation {
         samples: inputs::read_rows(&look.data, &read, look.quiet.quiet)?.prompts(),
-        rewards: RewardSet::new(&["accuracy".to_owned(), "format".to_owned()], &[])?,
+        rewards: RewardSet::from_rewards(vec![Box::new(Accuracy), Box::new(Format)], &[])?,
         options: EvaluationOptions {
             sampling: grpo::sampling(&look.rollout),
             stop_strings: look.rollout.stop_strings.clone(),

@@ -10,7 +10,7 @@ use crate::config::{Options, SftConfig};
 use crate::data::{Dataset, ReadOptions};
 use crate::disk::SystemDisk;
 use crate::error::Result;
-use crate::model::qwen2_vl::config::Qwen2VlConfig;
+use crate::model::config::ModelConfig;
 use crate::report::html::RunSummary;
 use crate::report::read_rows;
 use crate::tensor::Placement;
@@ -82,6 +82,7 @@ pub(super) fn train_until_done(
         max_steps: steps,
     };
     let mut trainer = SftTrainer::new(policy, trainer_options, training::adamw(optimiser), stream)?;
+    trainer.read_ahead(options.order.dataloader_num_workers);
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
     let run_options = training::run_options(&folder, &options.checkpoint, &options.logging, interrupt);
@@ -106,7 +107,7 @@ pub(super) fn train_until_done(
 }
 
 /// Longest row: what the options say, within the model's context.
-fn max_length(options: &SftConfig, config: &Qwen2VlConfig) -> usize {
+fn max_length(options: &SftConfig, config: &ModelConfig) -> usize {
     let context = config.text.max_position_embeddings;
     options.max_length.map_or(context, |given| given.min(context))
 }

@@ -9,7 +9,7 @@ use super::names::boolean;
 use super::{
     CheckpointOptions, CompletionLogOptions, DataOptions, DryRunOptions, FileOptions, GroupOptions,
     HardwareOptions, KlOptions, LoggingOptions, ModelOptions, OptimiserOptions, Options, OrderOptions,
-    OwnPixelOptions, OwnRolloutOptions, QuietOptions, RolloutOptions, SeedOptions,
+    OwnPixelOptions, OwnRolloutOptions, QuietOptions, RewardOptions, RolloutOptions, SeedOptions,
 };
 
 /// `grpo`: with the defaults, the recipe of OThink-MR1 on R1-V.
@@ -29,6 +29,9 @@ pub struct GrpoConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub group: GroupOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rewards: RewardOptions,
     #[command(flatten)]
     #[serde(flatten)]
     pub kl: KlOptions,
@@ -72,12 +75,14 @@ impl Options for GrpoConfig {
     const COMMAND: &'static str = "grpo";
 
     fn resolve(&mut self) {
+        self.rewards.resolve(self.rollout.max_completion_length, &mut self.group.reward_funcs);
         self.kl.resolve();
     }
 
     fn check(&self) -> Checked {
         self.data.check()?;
         self.order.check(self.data.dataset.len())?;
+        self.rewards.check()?;
         self.group.check()?;
         self.kl.check()?;
         self.rollout.check_for_training()?;
@@ -368,5 +373,59 @@ impl Options for ScoreConfig {
         self.pixels.check()?;
         if_set("temperature", self.temperature, positive)?;
         self.hardware.check()
+    }
+}
+
+/// `reward`: rewards of given completions.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub struct RewardConfig {
+    /// Rewards to compute, as in reward_funcs; those of reward_command besides
+    #[arg(long, num_args = 1.., value_delimiter = ',', value_name = "NAME", help_heading = "Rewards",
+          required_unless_present_any = ["list", "reward_command"])]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub name: Vec<String>,
+    /// JSONL of completion (a text or messages), solution, other columns, such as generate, eval and grpo write
+    #[arg(long, value_name = "FILE", help_heading = "Data", required_unless_present = "list")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<PathBuf>,
+    /// Checkpoint whose tokenizer makes the tokens of rows without completion_ids, which then have no end token [default: none]
+    #[arg(long, visible_alias = "model_name_or_path", value_name = "DIR|NAME", help_heading = "Data")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Longest completion of the run that the rewards are for
+    #[arg(long, default_value = "512", value_name = "TOKENS", help_heading = "Rewards")]
+    pub max_completion_length: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rewards: RewardOptions,
+    /// Tell what each built-in reward is, and stop
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = boolean,
+          action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Rewards")]
+    #[serde(skip)]
+    pub list: bool,
+    /// Write the rows here [default: standard output]
+    #[arg(long, value_name = "FILE", help_heading = "Logging")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub quiet: QuietOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub file: FileOptions,
+}
+
+impl Options for RewardConfig {
+    const COMMAND: &'static str = "reward";
+
+    fn resolve(&mut self) {
+        self.rewards.resolve(self.max_completion_length, &mut self.name);
+    }
+
+    fn check(&self) -> Checked {
+        at_least("max_completion_length", self.max_completion_length, 1)?;
+        self.rewards.check()
     }
 }

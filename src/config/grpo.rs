@@ -14,7 +14,8 @@ pub struct GroupOptions {
     pub num_generations: usize,
 
     /// Reward functions; the reward is their weighted sum. accuracy reads the answer tag first; accuracy_r1v is R1-V's
-    /// checker, which may take its number from the thinking; format asks for the tags
+    /// checker, which may take its number from the thinking; format asks for the tags; `othink-train reward --list` tells of
+    /// all; --reward_command adds your own
     #[arg(long, num_args = 1.., value_delimiter = ',', default_values = ["accuracy", "format"], value_name = "NAME")]
     pub reward_funcs: Vec<String>,
 

@@ -4,8 +4,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::answer::boxed;
-use super::number::{Quantity, clean};
+use super::answer::{boxed, same_value};
 use super::{Completed, Reward};
 use crate::error::Result;
 use crate::rollout::Watch;
@@ -29,8 +28,9 @@ const MAX_NUMBER_BYTES: usize = 4096;
 /// `<answer>140</answer>` has no number, and is wrong where the solution is `<answer> 140° </answer>`. What follows a
 /// number is not looked at: `8√{3}` is 8.
 ///
-/// Deviations from math-verify: formulas (between `$`, sums, products, `\frac` outside a box) are not evaluated, only
-/// `a/b` is; a comma only groups thousands; equality is exact, not to six decimals.
+/// Deviations from math-verify: formulas outside a box (between `$`, sums, products, `\frac`) are not evaluated, only
+/// `a/b` is; a comma only groups thousands. In a box, and for equality, what this crate's [`super::answer`] says is what
+/// counts, units left out.
 pub struct AccuracyR1v;
 
 impl Reward for AccuracyR1v {
@@ -53,14 +53,14 @@ impl Reward for AccuracyR1v {
 
 fn is_correct_in_r1v(completion: &str, solution: &str) -> bool {
     let equal = match (number(completion), number(solution)) {
-        (Some(given), Some(wanted)) => given.has_value_of(&wanted),
+        (Some(given), Some(wanted)) => same_value(wanted, given),
         _ => false,
     };
     equal || tagged_on_one_line(completion) == tagged_on_one_line(solution)
 }
 
 /// The number that the whole of `text` comes down to. Linear time: each pattern looks a bounded way ahead.
-fn number(text: &str) -> Option<Quantity> {
+fn number(text: &str) -> Option<&str> {
     // Emphasis and a currency sign may stand between the separator and the number.
     const NUMBER: &str = r"[\s=](?:\*\*)?[$€£¥]?(?P<number>-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:\s?/\s?[0-9]+)?(?:\s?%)?|\.[0-9]+)";
     static AFTER_ANSWER: LazyLock<Regex> = LazyLock::new(|| {
@@ -72,7 +72,7 @@ fn number(text: &str) -> Option<Quantity> {
     // Whatever is longer is no number that could be computed with, and groups are slow to find in it.
     let short = |found: &str| found.len() <= MAX_NUMBER_BYTES;
     if let Some(inner) = boxed(text) {
-        return if short(inner) { Quantity::parse(&clean(inner)) } else { None };
+        return short(inner).then_some(inner);
     }
     let last = |pattern: &'static Regex| {
         let found = pattern.find_iter(text).last()?;
@@ -80,7 +80,7 @@ fn number(text: &str) -> Option<Quantity> {
     };
     let (pattern, found) =
         last(&AFTER_ANSWER).or_else(|| last(&ANYWHERE)).filter(|(_, found)| short(found))?;
-    Quantity::parse(&clean(pattern.captures(found)?.name("number")?.as_str()))
+    Some(pattern.captures(found)?.name("number")?.as_str())
 }
 
 /// The text of the first answer tag that opens and closes on one line, else the whole text. Trimmed.

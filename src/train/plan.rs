@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::data::{ImageSource, Sample};
 use crate::error::{Error, Result};
-use crate::model::qwen2_vl::config::Qwen2VlConfig;
-use crate::model::qwen2_vl::weights::parameters;
+use crate::model::config::ModelConfig;
+use crate::model::weights::parameters;
 use crate::ops::log_softmax_kl::LOGITS_BYTES;
 use crate::ops::log_softmax_kl::cuda::{PARTS, RUN};
 use crate::processor::resize::MAX_ASPECT_RATIO;
@@ -120,7 +120,7 @@ const F32: u64 = 4;
 
 /// Bytes that a run holds whatever its data in the memory of its device, by purpose: exact.
 pub fn weights_plan(
-    config: &Qwen2VlConfig,
+    config: &ModelConfig,
     freeze_vision: bool,
     reference: bool,
     placement: &Placement,
@@ -187,7 +187,7 @@ pub fn available_memory() -> Option<u64> {
 }
 
 /// Bytes by purpose: exact for weights, gradients and optimiser; for the rest the largest that `shape` allows.
-pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape, placement: &Placement) -> MemoryPlan {
+pub fn memory_plan(config: &ModelConfig, shape: TrainingShape, placement: &Placement) -> MemoryPlan {
     let mut plan = weights_plan(config, shape.freeze_vision, shape.reference, placement);
     let stored = placement.dtype.size() as u64;
     let text = &config.text;
@@ -199,7 +199,7 @@ pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape, placement: &Pla
     let text_layer = (7 * text.hidden_size
         + (3 * text.num_attention_heads + 3 * text.num_key_value_heads) * text.head_dim
         + 3 * text.intermediate_size) as u64;
-    let vision_layer = (14 * vision.embed_dim + 2 * vision.mlp_dim) as u64;
+    let vision_layer = (14 * vision.embed_dim + vision.block.mlp_tensors() * vision.mlp_dim) as u64;
     let (layers, blocks) = (text.num_hidden_layers as u64, vision.depth as u64);
     let kept = |layer: u64, count: u64, width: u64| {
         if shape.recompute { layer + count * width } else { layer * count }
@@ -228,7 +228,7 @@ pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape, placement: &Pla
 
 /// Bytes of what stands round the head on a GPU, whose type takes `stored` bytes: logits, the pieces of their gradient, the gradient of
 /// the head (of the embedding, which comes later, it is no larger), and what is sampled from.
-fn add_head_on_gpu(plan: &mut MemoryPlan, config: &Qwen2VlConfig, shape: TrainingShape, stored: u64) {
+fn add_head_on_gpu(plan: &mut MemoryPlan, config: &ModelConfig, shape: TrainingShape, stored: u64) {
     let vocab = config.text.vocab_size as u64;
     let targets = (shape.micro_batch * shape.completion_tok) as u64;
     let at_once = (LOGITS_BYTES as u64 / (F32 * vocab.max(1))).max(RUN as u64);

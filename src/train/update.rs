@@ -4,7 +4,7 @@ use crate::autograd::{GradSink, ParamGrads, Tape, Var};
 use crate::batch::MicroBatch;
 use crate::cuda::Purpose;
 use crate::error::{Error, Result};
-use crate::model::qwen2_vl::Qwen2Vl;
+use crate::model::Model;
 use crate::nn::{Params, Scope};
 use crate::ops::log_softmax_kl::{LogSoftmaxKl, Reference};
 use crate::tensor::Tensor;
@@ -52,7 +52,7 @@ pub struct ForwardOptions {
 
 /// [`Pass::run`] with its scores in host memory.
 pub fn forward(
-    model: &Qwen2Vl,
+    model: &Model,
     params: &Arc<Params>,
     batch: &MicroBatch,
     options: ForwardOptions,
@@ -64,7 +64,7 @@ pub fn forward(
 
 /// [`scores`] in host memory.
 pub fn score(
-    model: &Qwen2Vl,
+    model: &Model,
     params: &Arc<Params>,
     batch: &MicroBatch,
     temperature: f64,
@@ -73,7 +73,7 @@ pub fn score(
 }
 
 /// The numbers of [`Pass::scores`] without a tape: `[T, 3]`, beside the weights.
-pub fn scores(model: &Qwen2Vl, params: &Arc<Params>, batch: &MicroBatch, temperature: f64) -> Result<Tensor> {
+pub fn scores(model: &Model, params: &Arc<Params>, batch: &MicroBatch, temperature: f64) -> Result<Tensor> {
     let tape = Tape::off();
     let options = ForwardOptions { temperature, recompute: false };
     let head = LogSoftmaxKl::new(batch.targets.clone(), temperature);
@@ -81,7 +81,7 @@ pub fn scores(model: &Qwen2Vl, params: &Arc<Params>, batch: &MicroBatch, tempera
 }
 
 fn run(
-    model: &Qwen2Vl,
+    model: &Model,
     scope: &Scope<'_>,
     batch: &MicroBatch,
     options: ForwardOptions,
@@ -95,7 +95,7 @@ impl Pass {
     /// Runs the policy on a micro-batch; `reference` is given when the exact KL is wanted. The targets that `frozen` names, one entry
     /// for each or none at all, get no gradient: the caller knows that theirs is 0.
     pub fn run(
-        model: &Qwen2Vl,
+        model: &Model,
         params: &Arc<Params>,
         batch: &MicroBatch,
         options: ForwardOptions,

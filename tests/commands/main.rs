@@ -5,6 +5,8 @@ mod cases_data;
 mod cases_model;
 mod cases_options;
 mod cases_processor;
+#[cfg(unix)]
+mod cases_rewards;
 mod cases_run;
 mod cases_weights;
 

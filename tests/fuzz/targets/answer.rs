@@ -1,7 +1,9 @@
 //! The rewards of a model's text: the completion stands before the first zero byte, the dataset's `solution` after it.
 
 use othink::data::{PromptTemplate, Sample};
-use othink::reward::{Completed, RewardSet, extract, is_correct};
+use othink::reward::{
+    Accuracy, AccuracyR1v, Completed, Format, Reward, RewardSet, extract, is_correct, parsed,
+};
 
 use super::{Outcome, Target, halves};
 
@@ -55,6 +57,31 @@ pub const TARGET: Target = Target {
         b"99999999999999999999999999999999999999",
         b"0.00000000000000000000000000000000000001",
         b"1/0",
+        b"2\\frac13",
+        b"\\sqrt[3]{8}",
+        b"\\{1,2\\}",
+        b"[1,2)",
+        b"\\cup",
+        b"\\in",
+        b"\\pm",
+        b"\\infty",
+        b"\\le",
+        b"<",
+        b"|x|",
+        b"\\log_2",
+        b"\\sin 30^\\circ",
+        b"x^2",
+        b"f(x)=",
+        b"x_1",
+        b"0.\\overline{3}",
+        b"\xc2\xbd",
+        b"1e9",
+        b"5!",
+        b" and ",
+        b"3:4",
+        b"the answer is ",
+        b"option B",
+        b"B. 5",
         b"0/0",
         b"\x1c",
         b"\xe2\x80\x83",
@@ -80,13 +107,16 @@ fn body(input: &[u8]) -> Outcome {
         assert_eq!(extract(&tagged), answer);
         assert_eq!(is_correct(&tagged, solution), correct, "{answer:?} in a tag is judged otherwise");
     }
+    if let Some(shown) = parsed(&completion) {
+        assert!(shown.chars().count() <= 201 && !shown.is_empty(), "{shown:?}");
+    }
     equals_itself(answer);
     equals_itself(solution.trim());
     symmetric(answer, solution.trim());
 
     let sample = Sample::from_problem(0, vec![], "?", PromptTemplate::None, Some(solution.into()));
-    let names = ["accuracy", "format", "accuracy_r1v"].map(String::from);
-    let rewards = RewardSet::new(&names, &[]).expect("known names");
+    let rewards = vec![Box::new(Accuracy) as Box<dyn Reward>, Box::new(Format), Box::new(AccuracyR1v)];
+    let rewards = RewardSet::from_rewards(rewards, &[]).expect("three rewards");
     let completed = Completed { sample: &sample, text: &completion, tokens: &[] };
     let scores = rewards.score(&[completed], &|_| Ok(())).expect("nothing can fail").remove(0);
     let format = scores[1];
@@ -95,7 +125,24 @@ fn body(input: &[u8]) -> Outcome {
     assert_eq!(format == Some(1.0), well_formed(&completion), "{completion:?}");
     let total = rewards.total(&scores).expect("both apply");
     assert!([0.0, 1.0, 2.0, 3.0].contains(&total));
-    Outcome::of((correct, format == Some(1.0), answer.is_empty(), answer.len() == completion.trim().len()))
+    let shown = parsed(&completion).map(|shown| shape(&shown));
+    Outcome::of((correct, format == Some(1.0), answer.len() == completion.trim().len(), shown))
+}
+
+/// What kinds of characters an answer is shown with, each once, in their order: a way through the parser.
+fn shape(shown: &str) -> String {
+    let kind = |c: char| match c {
+        c if c.is_ascii_digit() => '0',
+        c if c.is_alphabetic() => 'a',
+        c => c,
+    };
+    let mut kinds = String::new();
+    for kind in shown.chars().map(kind) {
+        if !kinds.contains(kind) && kinds.len() < 8 {
+            kinds.push(kind);
+        }
+    }
+    kinds
 }
 
 /// An answer with a digit in it is right where it is the reference, and not where the reference is the next number.
@@ -156,6 +203,18 @@ fn seeds() -> Vec<Vec<u8>> {
         ("<answer>2400π cm²</answer>", "2400πcm^{2}"),
         ("<think></think><answer></answer>", ""),
         ("x = 5, **7**, `9`, $11$", "$x = 11$."),
+        ("the answer is (B) 5.", "B"),
+        ("<answer>(x+1)^2</answer>", "x^2+2x+1"),
+        ("<answer>\\{2, \\frac{1}{2}\\}</answer>", "1/2 and 2"),
+        ("<answer>(2,\\infty)</answer>", "x>2"),
+        ("<answer>2\\pm\\sqrt{3}</answer>", "2+\\sqrt3, 2-\\sqrt3"),
+        ("<answer>y = 2x+1</answer>", "2x-y+1=0"),
+        ("<answer>2\\frac{1}{3}</answer>", "2⅓"),
+        ("<answer>\\sin^2 x + \\log_2 8</answer>", "3+(\\sin x)^2"),
+        ("<answer>60 km/h</answer>", "60\\text{ km/h}"),
+        ("<answer>8√3 ≈ 13.86</answer>", "8\\sqrt{3}"),
+        ("<answer>(-\\infty,1)\\cup[2,3]</answer>", "x<1 or 2\\le x\\le3"),
+        ("<answer>5^{5^{5^5}}!</answer>", "0.\\overline{3}"),
     ];
     pairs.iter().map(|(completion, solution)| format!("{completion}\0{solution}").into_bytes()).collect()
 }
