@@ -1,7 +1,9 @@
 //! The rewards of a model's text: the completion stands before the first zero byte, the dataset's `solution` after it.
 
 use othink::data::{PromptTemplate, Sample};
-use othink::reward::{Accuracy, AccuracyR1v, Completed, Format, Reward, RewardSet, extract, is_correct, parsed};
+use othink::reward::{
+    Accuracy, AccuracyR1v, Completed, Format, Reward, RewardSet, extract, is_correct, parsed,
+};
 
 use super::{Outcome, Target, halves};
 
