@@ -19,6 +19,7 @@ mod data;
 mod grpo;
 mod model;
 mod optimiser;
+mod reproduce;
 mod reward;
 mod rollout;
 mod run;
@@ -34,13 +35,17 @@ pub use grpo::{
 };
 pub use model::{DeviceChoice, DtypeChoice, HardwareOptions, ModelOptions};
 pub use optimiser::{LrSchedulerType, OptimiserOptions};
+pub use reproduce::{RecipeName, ReproduceConfig};
 pub use reward::RewardOptions;
 pub use rollout::{OwnRolloutOptions, RolloutOptions};
 pub use run::{
     CheckpointOptions, CompletionLogOptions, DryRunOptions, FileOptions, LoggingOptions, QuietOptions,
     ResumeFrom, SeedOptions,
 };
-pub use tools::{DemoConfig, Difficulty, DoctorConfig, InspectConfig, MakeTaskConfig};
+pub use tools::{
+    CheckDataConfig, DemoConfig, Difficulty, DoctorConfig, InspectConfig, InspectDataConfig, MakeTaskConfig,
+    RowsOptions,
+};
 
 /// All options of one command.
 pub trait Options: Serialize {

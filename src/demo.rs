@@ -212,6 +212,7 @@ fn make_data(recipe: &Recipe, dir: &Path, seed: u64, quiet: bool) -> Result<Path
         train: recipe.train_rows,
         test: recipe.test_rows,
         image_size: recipe.image_side,
+        question_type: None,
     };
     let progress = Progress::start("draw images", (recipe.train_rows + recipe.test_rows) as u64, quiet);
     tasks::write(recipe.task, &options, &data_dir, &|| progress.advance(1))?;

@@ -10,8 +10,9 @@ use super::explain::explain;
 use crate::config::file::{ConfigFile, KnownOption};
 use crate::config::names::{normalise, option_name};
 use crate::config::{
-    DemoConfig, DoctorConfig, EvalConfig, GenerateConfig, GrpoConfig, InspectConfig, MakeTaskConfig, Options,
-    ParityConfig, RewardConfig, ScoreConfig, SftConfig,
+    CheckDataConfig, DemoConfig, DoctorConfig, EvalConfig, GenerateConfig, GrpoConfig, InspectConfig,
+    InspectDataConfig, MakeTaskConfig, Options, ParityConfig, ReproduceConfig, RewardConfig, ScoreConfig,
+    SftConfig,
 };
 use crate::error::{Error, Result};
 
@@ -98,10 +99,20 @@ pub enum Command {
         othink-train reward --name accuracy format --input completions.jsonl\n  \
         othink-train reward --reward_command \"mine=python3 my_reward.py\" --input cases.jsonl --output scores.jsonl")]
     Reward(Box<RewardConfig>),
+    /// The paper's comparison: SFT, GRPO and GRPO-D from one start over several seeds, with table and curves
+    #[command(after_help = "Examples:\n  \
+        othink-train reproduce --quick\n  \
+        othink-train reproduce\n  \
+        othink-train reproduce --recipe paper --dry_run")]
+    Reproduce(Box<ReproduceConfig>),
 
     /// Write a synthetic dataset with images
     #[command(subcommand)]
     Tasks(TasksCommand),
+
+    /// Look at a dataset before training on it
+    #[command(subcommand)]
+    Data(DataCommand),
 
     /// Show what a checkpoint or run folder holds
     #[command(after_help = "Examples:\n  \
@@ -116,6 +127,23 @@ pub enum Command {
         othink-train doctor --device cuda && othink-train parity --model DIR --device cuda\n  \
         CUDA_VISIBLE_DEVICES=1 othink-train doctor")]
     Doctor(Box<DoctorConfig>),
+}
+
+/// What can be done with a dataset.
+#[derive(Subcommand, Clone, Debug, PartialEq)]
+pub enum DataCommand {
+    /// Show splits, columns, image sizes and tokens, and the first rows as the model will see them
+    #[command(after_help = "Examples:\n  \
+        othink-train data inspect data/clevr\n  \
+        othink-train data inspect org/name@test --model Qwen/Qwen2-VL-2B-Instruct\n  \
+        othink-train data inspect train.parquet --num_rows 5 --prompt_template none")]
+    Inspect(Box<InspectDataConfig>),
+    /// Read every row, decode every image, and list each bad row with its reason; exit code 65 if there is any
+    #[command(after_help = "Examples:\n  \
+        othink-train data check data/clevr\n  \
+        othink-train data check data/clevr@test --need_solution\n  \
+        othink-train data check a.jsonl b.parquet --output bad.jsonl")]
+    Check(Box<CheckDataConfig>),
 }
 
 /// What can be done with synthetic tasks.
@@ -227,6 +255,9 @@ impl Command {
             Command::Tasks(TasksCommand::Make(
                 MakeCommand::Counting(options) | MakeCommand::Geometry(options),
             )) => settle(options.as_mut(), file),
+            Command::Reproduce(options) => settle(options.as_mut(), file),
+            Command::Data(DataCommand::Inspect(options)) => settle(options.as_mut(), file),
+            Command::Data(DataCommand::Check(options)) => settle(options.as_mut(), file),
             Command::Inspect(options) => settle(options.as_mut(), file),
             Command::Doctor(options) => settle(options.as_mut(), file),
         }

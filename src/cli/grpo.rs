@@ -1,5 +1,6 @@
 //! `othink-train grpo`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -35,18 +36,28 @@ const REPORTED_GROUPS: usize = 3;
 pub fn train(options: &GrpoConfig) -> Result<()> {
     let placement = super::prepare(&options.hardware)?;
     training::check(&placement)?;
-    let start = Instant::now();
-    let quiet = options.logging.quiet.quiet;
-    let (names, weights) = (&options.group.reward_funcs, options.group.weights());
-    let rewards = RewardSet::new(names, &weights, &options.rewards, &inputs::notes(quiet))?;
-    check_metric(options, &rewards)?;
-    let need_solution = rewards.needs_solution();
-    let read = inputs::read_options(&options.data, need_solution)?;
     if options.dry_run.dry_run {
-        let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
+        let rewards = rewards(options)?;
+        check_metric(options, &rewards)?;
+        let read = inputs::read_options(&options.data, rewards.needs_solution())?;
+        let samples = inputs::read_rows(&options.data, &read, options.logging.quiet.quiet)?.prompts();
         return dry_run(options, &samples, &placement);
     }
-    let interrupt = Interrupt::by_signals()?;
+    let saved = train_until_done(options, &placement, &Interrupt::by_signals()?)?;
+    training::finish(&options.checkpoint.output_dir, &saved)
+}
+
+/// Trains where `placement` says until the last step, and writes the report. Gives the last checkpoint.
+pub(super) fn train_until_done(
+    options: &GrpoConfig,
+    placement: &Placement,
+    interrupt: &Interrupt,
+) -> Result<PathBuf> {
+    let start = Instant::now();
+    let quiet = options.logging.quiet.quiet;
+    let rewards = rewards(options)?;
+    check_metric(options, &rewards)?;
+    let read = inputs::read_options(&options.data, rewards.needs_solution())?;
     let dir = &options.checkpoint.output_dir;
     refuse_occupied(&options.checkpoint)?;
     let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
@@ -57,14 +68,13 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         inputs::given(options.data.pixels),
         &options.optimiser,
         options.kl.needs_reference(),
-        &placement,
+        placement,
         quiet,
     )?;
     let limit =
         policy.prompt_limit(options.rollout.max_prompt_length, options.rollout.max_completion_length)?;
     interrupt.check()?;
-    let fit =
-        training::Fit { limit, supervised: false, overlong: options.order.overlong, interrupt: &interrupt };
+    let fit = training::Fit { limit, supervised: false, overlong: options.order.overlong, interrupt };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
     if let Some(evaluation) = &mut evaluation {
         // Found now and not in the middle of the run.
@@ -75,19 +85,19 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     let steps = steps(options, stream.rows());
     let identity = Identity {
         command: GrpoConfig::COMMAND.into(),
-        options: identity_options(options, &placement)?,
+        options: identity_options(options, placement)?,
         model_hash: model_hash(&policy, options.model.chat_template.as_deref())?,
         dataset_hash: dataset_hash(&samples)?,
         max_steps: steps,
     };
-    let mut trainer = trainer(options, &placement, policy, rewards, limit, stream, steps)?;
+    let mut trainer = trainer(options, placement, policy, rewards, limit, stream, steps)?;
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
     let run_options = RunOptions {
         log_completions: options.completions.log_completions,
         print_completions: options.completions.num_completions_to_print,
         metric_for_best_model: options.completions.metric_for_best_model.clone(),
-        ..training::run_options(&folder, &options.checkpoint, &options.logging, &interrupt)
+        ..training::run_options(&folder, &options.checkpoint, &options.logging, interrupt)
     };
     let saved = run(&mut trainer, &samples, &run_options, identity, resumed, evaluation.as_ref())?;
     let summary = RunSummary {
@@ -101,7 +111,14 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         config: options.to_toml()?,
         ..RunSummary::default()
     };
-    training::finish(dir, &saved, &summary)
+    training::write_report(dir, &summary)?;
+    Ok(saved)
+}
+
+/// The rewards that the options name.
+fn rewards(options: &GrpoConfig) -> Result<RewardSet> {
+    let (names, weights) = (&options.group.reward_funcs, options.group.weights());
+    RewardSet::new(names, &weights, &options.rewards, &inputs::notes(options.logging.quiet.quiet))
 }
 
 /// Refuses a metric that no evaluation has.

@@ -1,6 +1,7 @@
 //! What commands start from: a checkpoint and rows.
 
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{DataOptions, ModelOptions, OwnPixelOptions, PixelOptions};
@@ -26,6 +27,16 @@ pub(super) fn processor_options(model: &ModelOptions, pixels: OwnPixelOptions) -
         chat_template_path: model.chat_template.clone(),
         ..ProcessorOptions::default()
     }
+}
+
+/// The processor of a checkpoint's folder, without its weights.
+pub(super) fn processor(folder: &Path, pixels: OwnPixelOptions) -> Result<Processor> {
+    let options = ProcessorOptions {
+        min_pixels: pixels.min_pixels.map(|n| n as u64),
+        max_pixels: pixels.max_pixels.map(|n| n as u64),
+        ..ProcessorOptions::default()
+    };
+    Processor::load(folder, &options)
 }
 
 /// Loads the checkpoint and says on standard error what its user should know.

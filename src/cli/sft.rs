@@ -1,5 +1,6 @@
 //! `othink-train sft`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,7 +18,7 @@ use crate::train::folder::{RunFolder, refuse_occupied};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
 use crate::train::resume::{dataset_hash, identity_options, model_hash};
-use crate::train::run::{METRICS, run};
+use crate::train::run::{Evaluation, METRICS, run};
 use crate::train::sft::{SftOptions, SftTrainer};
 use crate::train::stream::total_steps;
 
@@ -25,29 +26,42 @@ use crate::train::stream::total_steps;
 pub fn train(options: &SftConfig) -> Result<()> {
     let placement = super::prepare(&options.hardware)?;
     training::check(&placement)?;
+    if options.dry_run.dry_run {
+        return dry_run(options, &read(options)?, &placement);
+    }
+    let saved = train_until_done(options, &placement, &Interrupt::by_signals()?, None)?;
+    training::finish(&options.checkpoint.output_dir, &saved)
+}
+
+/// The rows, each with its target.
+fn read(options: &SftConfig) -> Result<Dataset> {
+    let read = ReadOptions { need_target: true, ..inputs::read_options(&options.data, false)? };
+    Ok(inputs::read_rows(&options.data, &read, options.logging.quiet.quiet)?.supervised())
+}
+
+/// Trains where `placement` says until the last step, with an evaluation while it goes where one is given, and writes the
+/// report. Gives the last checkpoint.
+pub(super) fn train_until_done(
+    options: &SftConfig,
+    placement: &Placement,
+    interrupt: &Interrupt,
+    evaluation: Option<&Evaluation>,
+) -> Result<PathBuf> {
     let start = Instant::now();
     let dir = &options.checkpoint.output_dir;
     let (optimiser, quiet) = (&options.optimiser, options.logging.quiet.quiet);
-    if !options.dry_run.dry_run {
-        refuse_occupied(&options.checkpoint)?;
-    }
-    let read = ReadOptions { need_target: true, ..inputs::read_options(&options.data, false)? };
-    let samples = inputs::read_rows(&options.data, &read, quiet)?.supervised();
-    if options.dry_run.dry_run {
-        return dry_run(options, &samples, &placement);
-    }
-    let interrupt = Interrupt::by_signals()?;
+    refuse_occupied(&options.checkpoint)?;
+    let samples = read(options)?;
     let policy = training::load(
         &options.model,
         inputs::given(options.data.pixels),
         optimiser,
         false,
-        &placement,
+        placement,
         quiet,
     )?;
     let limit = max_length(options, policy.model.config());
-    let fit =
-        training::Fit { limit, supervised: true, overlong: options.order.overlong, interrupt: &interrupt };
+    let fit = training::Fit { limit, supervised: true, overlong: options.order.overlong, interrupt };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
     let stream = training::stream(&samples, &options.order, options.seed.seed)?;
     let steps = steps(options, stream.rows());
@@ -62,16 +76,17 @@ pub fn train(options: &SftConfig) -> Result<()> {
     };
     let identity = Identity {
         command: SftConfig::COMMAND.into(),
-        options: identity_options(options, &placement)?,
+        options: identity_options(options, placement)?,
         model_hash: model_hash(&policy, options.model.chat_template.as_deref())?,
         dataset_hash: dataset_hash(&samples)?,
         max_steps: steps,
     };
     let mut trainer = SftTrainer::new(policy, trainer_options, training::adamw(optimiser), stream)?;
+    trainer.read_ahead(options.order.dataloader_num_workers);
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
-    let run_options = training::run_options(&folder, &options.checkpoint, &options.logging, &interrupt);
-    let saved = run(&mut trainer, &samples, &run_options, identity, resumed, None)?;
+    let run_options = training::run_options(&folder, &options.checkpoint, &options.logging, interrupt);
+    let saved = run(&mut trainer, &samples, &run_options, identity, resumed, evaluation)?;
     let (all, trained) = trainer.policy.params.count();
     let summary = RunSummary {
         title: format!("othink-train sft: {}", options.model.model),
@@ -87,7 +102,8 @@ pub fn train(options: &SftConfig) -> Result<()> {
         config: options.to_toml()?,
         ..RunSummary::default()
     };
-    training::finish(dir, &saved, &summary)
+    training::write_report(dir, &summary)?;
+    Ok(saved)
 }
 
 /// Longest row: what the options say, within the model's context.

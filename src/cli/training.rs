@@ -252,9 +252,14 @@ pub(super) fn fact(name: &str, value: impl ToString) -> (String, String) {
     (name.to_string(), value.to_string())
 }
 
-/// Writes the run's report and says where it is and where the last checkpoint is.
-pub(super) fn finish(dir: &Path, saved: &Path, summary: &RunSummary) -> Result<()> {
-    let report = dir.join("report.html");
-    html::write(&report, summary)?;
-    super::print(&format!("checkpoint: {}\nreport: {}\n", saved.display(), report.display()))
+/// Writes the run's report.
+pub(super) fn write_report(dir: &Path, summary: &RunSummary) -> Result<()> {
+    html::write(dir.join(REPORT), summary)
+}
+
+const REPORT: &str = "report.html";
+
+/// Says where the report is and where the last checkpoint is.
+pub(super) fn finish(dir: &Path, saved: &Path) -> Result<()> {
+    super::print(&format!("checkpoint: {}\nreport: {}\n", saved.display(), dir.join(REPORT).display()))
 }

@@ -84,14 +84,27 @@ pub struct OrderOptions {
     #[arg(long, value_enum, default_value = "first_exhausted", value_name = "WHEN")]
     pub stopping_strategy: StoppingStrategy,
 
+    /// Threads that read, decode and tokenise the next step's rows meanwhile; 0 does it at the step
+    #[arg(long, default_value = "1", value_name = "N")]
+    pub dataloader_num_workers: usize,
+
     /// What to do with a row that is too long: stop, or leave it out (nothing is ever truncated)
     #[arg(long, value_enum, default_value = "error", value_name = "WHAT")]
     pub overlong: Overlong,
 }
 
+/// Most threads that read ahead.
+const MAX_WORKERS: usize = 256;
+
 impl OrderOptions {
     pub(super) fn check(&self, datasets: usize) -> Checked {
         self.dataset_weights.iter().try_for_each(|&weight| positive("dataset_weights", weight))?;
+        if self.dataloader_num_workers > MAX_WORKERS {
+            return Err(Violation::new(
+                "dataloader_num_workers",
+                format!("is {}, but must be at most {MAX_WORKERS}", self.dataloader_num_workers),
+            ));
+        }
         match self.dataset_weights.len() {
             0 => Ok(()),
             weights if weights == datasets => Ok(()),

@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use super::accuracy::is_correct;
+use super::answer::is_correct;
 use super::{Completed, Reward};
 use crate::error::Result;
 use crate::rollout::Watch;

@@ -22,7 +22,7 @@ pub struct Policy {
     /// The folder and its config files.
     pub folder: ModelFolder,
     /// Text and images to model input.
-    pub processor: Processor,
+    pub processor: Arc<Processor>,
     /// The architecture.
     pub model: Model,
     /// The weights.
@@ -33,7 +33,7 @@ impl Policy {
     /// Loads a folder, or `org/name` from the local Hugging Face cache; the weights go where `placement` says.
     pub fn load(model: &str, options: &ProcessorOptions, placement: &Placement) -> Result<Policy> {
         let folder = ModelFolder::open(model)?;
-        let processor = Processor::load(&folder.dir, options)?;
+        let processor = Arc::new(Processor::load(&folder.dir, options)?);
         let (ids, rows) = (processor.tokenizer().id_limit(), folder.config.text.vocab_size);
         if ids > rows {
             return Err(Error::content(

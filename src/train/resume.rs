@@ -100,6 +100,7 @@ fn meaning(option: &str) -> Meaning {
         | "eval_dataset"
         | "threads"
         | "gradient_checkpointing"
+        | "dataloader_num_workers"
         | "reward_timeout" => Meaning::None,
         "device" | "dtype" | "learning_rate" | "lr_scheduler_type" | "warmup_ratio" | "warmup_steps"
         | "weight_decay" | "adam_beta1" | "adam_beta2" | "adam_epsilon" | "max_grad_norm" => Meaning::Tuning,

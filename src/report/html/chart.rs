@@ -110,7 +110,7 @@ fn kl_with_beta(rows: &[Row]) -> Option<String> {
     Some(frame("KL and its weight", &range, &body))
 }
 
-fn frame(title: &str, range: &str, body: &str) -> String {
+pub(super) fn frame(title: &str, range: &str, body: &str) -> String {
     format!(
         "<figure class=\"card\"><header><h3>{}</h3><span class=\"range\">{range}</span></header>{body}</figure>\n",
         escape(title)
@@ -260,7 +260,7 @@ fn running_mean(points: &[Point]) -> Vec<f64> {
 }
 
 /// Two to six round values that enclose `[low, high]`.
-fn ticks(low: f64, high: f64) -> Vec<f64> {
+pub(super) fn ticks(low: f64, high: f64) -> Vec<f64> {
     // A flat line gets room above and below.
     let (low, high) = if high > low {
         (low, high)
@@ -278,7 +278,7 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
 }
 
 /// A number in few characters: `0.0421`, `12.5`, `1.2e-6`.
-fn short(value: f64) -> String {
+pub(super) fn short(value: f64) -> String {
     let size = value.abs();
     if size < 1e-12 {
         "0".to_owned()

@@ -1,7 +1,7 @@
 //! Cutting an answer into lexemes.
 
 use super::rational::Rational;
-use super::token::{Lexeme, Number, Relation, Token};
+use super::token::{Lexeme, Number, Relation, Token, is_cjk};
 
 /// Commands that only dress what follows.
 const DRESSING: [&str; 34] = [
@@ -175,9 +175,15 @@ impl Lexer<'_> {
         Some(1 + end)
     }
 
+    /// A run of letters: Chinese ones apart, and `和` and `或` between them.
     fn word(&mut self) {
-        let is_letter = |c: &char| c.is_alphabetic() && sign(*c).is_none();
-        let length = self.chars[self.at..].iter().take_while(|c| is_letter(c)).count().max(1);
+        let first = self.chars[self.at];
+        let joins = |c: char| ['和', '或'].contains(&c);
+        let goes_on = |c: &&char| {
+            c.is_alphabetic() && sign(**c).is_none() && is_cjk(**c) == is_cjk(first) && !joins(**c)
+        };
+        let length =
+            if joins(first) { 1 } else { self.chars[self.at..].iter().take_while(goes_on).count().max(1) };
         let word: String = self.chars[self.at..self.at + length].iter().collect();
         self.push(Token::Word(word), length);
     }

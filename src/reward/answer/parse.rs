@@ -3,7 +3,7 @@
 mod term;
 
 use super::expr::{Answer, Brackets, Expr, Quantity};
-use super::token::{Lexeme, Relation, Token};
+use super::token::{Lexeme, Relation, Token, joins};
 use super::unit::{Unit, currency, unit};
 
 /// How deep brackets, fractions, roots and exponents may be nested.
@@ -317,11 +317,6 @@ impl<'a> Parser<'a> {
         }
         false
     }
-}
-
-/// Whether a word joins the items of a list.
-pub(super) fn joins(word: &str) -> bool {
-    ["and", "or", "和", "或"].contains(&word.to_lowercase().as_str())
 }
 
 /// The variable that a word of one letter is.

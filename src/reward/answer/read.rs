@@ -10,8 +10,8 @@ use super::evaluate::{Fuel, Value, evaluate};
 use super::expr::{Answer, Brackets, Expr, Quantity};
 use super::extract::{boxed, stated};
 use super::lexer::lexemes;
-use super::parse::{joins, parse};
-use super::token::{Lexeme, Token};
+use super::parse::parse;
+use super::token::{Lexeme, Token, joins};
 use super::unit::{Unit, unit};
 
 /// One of several answers that a question offered.
@@ -199,11 +199,11 @@ impl<'a> Reading<'a> {
 }
 
 fn denies(word: &str) -> bool {
-    [
+    const DENIALS: [&str; 14] = [
         "not", "no", "never", "than", "least", "most", "except", "without", "neither", "nor", "or", "isn",
-        "aren",
-    ]
-    .contains(&word)
+        "aren", "below",
+    ];
+    DENIALS.contains(&word) || word.starts_with('不')
 }
 
 /// `text` without quotation marks, emphasis and closing punctuation around it.

@@ -71,6 +71,16 @@ pub(super) struct Lexeme {
     pub(super) spaced: bool,
 }
 
+/// Whether a word joins the items of a list.
+pub(super) fn joins(word: &str) -> bool {
+    ["and", "or", "和", "或"].contains(&word.to_lowercase().as_str())
+}
+
+/// Whether `c` is a Chinese character.
+pub(super) fn is_cjk(c: char) -> bool {
+    ('\u{4e00}'..='\u{9fff}').contains(&c)
+}
+
 impl std::fmt::Display for Lexeme {
     /// One spelling for each token, for comparing texts; a space where white space parts two words.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -1,6 +1,6 @@
 //! Units of measurement after a number.
 
-use super::token::{Lexeme, Token};
+use super::token::{Lexeme, Token, is_cjk, joins};
 
 /// What follows a number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,6 +60,7 @@ const BASES: &[(&str, &[&str])] = &[
     ("ft", &["ft", "foot", "feet"]),
     ("yd", &["yd", "yard", "yards"]),
     ("mi", &["mi", "mile", "miles"]),
+    ("nmi", &["nmi", "海里"]),
     ("mg", &["mg", "milligram", "milligrams"]),
     ("g", &["g", "gram", "grams", "克"]),
     ("kg", &["kg", "kilogram", "kilograms", "千克", "公斤"]),
@@ -140,6 +141,7 @@ pub(super) fn unit(lexemes: &[Lexeme], after_number: bool) -> Option<(Unit, usiz
     match token {
         Token::Percent => Some((Unit::Percent, length)),
         Token::Word(word) if is_percent(word) => Some((Unit::Percent, length)),
+        Token::Word(word) if word.chars().all(is_cjk) && !joins(word) => Some((Unit::Word, length)),
         Token::Word(word) if after_number && is_counted(word) => Some((Unit::Word, length)),
         _ => None,
     }
@@ -147,16 +149,11 @@ pub(super) fn unit(lexemes: &[Lexeme], after_number: bool) -> Option<(Unit, usiz
 
 /// One or two letters are algebra; a longer word is what was counted.
 fn is_counted(word: &str) -> bool {
-    let plain = word.len() > 2 && word.bytes().all(|b| b.is_ascii_lowercase());
-    (plain || word.chars().all(is_cjk)) && !NEVER.contains(&word)
+    word.len() > 2 && word.bytes().all(|b| b.is_ascii_lowercase()) && !NEVER.contains(&word)
 }
 
 fn is_percent(word: &str) -> bool {
     ["percent", "percentage", "pct"].contains(&word.to_lowercase().as_str())
-}
-
-fn is_cjk(c: char) -> bool {
-    ('\u{4e00}'..='\u{9fff}').contains(&c)
 }
 
 fn known(lexemes: &[Lexeme]) -> Option<(Unit, usize)> {
@@ -213,10 +210,10 @@ fn known(lexemes: &[Lexeme]) -> Option<(Unit, usize)> {
     {
         taken += 1;
         if let Some((exponent, length)) = exponent(&lexemes[taken..])
-            && parts.len() == 1
-            && parts[0].1.abs() == 1
+            && let Some(last) = parts.last_mut()
+            && last.1.abs() == 1
         {
-            parts[0].1 *= exponent;
+            last.1 *= exponent;
             taken += length;
         }
     }

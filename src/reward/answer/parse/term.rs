@@ -1,9 +1,9 @@
 //! Expressions: sums, products, powers and what they are made of.
 
-use super::{Parser, joins, variable};
+use super::{Parser, variable};
 use crate::reward::answer::expr::{Expr, FUNCTIONS};
 use crate::reward::answer::rational::Rational;
-use crate::reward::answer::token::{Number, Token};
+use crate::reward::answer::token::{Number, Token, joins};
 
 impl<'a> Parser<'a> {
     pub(super) fn sum(&mut self) -> Option<Expr> {
