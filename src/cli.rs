@@ -13,6 +13,7 @@ use crate::tensor::{Device, Placement};
 
 pub mod arguments;
 
+mod data;
 mod demo;
 mod doctor;
 mod eval;
@@ -23,6 +24,8 @@ mod inputs;
 mod inspect;
 mod output;
 mod parity;
+pub mod reproduce;
+mod reward;
 mod score;
 mod sft;
 mod tasks;
@@ -65,7 +68,10 @@ fn dispatch(command: &Command) -> Result<()> {
         Command::Generate(options) => generate::run(options),
         Command::Parity(options) => parity::run(options),
         Command::Score(options) => score::run(options),
+        Command::Reward(options) => reward::run(options),
         Command::Tasks(TasksCommand::Make(task)) => tasks::run(task),
+        Command::Reproduce(options) => reproduce::run(options),
+        Command::Data(command) => data::run(command),
         Command::Inspect(options) => inspect::run(options),
         Command::Doctor(options) => doctor::run(options),
     }

@@ -19,24 +19,33 @@ mod data;
 mod grpo;
 mod model;
 mod optimiser;
+mod reproduce;
+mod reward;
 mod rollout;
 mod run;
 mod tools;
 
 pub use check::{Checked, Violation};
-pub use commands::{EvalConfig, GenerateConfig, GrpoConfig, ParityConfig, ScoreConfig, SftConfig};
+pub use commands::{
+    EvalConfig, GenerateConfig, GrpoConfig, ParityConfig, RewardConfig, ScoreConfig, SftConfig,
+};
 pub use data::{DataOptions, OrderOptions, Overlong, OwnPixelOptions, PixelOptions, StoppingStrategy};
 pub use grpo::{
     BetaScheduleType, GroupOptions, ImportanceSamplingLevel, KlEstimator, KlOptions, LossType, ScaleRewards,
 };
 pub use model::{DeviceChoice, DtypeChoice, HardwareOptions, ModelOptions};
 pub use optimiser::{LrSchedulerType, OptimiserOptions};
+pub use reproduce::{RecipeName, ReproduceConfig};
+pub use reward::RewardOptions;
 pub use rollout::{OwnRolloutOptions, RolloutOptions};
 pub use run::{
-    CheckpointOptions, CompletionLogOptions, DryRunOptions, FileOptions, LoggingOptions, QuietOptions,
-    ResumeFrom, SeedOptions,
+    CheckpointOptions, CompletionLogOptions, DryRunOptions, EvaluationOptions, FileOptions, LoggingOptions,
+    QuietOptions, ReportTo, ResumeFrom, SeedOptions, Strategy,
 };
-pub use tools::{DemoConfig, Difficulty, DoctorConfig, InspectConfig, MakeTaskConfig};
+pub use tools::{
+    CheckDataConfig, DemoConfig, Difficulty, DoctorConfig, InspectConfig, InspectDataConfig, MakeTaskConfig,
+    RowsOptions,
+};
 
 /// All options of one command.
 pub trait Options: Serialize {

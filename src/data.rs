@@ -4,16 +4,23 @@
 //! they are: a sample carries a checked path, and the bytes are read when [`ImageSource::encoded`] is called. [`order`]
 //! is the seeded order of an epoch.
 
+mod arrow_cell;
+mod arrow_stream;
+mod base64;
+mod batches;
+mod card;
 mod cells;
 mod dataset;
 mod image_path;
 mod jsonl;
 mod jsonl_table;
-mod locate;
 mod nearest;
 mod order;
+mod parquet;
+mod parquet_pages;
 mod read;
 mod row;
+mod splits;
 mod table;
 mod template;
 
@@ -27,10 +34,11 @@ use crate::files::read_bounded;
 pub use cells::{Cell, Cells, ImageCell};
 pub use dataset::{Dataset, Source};
 pub use jsonl::{MAX_LINE_BYTES, Objects, objects};
-pub use locate::locate;
 pub use nearest::nearest;
 pub use order::order;
 pub use read::{Named, ReadOptions, open, read, read_usable};
+pub use row::conversation_column;
+pub use splits::splits;
 pub use table::{Origin, Place, Table, TableOptions, open_table};
 pub use template::PromptTemplate;
 
@@ -45,9 +53,9 @@ pub struct Sample {
     pub messages: Vec<Message>,
     /// The images that `Part::Image` refers to, in order.
     pub images: Vec<ImageSource>,
-    /// The reference answer as the dataset holds it (R1-V: `<answer> 3 </answer>`).
+    /// The reference answer as the dataset holds it (R1-V: `<answer> 3 </answer>`; EasyR1: a bare `3`).
     pub solution: Option<String>,
-    /// Every other column, for rewards.
+    /// Every other column, for rewards; bytes are null in it, and an image is `{"path": ..}`.
     pub columns: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -154,6 +162,14 @@ pub const MAX_IMAGE_SIDE: u32 = 16_384;
 pub const MAX_IMAGE_BYTES: u64 = 512 << 20;
 
 impl ImageSource {
+    /// What an image column of JSONL has to hold to mean this image: its path, or its bytes in a `data:` URI.
+    pub fn as_text(&self) -> String {
+        match self {
+            ImageSource::File(path) => path.display().to_string(),
+            ImageSource::Bytes(bytes) => base64::to_data_uri(bytes),
+        }
+    }
+
     /// The encoded bytes; a file is read now.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use crate::optim::{AdamWConfig, LrSchedule};
 use crate::processor::ProcessorOptions;
 use crate::report::html::{self, Accuracy, RunSummary};
 use crate::report::{JsonLines, Progress, Row, read_rows};
-use crate::reward::RewardSet;
+use crate::reward::{self, Format, RewardSet};
 use crate::rollout::sampler::SamplingParams;
 use crate::tasks::{self, Difficulty, Task, TaskOptions, blank_sample, majority_accuracy};
 use crate::tensor::Placement;
@@ -212,6 +212,7 @@ fn make_data(recipe: &Recipe, dir: &Path, seed: u64, quiet: bool) -> Result<Path
         train: recipe.train_rows,
         test: recipe.test_rows,
         image_size: recipe.image_side,
+        question_type: None,
     };
     let progress = Progress::start("draw images", (recipe.train_rows + recipe.test_rows) as u64, quiet);
     tasks::write(recipe.task, &options, &data_dir, &|| progress.advance(1))?;
@@ -232,7 +233,7 @@ fn accuracy(
     label: &str,
     quiet: bool,
 ) -> Result<f64> {
-    let rewards = RewardSet::new(&["accuracy".to_string()], &[])?;
+    let rewards = RewardSet::from_rewards(vec![Box::new(reward::Accuracy)], &[])?;
     let options = EvaluationOptions {
         sampling: SamplingParams {
             greedy: true,
@@ -311,7 +312,7 @@ impl Run<'_> {
         let sampling =
             SamplingParams { max_new_tokens: recipe.max_completion_tok, ..SamplingParams::default() };
         let decoding = policy.decoding(sampling, &[], true)?;
-        let rewards = RewardSet::new(&["accuracy".to_string(), "format".to_string()], &[])?;
+        let rewards = RewardSet::from_rewards(vec![Box::new(reward::Accuracy), Box::new(Format)], &[])?;
         let completions = recipe.prompts_per_step * recipe.group;
         let options = GrpoOptions {
             num_generations: recipe.group,
@@ -330,6 +331,9 @@ impl Run<'_> {
                 max_completion_length: recipe.max_completion_tok,
             },
             mask_truncated: false,
+            max_resample_times: None,
+            log_exact_kl: false,
+            reference_sync: None,
             prompt_limit: policy.prompt_limit(None, recipe.max_completion_tok)?,
             schedule: LrSchedule {
                 scheduler_type: LrSchedulerType::Linear,
@@ -367,6 +371,8 @@ fn run_options(dir: &Path, quiet: bool) -> RunOptions {
         save_only_model: true,
         metric_for_best_model: String::new(),
         logging_steps: 0,
+        logging_first_step: false,
+        events: None,
         log_completions: true,
         print_completions: 0,
         quiet,
@@ -422,6 +428,7 @@ fn write_report(
         ],
         sft: read_rows(dir.join("sft_metrics.jsonl"))?,
         grpo: read_rows(dir.join("metrics.jsonl"))?,
+        evaluations: Vec::new(),
         completions: html::sample_completions(dir.join("completions.jsonl"), 3)?,
         config: config.to_string(),
     };

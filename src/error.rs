@@ -39,6 +39,9 @@ pub enum Error {
     /// Another run has the folder. Exit code 69.
     #[error("{0}")]
     Busy(String),
+    /// A reward that a process of the user's computes cannot be had. Exit code 69.
+    #[error("{0}")]
+    Reward(String),
     /// The run stopped to protect itself (NaN loss, failed self-check). Exit code 70.
     #[error("{0}")]
     Protect(String),
@@ -90,7 +93,7 @@ impl Error {
             Error::Usage(_) => 2,
             Error::Content { .. } | Error::Input(_) => 65,
             Error::Missing { .. } => 66,
-            Error::Device(_) | Error::Busy(_) => 69,
+            Error::Device(_) | Error::Busy(_) | Error::Reward(_) => 69,
             Error::Protect(_) => 70,
             Error::Memory(_) => 71,
             Error::Io { .. } => 74,

@@ -65,6 +65,23 @@ pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<u
     }
 }
 
+/// Up to `bytes` bytes from `at` on; fewer only at the end of the file.
+///
+/// # Errors
+/// The system's.
+pub fn read_up_to(file: &File, at: u64, bytes: usize) -> std::io::Result<Vec<u8>> {
+    let mut buffer = vec![0; bytes];
+    let mut filled = 0;
+    while filled < bytes {
+        match read_at(file, &mut buffer[filled..], at + filled as u64)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    buffer.truncate(filled);
+    Ok(buffer)
+}
+
 fn not_regular(path: &Path, metadata: &fs::Metadata) -> Error {
     let kind = if metadata.is_dir() { "a folder" } else { "a pipe, socket or device" };
     Error::content(path, format!("is {kind}, not a regular file"))
@@ -132,8 +149,9 @@ fn is_cache_blob(root: &Path, real: &Path) -> bool {
         return false;
     };
     let Some(repository) = snapshots.parent() else { return false };
-    let is_model = repository.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("models--"));
-    is_model && real.parent() == Some(repository.join("blobs").as_path())
+    let name = repository.file_name().and_then(|n| n.to_str()).unwrap_or("");
+    let is_cached = name.starts_with("models--") || name.starts_with("datasets--");
+    is_cached && real.parent() == Some(repository.join("blobs").as_path())
 }
 
 #[cfg(test)]

@@ -41,4 +41,5 @@ pub mod report;
 pub mod train;
 pub mod parity;
 pub mod demo;
+pub mod reproduce;
 pub mod cli;

@@ -194,6 +194,25 @@ impl RmsNorm {
     }
 }
 
+/// The norm that a model has at a place.
+#[derive(Clone, Debug)]
+pub enum Norm {
+    /// RMSNorm.
+    Rms(RmsNorm),
+    /// LayerNorm.
+    Layer(LayerNorm),
+}
+
+impl Norm {
+    /// `[T, C]` to `[T, C]`.
+    pub fn forward(&self, scope: &Scope<'_>, x: &Var) -> Result<Var> {
+        match self {
+            Norm::Rms(norm) => norm.forward(scope, x),
+            Norm::Layer(norm) => norm.forward(scope, x),
+        }
+    }
+}
+
 /// LayerNorm over the last dimension.
 #[derive(Clone, Debug)]
 pub struct LayerNorm {

@@ -286,11 +286,21 @@ impl Processor {
 /// # Errors
 /// Those of [`Processor::encode`] that are about images.
 pub fn check_images(sample: &Sample) -> Result<()> {
-    let check = |(index, source): (usize, &ImageSource)| {
+    image_sizes(sample).map(drop)
+}
+
+/// Decodes every image of a row and gives their sizes, each as (width, height) in pixels, upright.
+///
+/// # Errors
+/// As [`check_images`].
+pub fn image_sizes(sample: &Sample) -> Result<Vec<(usize, usize)>> {
+    let size = |(index, source): (usize, &ImageSource)| {
         let rgb = decode::load_for_model(source, &image_name(sample, index))?;
-        resize::check_aspect_ratio(rgb.height, rgb.width).map_err(|error| of_file(source, error))
+        resize::check_aspect_ratio(rgb.height, rgb.width).map_err(|error| of_file(source, error))?;
+        Ok((rgb.width, rgb.height))
     };
-    sample.images.iter().enumerate().try_for_each(check).map_err(|error| sample.blame(error))
+    let sizes = sample.images.iter().enumerate().map(size).collect::<Result<_>>();
+    sizes.map_err(|error| sample.blame(error))
 }
 
 /// What stands for an image without a file in errors.

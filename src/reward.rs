@@ -1,14 +1,24 @@
 //! Rewards: what a completion is worth, by named functions and their weighted sum.
 //!
 //! Eq. 1 of OThink-MR1 is `R = R_acc + alpha * R_format`: the set `accuracy, format` with
-//! weights `1, alpha`. A new reward is one file with a [`Reward`] and one line in [`NAMES`]
-//! and `by_name`.
+//! weights `1, alpha`. A new reward is one file with a [`Reward`], one line in [`KNOWN`] and one
+//! in `by_name`.
 
 mod accuracy;
 mod accuracy_r1v;
 pub mod answer;
+mod cosine;
+#[cfg(unix)]
+mod external;
 mod format;
+mod iou;
+mod repetition;
+mod soft_overlong;
+mod think_format;
 
+use std::sync::Arc;
+
+use crate::config::RewardOptions;
 use crate::data::{Sample, nearest};
 use crate::error::{Error, Result};
 use crate::rollout::Watch;
@@ -16,7 +26,17 @@ use crate::rollout::Watch;
 pub use accuracy::Accuracy;
 pub use accuracy_r1v::AccuracyR1v;
 pub use answer::{extract, is_correct, parsed};
+pub use cosine::{Cosine, Length};
+#[cfg(unix)]
+pub use external::External;
 pub use format::Format;
+pub use iou::Iou;
+pub use repetition::Repetition;
+pub use soft_overlong::SoftOverlong;
+pub use think_format::ThinkFormat;
+
+/// Where a note to the user goes. Texts come as they are: whoever shows them escapes them.
+pub type Notes = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// A completion to score.
 #[derive(Clone, Copy, Debug)]
@@ -44,37 +64,111 @@ pub trait Reward: Send + Sync {
     /// Whatever keeps the reward from being known; those of `watch`.
     fn score(&self, completions: &[Completed<'_>], watch: Watch<'_>) -> Result<Vec<Option<f64>>>;
 
+    /// Gets ready what takes time, so that what cannot work is known before the work begins.
+    ///
+    /// # Errors
+    /// Those that [`Reward::score`] would have.
+    fn start(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether a row needs a reference answer for this reward to apply.
     fn needs_solution(&self) -> bool {
         false
     }
-}
 
-/// The known reward names.
-pub const NAMES: [&str; 3] = ["accuracy", "accuracy_r1v", "format"];
-
-fn by_name(name: &str) -> Option<Box<dyn Reward>> {
-    match name {
-        "accuracy" => Some(Box::new(Accuracy)),
-        "accuracy_r1v" => Some(Box::new(AccuracyR1v)),
-        "format" => Some(Box::new(Format)),
-        _ => None,
+    /// Whether the score depends on [`Completed::tokens`].
+    fn needs_tokens(&self) -> bool {
+        false
     }
 }
 
-/// Rewards with their weights.
+/// The built-in rewards: names, and what each is worth. `n` is the completion's length in tokens.
+pub const KNOWN: [(&str, &str); 9] = [
+    ("accuracy", "1 if the answer in the completion equals the solution's, else 0"),
+    ("accuracy_r1v", "as accuracy, by R1-V's rule, which may take its number from the thinking"),
+    ("format", "1 if all of it matches <think>.*?</think>\\s*<answer>.*?</answer>, else 0"),
+    ("think_format", "1 if it begins with <think>, </think> follows and no second <think>, else 0 (TRL)"),
+    (
+        "cosine",
+        "end + (start - end) / 2 * (1 + cos(pi * min(n / max_len, 1))): a right answer from cosine_max_value_correct \
+                to cosine_min_value_correct, a wrong one from cosine_min_value_wrong to cosine_max_value_wrong (open-r1)",
+    ),
+    ("length", "0.5 + 0.25 * (1 + cos(pi * min(n / 1024, 1))), right or wrong (VLM-R1)"),
+    (
+        "soft_overlong",
+        "0 up to n = max_completion_len - soft_punish_cache, then falling linearly to -1 at max_completion_len (DAPO, TRL)",
+    ),
+    (
+        "repetition",
+        "repetition_max_penalty * (1 - distinct / all) over the n-grams of repetition_n_grams tokens (TRL)",
+    ),
+    (
+        "iou",
+        "intersection over union of the first boxes [x1, y1, x2, y2] of answer tag and solution (VLM-R1)",
+    ),
+];
+
+fn by_name(name: &str, options: &RewardOptions) -> Option<Arc<dyn Reward>> {
+    Some(match name {
+        "accuracy" => Arc::new(Accuracy),
+        "accuracy_r1v" => Arc::new(AccuracyR1v),
+        "format" => Arc::new(Format),
+        "think_format" => Arc::new(ThinkFormat),
+        "cosine" => Arc::new(Cosine {
+            min_value_wrong: options.cosine_min_value_wrong,
+            max_value_wrong: options.cosine_max_value_wrong,
+            min_value_correct: options.cosine_min_value_correct,
+            max_value_correct: options.cosine_max_value_correct,
+            max_len: options.cosine_max_len?,
+        }),
+        "length" => Arc::new(Length),
+        "soft_overlong" => {
+            Arc::new(SoftOverlong { max_len: options.max_completion_len?, cache: options.soft_punish_cache? })
+        }
+        "repetition" => Arc::new(Repetition {
+            n_grams: options.repetition_n_grams,
+            max_penalty: options.repetition_max_penalty,
+        }),
+        "iou" => Arc::new(Iou),
+        _ => return None,
+    })
+}
+
+/// A reward that a process of the user's computes.
+#[cfg(unix)]
+fn by_command(name: &str, command: &str, timeout: f64, notes: &Notes) -> Result<Arc<dyn Reward>> {
+    let timeout = std::time::Duration::from_secs_f64(timeout);
+    Ok(Arc::new(External::new(name, command, timeout, notes.clone())))
+}
+
+#[cfg(not(unix))]
+fn by_command(name: &str, _: &str, _: f64, _: &Notes) -> Result<Arc<dyn Reward>> {
+    Err(Error::Usage(format!("--reward_command {name}: commands are run on Unix systems only")))
+}
+
+/// Rewards with their weights. Clones share the rewards, and so their processes.
+#[derive(Clone)]
 pub struct RewardSet {
-    rewards: Vec<Box<dyn Reward>>,
+    rewards: Vec<Arc<dyn Reward>>,
     weights: Vec<f64>,
 }
 
 impl RewardSet {
-    /// The rewards called `names`; an empty `weights` means 1 for each.
+    /// The rewards called `names`, built in or among the commands of `options` (resolved); an empty
+    /// `weights` means 1 for each. `notes` is told what the user should know of the commands.
     ///
     /// # Errors
-    /// `Usage` for an unknown name (with the nearest known one), a name given twice, no name
-    /// at all, a number of weights other than the number of names, or a weight not finite.
-    pub fn new(names: &[String], weights: &[f64]) -> Result<Self> {
+    /// `Usage` for an unknown name (with the nearest known one), a name given twice, a command with
+    /// the name of a built-in reward, no name at all, a number of weights other than the number of
+    /// names, or a weight not finite.
+    pub fn new(names: &[String], weights: &[f64], options: &RewardOptions, notes: &Notes) -> Result<Self> {
+        let built_in = || KNOWN.iter().map(|(name, _)| *name);
+        if let Some((name, _)) = options.commands().find(|(name, _)| built_in().any(|known| known == *name)) {
+            return Err(Error::Usage(format!(
+                "--reward_command {name}=.. has the name of a built-in reward; give it another"
+            )));
+        }
         let mut rewards = Vec::with_capacity(names.len());
         for (i, name) in names.iter().enumerate() {
             if names[..i].contains(name) {
@@ -82,12 +176,22 @@ impl RewardSet {
                     "the reward `{name}` is given twice; use a weight instead"
                 )));
             }
-            rewards.push(by_name(name).ok_or_else(|| {
-                let hint = nearest(name, NAMES).map_or(String::new(), |n| format!("; did you mean `{n}`?"));
-                Error::Usage(format!("unknown reward `{name}`{hint} (known: {})", NAMES.join(", ")))
+            if let Some((_, command)) = options.commands().find(|(known, _)| known == name) {
+                rewards.push(by_command(name, command, options.reward_timeout, notes)?);
+                continue;
+            }
+            rewards.push(by_name(name, options).ok_or_else(|| {
+                let known: Vec<&str> = built_in().chain(options.commands().map(|(name, _)| name)).collect();
+                let hint = nearest(name, known.iter().copied());
+                let hint = hint.map_or(String::new(), |name| format!("; did you mean `{name}`?"));
+                Error::Usage(format!(
+                    "unknown reward `{name}`{hint} (known: {}; `othink-train reward --list` tells what each is, \
+                     --reward_command adds your own)",
+                    known.join(", ")
+                ))
             })?);
         }
-        Self::from_rewards(rewards, weights)
+        Self::of(rewards, weights)
     }
 
     /// A set of the caller's own rewards; `weights` as in [`RewardSet::new`].
@@ -95,8 +199,13 @@ impl RewardSet {
     /// # Errors
     /// `Usage` as for [`RewardSet::new`].
     pub fn from_rewards(rewards: Vec<Box<dyn Reward>>, weights: &[f64]) -> Result<Self> {
+        Self::of(rewards.into_iter().map(Arc::from).collect(), weights)
+    }
+
+    fn of(rewards: Vec<Arc<dyn Reward>>, weights: &[f64]) -> Result<Self> {
         if rewards.is_empty() {
-            return Err(Error::Usage(format!("no reward is given (known: {})", NAMES.join(", "))));
+            let known = KNOWN.map(|(name, _)| name);
+            return Err(Error::Usage(format!("no reward is given (known: {})", known.join(", "))));
         }
         let weights = if weights.is_empty() { vec![1.0; rewards.len()] } else { weights.to_vec() };
         if weights.len() != rewards.len() {
@@ -112,6 +221,14 @@ impl RewardSet {
         Ok(RewardSet { rewards, weights })
     }
 
+    /// Gets ready what takes time, so that what cannot work is known before the work begins.
+    ///
+    /// # Errors
+    /// Those of [`Reward::start`].
+    pub fn start(&self) -> Result<()> {
+        self.rewards.iter().try_for_each(|reward| reward.start())
+    }
+
     /// The names, in the order of [`RewardSet::score`].
     pub fn names(&self) -> Vec<&str> {
         self.rewards.iter().map(|r| r.name()).collect()
@@ -125,6 +242,11 @@ impl RewardSet {
     /// Whether every row has to have a reference answer.
     pub fn needs_solution(&self) -> bool {
         self.rewards.iter().any(|r| r.needs_solution())
+    }
+
+    /// Whether any score depends on the tokens; if so, the name of the first such reward.
+    pub fn needs_tokens(&self) -> Option<&str> {
+        self.rewards.iter().find(|r| r.needs_tokens()).map(|r| r.name())
     }
 
     /// Each reward of each completion, unweighted: one list for each completion.
@@ -164,103 +286,4 @@ impl RewardSet {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::PromptTemplate;
-
-    fn set(names: &[&str], weights: &[f64]) -> Result<RewardSet> {
-        RewardSet::new(&names.iter().map(|n| n.to_string()).collect::<Vec<_>>(), weights)
-    }
-
-    fn sample(solution: Option<&str>) -> Sample {
-        Sample::from_problem(0, vec![], "?", PromptTemplate::None, solution.map(str::to_string))
-    }
-
-    fn score(rewards: &RewardSet, sample: &Sample, text: &str) -> Vec<Option<f64>> {
-        rewards.score(&[Completed { sample, text, tokens: &[] }], &|_| Ok(())).unwrap().remove(0)
-    }
-
-    /// What a reward gives that is told what to give.
-    struct Gives(Vec<Option<f64>>);
-
-    impl Reward for Gives {
-        fn name(&self) -> &str {
-            "gives"
-        }
-
-        fn score(&self, _: &[Completed<'_>], _: Watch<'_>) -> Result<Vec<Option<f64>>> {
-            Ok(self.0.clone())
-        }
-    }
-
-    #[test]
-    fn scores_stand_in_the_order_of_completions_and_rewards() {
-        let rewards: Vec<Box<dyn Reward>> = vec![Box::new(Gives(vec![Some(1.0), None])), Box::new(Format)];
-        let rewards = RewardSet::from_rewards(rewards, &[]).unwrap();
-        let sample = sample(None);
-        let completions = ["", "<think></think><answer></answer>"];
-        let completions = completions.map(|text| Completed { sample: &sample, text, tokens: &[] });
-        let scores = rewards.score(&completions, &|_| Ok(())).unwrap();
-        assert_eq!(scores, [[Some(1.0), Some(0.0)], [None, Some(1.0)]]);
-    }
-
-    #[test]
-    fn scores_that_cannot_be_are_refused() {
-        let sample = sample(None);
-        let code = |given: Vec<Option<f64>>| {
-            let rewards = RewardSet::from_rewards(vec![Box::new(Gives(given))], &[]).unwrap();
-            let completion = Completed { sample: &sample, text: "", tokens: &[] };
-            rewards.score(&[completion], &|_| Ok(())).err().map(|error| error.exit_code())
-        };
-        assert_eq!(code(vec![Some(1.0)]), None);
-        assert_eq!(code(vec![Some(f64::NAN)]), Some(70));
-        assert_eq!(code(vec![Some(f64::INFINITY)]), Some(70));
-        assert_eq!(code(vec![]), Some(1));
-    }
-
-    #[test]
-    fn eq1_is_the_weighted_sum() {
-        let rewards = set(&["accuracy", "format"], &[1.0, 0.25]).unwrap();
-        assert_eq!(rewards.names(), ["accuracy", "format"]);
-        let gold = sample(Some("<answer> 3 </answer>"));
-        let total = |text: &str| rewards.total(&score(&rewards, &gold, text));
-        assert_eq!(total("<think>a</think><answer>3</answer>"), Some(1.25));
-        assert_eq!(total("<think>a</think><answer>4</answer>"), Some(0.25));
-        assert_eq!(total("<answer>3</answer>"), Some(1.0));
-        assert_eq!(total(""), Some(0.0));
-        // Without weights, alpha = 1 (the paper).
-        let plain = set(&["accuracy", "format"], &[]).unwrap();
-        assert_eq!(plain.total(&score(&plain, &gold, "<think>a</think><answer>3</answer>")), Some(2.0));
-    }
-
-    #[test]
-    fn a_reward_that_does_not_apply_adds_nothing() {
-        let rewards = set(&["accuracy", "format"], &[]).unwrap();
-        let scores = score(&rewards, &sample(None), "<think>a</think><answer>3</answer>");
-        assert_eq!(scores, [None, Some(1.0)]);
-        assert_eq!(rewards.total(&scores), Some(1.0));
-        assert_eq!(rewards.total(&[None, None]), None);
-    }
-
-    #[test]
-    fn wrong_sets_are_refused() {
-        let message = |names: &[&str], weights: &[f64]| {
-            let error = set(names, weights).err().unwrap();
-            assert_eq!(error.exit_code(), 2);
-            error.to_string()
-        };
-        assert!(message(&["acuracy"], &[]).contains("did you mean `accuracy`?"));
-        assert!(message(&["zzz"], &[]).contains("known: accuracy, accuracy_r1v, format"));
-        assert!(message(&["format", "format"], &[]).contains("twice"));
-        assert!(message(&[], &[]).contains("no reward"));
-        assert!(message(&["format"], &[1.0, 2.0]).contains("2 reward weights for 1 rewards"));
-        assert!(message(&["format"], &[f64::NAN]).contains("finite"));
-    }
-
-    #[test]
-    fn rewards_that_compare_need_a_solution() {
-        assert!(set(&["format", "accuracy"], &[]).unwrap().needs_solution());
-        assert!(set(&["accuracy_r1v"], &[]).unwrap().needs_solution());
-        assert!(!set(&["format"], &[]).unwrap().needs_solution());
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ pub mod stop;
 pub use logprobs::LogProbs;
 
 use crate::error::{Error, Result};
-use crate::model::qwen2_vl::Qwen2Vl;
+use crate::model::Model;
 use crate::nn::Params;
 use crate::ops::log_softmax_kl::{logits, row_log_normaliser};
 use crate::packed::{ImageLayout, Packed};
@@ -94,7 +94,7 @@ pub type Detokenize<'a> = &'a (dyn Fn(&[u32]) -> String + Sync);
 /// Generates with one set of weights.
 pub struct Engine<'a> {
     /// The architecture.
-    pub model: &'a Qwen2Vl,
+    pub model: &'a Model,
     /// The weights, shared with training.
     pub params: &'a Arc<Params>,
     /// Sampling and stopping.

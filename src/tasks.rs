@@ -73,6 +73,26 @@ impl Task {
         }
     }
 
+    /// The question of one kind ([`Question::kind`]); geometry has `marked_angle` beside those of the difficulties.
+    ///
+    /// # Errors
+    /// `Usage` with the known kinds.
+    pub fn question(self, kind: &str, difficulty: Difficulty) -> Result<Question> {
+        let questions = self.questions(difficulty);
+        let found = match self {
+            Task::Counting => questions.iter().find(|question| question.kind == kind).cloned(),
+            Task::Geometry => geometry::question(kind, difficulty),
+        };
+        found.ok_or_else(|| {
+            let mut kinds: Vec<&str> = questions.iter().map(|question| question.kind).collect();
+            kinds.dedup();
+            Error::Usage(format!(
+                "{self} at {difficulty} has no question {kind:?} (known: {})",
+                kinds.join(", ")
+            ))
+        })
+    }
+
     /// The smallest side, in pixels, at which this task's images are legible.
     pub fn smallest_side_px(self, difficulty: Difficulty) -> u32 {
         match (self, difficulty) {
@@ -186,12 +206,21 @@ pub struct TaskOptions {
     pub test: usize,
     /// Width and height of every image, in pixels.
     pub image_size: u32,
+    /// The one kind of question to ask ([`Task::question`]); none for all of the difficulty's.
+    pub question_type: Option<&'static str>,
 }
 
 impl Default for TaskOptions {
     /// Easy, seed 0, 2,000 training and 500 test images of 224 x 224.
     fn default() -> Self {
-        TaskOptions { difficulty: Difficulty::Easy, seed: 0, train: 2_000, test: 500, image_size: 224 }
+        TaskOptions {
+            difficulty: Difficulty::Easy,
+            seed: 0,
+            train: 2_000,
+            test: 500,
+            image_size: 224,
+            question_type: None,
+        }
     }
 }
 
@@ -297,7 +326,10 @@ fn draw_split<T: Send>(
             options.image_size, options.difficulty
         )));
     }
-    let questions = task.questions(options.difficulty);
+    let questions = match options.question_type {
+        Some(kind) => vec![task.question(kind, options.difficulty)?],
+        None => task.questions(options.difficulty),
+    };
     let rows = match split {
         Split::Train => options.train,
         Split::Test => options.test,

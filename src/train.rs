@@ -1,5 +1,6 @@
 //! Training and evaluation: each step names the stages of the data flow in order.
 
+pub mod ahead;
 pub mod evaluate;
 pub mod folder;
 pub mod grpo;

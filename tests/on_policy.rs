@@ -7,7 +7,7 @@ use common::*;
 use othink::config::KlEstimator;
 use othink::data::Dataset;
 use othink::error::Result;
-use othink::model::qwen2_vl::Qwen2Vl;
+use othink::model::Model;
 use othink::nn::Params;
 use othink::packed::Packed;
 use othink::processor::Prompt;
@@ -24,8 +24,9 @@ use othink::train::policy::Policy;
 use othink::train::update::{ForwardOptions, TokenScores, forward};
 use std::sync::Arc;
 
-/// Bundles of different sizes: with and without grouped heads, tied and untied, several unequal images, text only.
-const BUNDLES: [&str; 4] = ["qwen2_vl_a", "tied_kv1_odd", "untied_textonly", "wide_gqa4_hd32"];
+/// Bundles of different sizes: with and without grouped heads, tied and untied, several unequal images, text only, windows.
+const BUNDLES: [&str; 5] =
+    ["qwen2_vl_a", "tied_kv1_odd", "untied_textonly", "wide_gqa4_hd32", "qwen2_5_tied_odd"];
 
 /// Everything of a completion, log-probabilities as bits.
 fn exact(completion: &Completion) -> (Vec<u32>, Vec<u32>, FinishReason, String) {
@@ -85,8 +86,10 @@ fn more_sequences_than_grow_side_by_side_change_nothing() {
 
 #[test]
 fn rollout_log_probs_are_the_training_log_probs() {
-    for (name, dtype) in
-        BUNDLES.map(|name| (name, DType::F32)).into_iter().chain([("qwen2_vl_a", DType::Bf16)])
+    for (name, dtype) in BUNDLES
+        .map(|name| (name, DType::F32))
+        .into_iter()
+        .chain([("qwen2_vl_a", DType::Bf16), ("qwen2_5_bf16_sharded", DType::Bf16)])
     {
         let policy = policy(name, dtype);
         let prompts = prompts(&policy, name);
@@ -122,7 +125,7 @@ fn rollout_log_probs_are_the_training_log_probs() {
 
 /// Hidden states of the last prompt row and of every completion row but the last, from the cache.
 fn cached_states(
-    model: &Qwen2Vl,
+    model: &Model,
     params: &Arc<Params>,
     prompt: &Prompt,
     completion: &[u32],
@@ -160,7 +163,7 @@ fn cached_decode_is_the_full_forward() {
 
 #[test]
 fn threads_change_nothing() {
-    for name in ["qwen2_vl_a", "tied_kv1_odd"] {
+    for name in ["qwen2_vl_a", "tied_kv1_odd", "qwen2_5_tied_odd"] {
         let run = |threads| {
             on_threads(threads, || {
                 let policy = policy(name, DType::F32);
@@ -189,7 +192,7 @@ fn score_bits(scores: &TokenScores) -> [Vec<u32>; 3] {
 
 #[test]
 fn recomputation_changes_no_bit_of_loss_or_gradient() {
-    for name in ["qwen2_vl_a", "tied_kv1_odd"] {
+    for name in ["qwen2_vl_a", "tied_kv1_odd", "qwen2_5_tied_odd"] {
         let mut policy = policy(name, DType::F32);
         let reference = policy.params.clone();
         edit(&mut policy.params, "model.norm.weight", |w| w.iter_mut().for_each(|w| *w *= 1.3));

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use othink::autograd::{ParamGrads, Tape};
 use othink::config::KlEstimator;
-use othink::model::qwen2_vl::Qwen2Vl;
+use othink::model::Model;
 use othink::nn::{Params, Scope};
 use othink::ops::log_softmax_kl::{LogSoftmaxKl, Reference};
 use othink::packed::{Packed, Target};
@@ -23,7 +23,7 @@ const TEMPERATURE: f64 = 0.8;
 /// One forward and backward pass: log-prob, entropy and exact KL of each target, and the gradient of
 /// `sum (a logp + b entropy + c kl)` with the rows of `weights` as a, b, c.
 fn pass(
-    model: &Qwen2Vl,
+    model: &Model,
     params: &Arc<Params>,
     reference: &Arc<Params>,
     packed: &Packed,
@@ -131,7 +131,7 @@ fn packed_against_separate(name: &str, dtype: DType) -> (Vec<f64>, Vec<f64>, f64
 #[test]
 fn a_packed_group_is_its_separate_sequences() {
     // One image, several in a message and over turns, none; tied and untied heads; one key head and as many as heads.
-    for name in ["qwen2_vl_a", "tied_kv1_odd", "untied_textonly", "wide_gqa4_hd32"] {
+    for name in ["qwen2_vl_a", "tied_kv1_odd", "untied_textonly", "wide_gqa4_hd32", "qwen2_5_tied_odd"] {
         for (dtype, limit) in [(DType::F32, 1e-5), (DType::F64, 1e-13)] {
             let (packed, separate, worst, at) = packed_against_separate(name, dtype);
             assert!(packed == separate, "{name} {dtype:?}: scores differ");
@@ -144,7 +144,7 @@ fn a_packed_group_is_its_separate_sequences() {
 /// the same bits.
 #[test]
 fn bf16_groups_have_the_same_scores() {
-    for name in ["qwen2_vl_a", "tied_kv1_odd"] {
+    for name in ["qwen2_vl_a", "tied_kv1_odd", "qwen2_5_tied_odd"] {
         let (packed, separate, worst, at) = packed_against_separate(name, DType::Bf16);
         assert!(packed == separate, "{name}: scores differ");
         assert!(worst < 0.05, "{name}: {worst:e} at {at}");
@@ -167,10 +167,15 @@ fn slope(objective: impl Fn(&Arc<Params>) -> f64, params: &Params, direction: &[
 
 #[test]
 fn the_models_gradient_is_the_slope_of_its_loss() {
-    let (policy, reference) = policy_and_reference("tied_kv1_odd", DType::F64);
+    gradient_is_slope("tied_kv1_odd");
+    gradient_is_slope("qwen2_5_tied_odd");
+}
+
+fn gradient_is_slope(name: &str) {
+    let (policy, reference) = policy_and_reference(name, DType::F64);
     let completions = completions(&policy);
     let parts: Vec<&[u32]> = completions.iter().map(Vec::as_slice).collect();
-    let prompt = &prompts(&policy, "tied_kv1_odd")[0];
+    let prompt = &prompts(&policy, name)[0];
     assert!(prompt.images.len() > 1);
     let (packed, targets) = Packed::group(prompt, &parts, policy.layout()).unwrap();
     let targets = targets.concat();
@@ -211,8 +216,8 @@ fn the_models_gradient_is_the_slope_of_its_loss() {
             let analytic: f64 =
                 each.flat_map(|((_, p), d)| grads[&p.name].iter().zip(d).map(|(g, d)| g * d)).sum();
             let error = (numeric - analytic).abs() / analytic.abs();
-            println!("along {prefix:20} {analytic:+.6e}, relative error {error:.1e}");
-            assert!(error < 1e-6, "{prefix}: {numeric} and {analytic}");
+            println!("{name} along {prefix:20} {analytic:+.6e}, relative error {error:.1e}");
+            assert!(error < 1e-6, "{name}, {prefix}: {numeric} and {analytic}");
         }
     }
 }
@@ -242,7 +247,7 @@ fn group_scores(policy: &Policy, params: &Arc<Params>, groups: &[(&Prompt, &[Vec
 
 #[test]
 fn policy_and_reference_see_the_image() {
-    for name in ["qwen2_vl_a", "tied_kv1_odd"] {
+    for name in ["qwen2_vl_a", "tied_kv1_odd", "qwen2_5_tied_odd"] {
         let (policy, reference) = policy_and_reference(name, DType::F32);
         let prompt = &prompts(&policy, name)[0];
         let (other, completions) = (other_pixels(prompt), completions(&policy));

@@ -6,9 +6,10 @@ use common::{bits, grad_bits, normal};
 use othink::autograd::{Op, ParamGrads};
 use othink::batch::{Group, micro_batches};
 use othink::kl::{BetaController, BetaSchedule, Othink};
-use othink::model::qwen2_vl::Qwen2Vl;
-use othink::model::qwen2_vl::config::{Qwen2VlConfig, TextConfig, VisionConfig};
-use othink::model::qwen2_vl::weights::parameters;
+use othink::model::Model;
+use othink::model::config::{BlockKind, ModelConfig, TextConfig, VisionConfig, WindowConfig};
+use othink::model::family::Family;
+use othink::model::weights::parameters;
 use othink::nn::Params;
 use othink::ops::activation::{Gelu, QuickGelu, SwiGlu};
 use othink::ops::linear::LinearBias;
@@ -34,12 +35,12 @@ fn cases(cases: u32) -> Config {
 /// A random architecture with random weights.
 #[derive(Debug)]
 struct Tiny {
-    model: Qwen2Vl,
+    model: Model,
     params: Arc<Params>,
 }
 
 impl Tiny {
-    fn config(&self) -> &Qwen2VlConfig {
+    fn config(&self) -> &ModelConfig {
         self.model.config()
     }
 
@@ -82,19 +83,28 @@ fn text() -> impl Strategy<Value = TextConfig> {
 }
 
 fn vision(width: usize) -> impl Strategy<Value = VisionConfig> {
-    (1..3_usize, 1..3_usize, 1..3_usize, 3..20_usize, 1..5_usize, 1..3_usize, 1..3_usize).prop_map(
-        move |(depth, heads, quarter, mlp, patch, merge, frames)| VisionConfig {
+    let sizes = (1..3_usize, 1..3_usize, 1..3_usize, 3..20_usize, 1..5_usize, 1..3_usize, 1..3_usize);
+    // Windows of so many merge blocks, and what a side has beyond them; the blocks that see the whole image.
+    let windows =
+        prop::option::of((1..4_usize, any::<prop::sample::Index>(), prop::collection::vec(0..2_usize, 0..2)));
+    (sizes, windows).prop_map(move |((depth, heads, quarter, mlp, patch, merge, frames), windows)| {
+        VisionConfig {
             depth,
             embed_dim: 4 * quarter * heads,
-            hidden_size: width,
+            out_hidden_size: width,
             num_heads: heads,
             mlp_dim: mlp,
             in_channels: 3,
             patch_size: patch,
             spatial_merge_size: merge,
             temporal_patch_size: frames,
-        },
-    )
+            block: if windows.is_some() { BlockKind::SwiGlu } else { BlockKind::QuickGelu },
+            windows: windows.map(|(side, rest, full_blocks)| WindowConfig {
+                size: side * patch * merge + rest.index(patch * merge),
+                full_blocks,
+            }),
+        }
+    })
 }
 
 fn tiny() -> impl Strategy<Value = Tiny> {
@@ -104,7 +114,8 @@ fn tiny() -> impl Strategy<Value = Tiny> {
     });
     whole.prop_map(|(text, vision, tie_word_embeddings, seed)| {
         let last = text.vocab_size as u32 - 1;
-        let config = Qwen2VlConfig {
+        let config = ModelConfig {
+            family: if vision.windows.is_some() { Family::Qwen2_5Vl } else { Family::Qwen2Vl },
             text,
             vision,
             tie_word_embeddings,
@@ -124,7 +135,7 @@ fn tiny() -> impl Strategy<Value = Tiny> {
         });
         let params = Arc::new(Params::new(weights));
         let normalisation = Normalisation { rescale_factor: 1.0 / 255.0, mean: [0.5; 3], std: [0.25; 3] };
-        Tiny { model: Qwen2Vl::new(config, &normalisation).unwrap(), params }
+        Tiny { model: Model::new(config, &normalisation).unwrap(), params }
     })
 }
 

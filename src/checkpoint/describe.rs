@@ -13,8 +13,8 @@ use super::plan::COMPANION_FILES;
 use super::state::{Identity, has_trainer_state, read_trainer_state};
 use crate::error::{Error, Result};
 use crate::hub;
+use crate::model::config::{ModelConfig, WindowConfig};
 use crate::model::folder::{Dialect, ModelFolder};
-use crate::model::qwen2_vl::config::Qwen2VlConfig;
 
 /// What a folder holds.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub struct CheckpointDescription {
     /// The folder.
     pub dir: PathBuf,
     /// Sizes and special ids.
-    pub config: Qwen2VlConfig,
+    pub config: ModelConfig,
     /// How `config.json` is arranged.
     pub dialect: Dialect,
     /// Number of values per module, in the order of the data flow.
@@ -263,9 +263,9 @@ impl CheckpointDescription {
 
 impl fmt::Display for CheckpointDescription {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Qwen2VlConfig { text, vision, .. } = &self.config;
+        let ModelConfig { family, text, vision, .. } = &self.config;
         writeln!(f, "checkpoint     {}", self.dir.display())?;
-        writeln!(f, "family         {}", Qwen2VlConfig::MODEL_TYPE)?;
+        writeln!(f, "family         {}", family.model_type())?;
         writeln!(f, "config.json    {}", self.dialect)?;
         writeln!(
             f,
@@ -279,7 +279,7 @@ impl fmt::Display for CheckpointDescription {
             text.vocab_size,
             text.max_position_embeddings
         )?;
-        writeln!(
+        write!(
             f,
             "vision         {} blocks, width {}, {} heads, MLP {}, patch {}x{}x{}, merge {}x{}",
             vision.depth,
@@ -292,6 +292,12 @@ impl fmt::Display for CheckpointDescription {
             vision.spatial_merge_size,
             vision.spatial_merge_size
         )?;
+        match &vision.windows {
+            None => writeln!(f)?,
+            Some(WindowConfig { size, full_blocks }) => {
+                writeln!(f, ", windows of {size}x{size} pixels but in blocks {full_blocks:?}")?;
+            }
+        }
         let head = if self.config.tie_word_embeddings { "tied to the embedding" } else { "its own matrix" };
         writeln!(f, "output head    {head}")?;
         writeln!(f, "end tokens     {:?}", self.eos_token_ids)?;
@@ -365,6 +371,18 @@ mod tests {
         for part in
             ["412,800", "3 layers, width 64", "its own matrix", "tokenizer.json", "chat_template.jinja"]
         {
+            assert!(text.contains(part), "{part:?} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_tower_with_windows_is_described() {
+        let bundle = bundle().replace("qwen2_vl_a", "qwen2_5_tied_odd");
+        let text = describe(&bundle).expect("described").to_string();
+        for part in [
+            "family         qwen2_5_vl\n",
+            "3 blocks, width 24, 3 heads, MLP 37, patch 2x14x14, merge 2x2, windows of 84x84 pixels but in blocks [1]\n",
+        ] {
             assert!(text.contains(part), "{part:?} is not in:\n{text}");
         }
     }

@@ -9,10 +9,10 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::safetensors::FloatDtype;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::model::config::ModelConfig;
 use crate::model::folder::ModelFolder;
-use crate::model::qwen2_vl::config::Qwen2VlConfig;
-use crate::model::qwen2_vl::weights::parameters;
 use crate::model::safetensors::Dtype;
+use crate::model::weights::parameters;
 
 /// Files of tokenizer, processor and generation that are copied byte for byte when a model is
 /// saved; `additional_chat_templates/*` goes with them.
@@ -97,7 +97,7 @@ impl SavePlan {
     /// [`Error::Input`] if `config` does not pass its check, or has an MLP width that is no whole
     /// multiple of the vision width (which `mlp_ratio` cannot say).
     pub fn fresh(
-        config: &Qwen2VlConfig,
+        config: &ModelConfig,
         dtype: FloatDtype,
         bos_token_id: Option<u32>,
         eos_token_id: Option<u32>,
@@ -241,20 +241,15 @@ fn declare_dtype(config: &mut Value, name: &str) -> bool {
 
 /// `config.json` of a new model, in the published (flat) dialect.
 fn fresh_config(
-    config: &Qwen2VlConfig,
+    config: &ModelConfig,
     dtype: FloatDtype,
     bos_token_id: Option<u32>,
     eos_token_id: Option<u32>,
 ) -> Result<Value> {
-    let Qwen2VlConfig { text, vision, .. } = config;
-    if !vision.mlp_dim.is_multiple_of(vision.embed_dim) {
-        return Err(Error::Input(format!(
-            "the vision MLP width {} is no multiple of the vision width {}: config.json can only say a whole mlp_ratio",
-            vision.mlp_dim, vision.embed_dim
-        )));
-    }
+    let ModelConfig { family, text, vision, .. } = config;
+    let vision = family.write_vision(vision).map_err(Error::Input)?;
     let mut json = json!({
-        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "architectures": [family.architecture()],
         "attention_dropout": 0.0,
         "vision_start_token_id": config.vision_start_token_id,
         "vision_end_token_id": config.vision_end_token_id,
@@ -266,7 +261,7 @@ fn fresh_config(
         "intermediate_size": text.intermediate_size,
         "max_position_embeddings": text.max_position_embeddings,
         "max_window_layers": text.num_hidden_layers,
-        "model_type": Qwen2VlConfig::MODEL_TYPE,
+        "model_type": family.model_type(),
         "num_attention_heads": text.num_attention_heads,
         "num_hidden_layers": text.num_hidden_layers,
         "num_key_value_heads": text.num_key_value_heads,
@@ -278,19 +273,7 @@ fn fresh_config(
         "torch_dtype": dtype.torch_name(),
         "use_cache": true,
         "use_sliding_window": false,
-        "vision_config": {
-            "depth": vision.depth,
-            "embed_dim": vision.embed_dim,
-            "hidden_act": "quick_gelu",
-            "hidden_size": vision.hidden_size,
-            "in_channels": vision.in_channels,
-            "mlp_ratio": vision.mlp_dim / vision.embed_dim,
-            "model_type": "qwen2_vl",
-            "num_heads": vision.num_heads,
-            "patch_size": vision.patch_size,
-            "spatial_merge_size": vision.spatial_merge_size,
-            "temporal_patch_size": vision.temporal_patch_size,
-        },
+        "vision_config": vision,
         "vocab_size": text.vocab_size,
     });
     for (key, id) in [("bos_token_id", bos_token_id), ("eos_token_id", eos_token_id)] {

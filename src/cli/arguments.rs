@@ -10,8 +10,9 @@ use super::explain::explain;
 use crate::config::file::{ConfigFile, KnownOption};
 use crate::config::names::{normalise, option_name};
 use crate::config::{
-    DemoConfig, DoctorConfig, EvalConfig, GenerateConfig, GrpoConfig, InspectConfig, MakeTaskConfig, Options,
-    ParityConfig, ScoreConfig, SftConfig,
+    CheckDataConfig, DemoConfig, DoctorConfig, EvalConfig, GenerateConfig, GrpoConfig, InspectConfig,
+    InspectDataConfig, MakeTaskConfig, Options, ParityConfig, ReproduceConfig, RewardConfig, ScoreConfig,
+    SftConfig,
 };
 use crate::error::{Error, Result};
 
@@ -29,9 +30,9 @@ pub(super) const PROGRAM: &str = "othink-train";
         othink-train grpo --help                      every option and default\n  \
         ... --resume_from_checkpoint                  goes on where a run stopped\n\n\
         Option names take _ and - alike. Exit codes: 0 done, 1 bug, 2 usage or\n\
-        config, 65 bad model or data, 66 input missing, 69 no such device or\n\
-        folder in use, 70 stopped to protect the run, 71 out of memory,\n\
-        74 I/O error, 75 stopped by a signal and saved.",
+        config, 65 bad model or data, 66 input missing, 69 no such device,\n\
+        folder in use or a reward command that fails, 70 stopped to protect the\n\
+        run, 71 out of memory, 74 I/O error, 75 stopped by a signal and saved.",
 
     disable_help_subcommand = true
 )]
@@ -92,9 +93,26 @@ pub enum Command {
         othink-train score --model DIR --input completions.jsonl --temperature 0.7")]
     Score(Box<ScoreConfig>),
 
+    /// Rewards of given completions, built in or computed by a process of yours
+    #[command(after_help = "Examples:\n  \
+        othink-train reward --list\n  \
+        othink-train reward --name accuracy format --input completions.jsonl\n  \
+        othink-train reward --reward_command \"mine=python3 my_reward.py\" --input cases.jsonl --output scores.jsonl")]
+    Reward(Box<RewardConfig>),
+    /// The paper's comparison: SFT, GRPO and GRPO-D from one start over several seeds, with table and curves
+    #[command(after_help = "Examples:\n  \
+        othink-train reproduce --quick\n  \
+        othink-train reproduce\n  \
+        othink-train reproduce --recipe paper --dry_run")]
+    Reproduce(Box<ReproduceConfig>),
+
     /// Write a synthetic dataset with images
     #[command(subcommand)]
     Tasks(TasksCommand),
+
+    /// Look at a dataset before training on it
+    #[command(subcommand)]
+    Data(DataCommand),
 
     /// Show what a checkpoint or run folder holds
     #[command(after_help = "Examples:\n  \
@@ -109,6 +127,23 @@ pub enum Command {
         othink-train doctor --device cuda && othink-train parity --model DIR --device cuda\n  \
         CUDA_VISIBLE_DEVICES=1 othink-train doctor")]
     Doctor(Box<DoctorConfig>),
+}
+
+/// What can be done with a dataset.
+#[derive(Subcommand, Clone, Debug, PartialEq)]
+pub enum DataCommand {
+    /// Show splits, columns, image sizes and tokens, and the first rows as the model will see them
+    #[command(after_help = "Examples:\n  \
+        othink-train data inspect data/clevr\n  \
+        othink-train data inspect org/name@test --model Qwen/Qwen2-VL-2B-Instruct\n  \
+        othink-train data inspect train.parquet --num_rows 5 --prompt_template none")]
+    Inspect(Box<InspectDataConfig>),
+    /// Read every row, decode every image, and list each bad row with its reason; exit code 65 if there is any
+    #[command(after_help = "Examples:\n  \
+        othink-train data check data/clevr\n  \
+        othink-train data check data/clevr@test --need_solution\n  \
+        othink-train data check a.jsonl b.parquet --output bad.jsonl")]
+    Check(Box<CheckDataConfig>),
 }
 
 /// What can be done with synthetic tasks.
@@ -216,9 +251,13 @@ impl Command {
             Command::Generate(options) => settle(options.as_mut(), file),
             Command::Parity(options) => settle(options.as_mut(), file),
             Command::Score(options) => settle(options.as_mut(), file),
+            Command::Reward(options) => settle(options.as_mut(), file),
             Command::Tasks(TasksCommand::Make(
                 MakeCommand::Counting(options) | MakeCommand::Geometry(options),
             )) => settle(options.as_mut(), file),
+            Command::Reproduce(options) => settle(options.as_mut(), file),
+            Command::Data(DataCommand::Inspect(options)) => settle(options.as_mut(), file),
+            Command::Data(DataCommand::Check(options)) => settle(options.as_mut(), file),
             Command::Inspect(options) => settle(options.as_mut(), file),
             Command::Doctor(options) => settle(options.as_mut(), file),
         }
@@ -449,6 +488,10 @@ mod tests {
         assert_eq!(
             grpo_error(&["--learnin-rate", "1"]),
             "unknown option --learnin_rate; did you mean --learning_rate? (see `othink-train grpo --help`)"
+        );
+        assert_eq!(
+            grpo_error(&["--bf16", "true"]),
+            "unknown option --bf16: --dtype names the type that the model computes in (see `othink-train grpo --help`)"
         );
         assert!(grpo_error(&["--bundle", "x"]).contains("`othink-train parity` has it"));
         assert_eq!(

@@ -11,22 +11,24 @@ use crate::data::Sample;
 use crate::error::{Error, Result};
 use crate::report::Progress;
 use crate::report::console::escape_json;
-use crate::reward::{RewardSet, extract};
+use crate::reward::{Accuracy, Format, RewardSet, extract};
 use crate::tasks::{blank_sample, majority_accuracy};
+use crate::tensor::Placement;
 use crate::train::evaluate::{Evaluated, EvaluationOptions, evaluate, mean_score};
+use crate::train::interrupt::Interrupt;
 
 /// The line on standard output.
 #[derive(Serialize)]
-struct Summary<'a> {
+pub(super) struct Summary<'a> {
     model: &'a str,
     dataset: String,
     /// `None` where the dataset is a file.
     split: Option<&'a str>,
-    rows: usize,
-    accuracy: f64,
-    format: f64,
+    pub(super) rows: usize,
+    pub(super) accuracy: f64,
+    pub(super) format: f64,
     /// Tokens.
-    mean_length: f64,
+    pub(super) mean_length: f64,
     /// Share of the commonest reference answer.
     accuracy_majority: f64,
     blank_images: bool,
@@ -52,13 +54,25 @@ struct EvaluatedRow<'a> {
 /// Runs the command; its last line on standard output is the result as JSON.
 pub fn run(options: &EvalConfig) -> Result<()> {
     let placement = super::prepare(&options.hardware)?;
+    let summary = measure(options, &placement, &Interrupt::default())?;
+    let line =
+        serde_json::to_string(&summary).map_err(|e| Error::Internal(format!("the result as JSON: {e}")))?;
+    super::print(&format!("{}\n", escape_json(&line)))
+}
+
+/// Measures a checkpoint where `placement` says.
+pub(super) fn measure<'a>(
+    options: &'a EvalConfig,
+    placement: &Placement,
+    interrupt: &Interrupt,
+) -> Result<Summary<'a>> {
     let start = Instant::now();
     let quiet = options.quiet.quiet;
     let read = inputs::read_options(&options.data, true)?;
     let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
     let mut output = options.output.as_deref().map(OutputFile::create).transpose()?;
-    let policy = inputs::load_policy(&options.model, inputs::given(options.data.pixels), &placement, quiet)?;
-    let rewards = RewardSet::new(&["accuracy".to_owned(), "format".to_owned()], &[])?;
+    let policy = inputs::load_policy(&options.model, inputs::given(options.data.pixels), placement, quiet)?;
+    let rewards = RewardSet::from_rewards(vec![Box::new(Accuracy), Box::new(Format)], &[])?;
     let evaluation = EvaluationOptions {
         sampling: grpo::sampling(&options.rollout),
         stop_strings: options.rollout.stop_strings.clone(),
@@ -73,7 +87,7 @@ pub fn run(options: &EvalConfig) -> Result<()> {
     let progress = Progress::start("evaluate", samples.rows() as u64, quiet);
     let results = evaluate(&policy, &policy.params, &shown, &rewards, &evaluation, &|n| {
         progress.advance(n);
-        Ok(())
+        interrupt.check()
     })?;
     progress.finish();
     if let Some(file) = &mut output {
@@ -82,7 +96,7 @@ pub fn run(options: &EvalConfig) -> Result<()> {
     output.map_or(Ok(()), OutputFile::finish)?;
     let answers = samples.answers()?;
     let tokens: usize = results.iter().map(|r| r.completion.tokens.len()).sum();
-    let summary = Summary {
+    Ok(Summary {
         model: &options.model.model,
         dataset: options.data.names(),
         split: options
@@ -98,10 +112,7 @@ pub fn run(options: &EvalConfig) -> Result<()> {
         accuracy_majority: majority_accuracy(&answers),
         blank_images: options.blank_images,
         seconds: (start.elapsed().as_secs_f64() * 10.0).round() / 10.0,
-    };
-    let line =
-        serde_json::to_string(&summary).map_err(|e| Error::Internal(format!("the result as JSON: {e}")))?;
-    super::print(&format!("{}\n", escape_json(&line)))
+    })
 }
 
 fn row<'a>(sample: &'a Sample, result: &'a Evaluated) -> EvaluatedRow<'a> {

@@ -1,6 +1,8 @@
 //! What commands start from: a checkpoint and rows.
 
 use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
 
 use crate::config::{DataOptions, ModelOptions, OwnPixelOptions, PixelOptions};
 use crate::data::{self, Dataset, ReadOptions};
@@ -8,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::processor::{Processor, ProcessorOptions, check_images};
 use crate::report::Progress;
 use crate::report::console::one_line;
+use crate::reward::Notes;
 use crate::tensor::Placement;
 use crate::train::policy::Policy;
 
@@ -24,6 +27,16 @@ pub(super) fn processor_options(model: &ModelOptions, pixels: OwnPixelOptions) -
         chat_template_path: model.chat_template.clone(),
         ..ProcessorOptions::default()
     }
+}
+
+/// The processor of a checkpoint's folder, without its weights.
+pub(super) fn processor(folder: &Path, pixels: OwnPixelOptions) -> Result<Processor> {
+    let options = ProcessorOptions {
+        min_pixels: pixels.min_pixels.map(|n| n as u64),
+        max_pixels: pixels.max_pixels.map(|n| n as u64),
+        ..ProcessorOptions::default()
+    };
+    Processor::load(folder, &options)
 }
 
 /// Loads the checkpoint and says on standard error what its user should know.
@@ -47,6 +60,16 @@ pub(super) fn warn(processor: &Processor, quiet: bool) {
         // A closed standard error is no reason to stop.
         let _ = writeln!(std::io::stderr(), "warning: {}", one_line(&warning));
     }
+}
+
+/// Where rewards put what the user should know: on standard error, one line each.
+pub(super) fn notes(quiet: bool) -> Notes {
+    Arc::new(move |text| {
+        if !quiet {
+            // A closed standard error is no reason to stop.
+            let _ = writeln!(std::io::stderr(), "{}", one_line(text));
+        }
+    })
 }
 
 /// How the options say a dataset is read.

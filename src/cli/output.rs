@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::data::{Message, Part, Sample};
+use crate::data::{ImageSource, Message, Part, Sample};
 use crate::disk::SystemDisk;
 use crate::error::{Error, Result};
 use crate::report::JsonLines;
@@ -83,10 +83,10 @@ pub(super) fn numbers_and_bits(logps: &[f32]) -> (Vec<f64>, Vec<String>) {
     (numbers, logps.iter().map(|logp| format!("{:08x}", logp.to_bits())).collect())
 }
 
-/// A sample's prompt and image files in the form that [`crate::data::read`] turns into the same prompt: a text where
+/// A sample's prompt and images in the form that [`crate::data::read`] turns into the same prompt: a text where
 /// the images come first and one text after them, else messages.
 pub(super) fn prompt_row(sample: &Sample) -> (Value, Vec<String>) {
-    let images = sample.image_files().map(|path| path.display().to_string()).collect();
+    let images = sample.images.iter().map(ImageSource::as_text).collect();
     let in_order = |parts: &[Part]| {
         parts.len() == sample.images.len()
             && parts.iter().enumerate().all(|(i, part)| *part == Part::Image(i))

@@ -26,6 +26,7 @@ fn make(task: Task, options: &MakeTaskConfig) -> Result<()> {
         train,
         test,
         image_size: options.image_size,
+        question_type: None,
     };
     let progress = Progress::start("draw images", (train + test) as u64, options.quiet.quiet);
     tasks::write(task, &drawn, &options.output_dir, &|| progress.advance(1))?;

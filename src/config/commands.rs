@@ -7,9 +7,10 @@ use serde::Serialize;
 use super::check::{Checked, Violation, at_least, if_set, positive};
 use super::names::boolean;
 use super::{
-    CheckpointOptions, CompletionLogOptions, DataOptions, DryRunOptions, FileOptions, GroupOptions,
-    HardwareOptions, KlOptions, LoggingOptions, ModelOptions, OptimiserOptions, Options, OrderOptions,
-    OwnPixelOptions, OwnRolloutOptions, QuietOptions, RolloutOptions, SeedOptions,
+    CheckpointOptions, CompletionLogOptions, DataOptions, DryRunOptions, EvaluationOptions, FileOptions,
+    GroupOptions, HardwareOptions, KlOptions, LoggingOptions, ModelOptions, OptimiserOptions, Options,
+    OrderOptions, OwnPixelOptions, OwnRolloutOptions, QuietOptions, RewardOptions, RolloutOptions,
+    SeedOptions,
 };
 
 /// `grpo`: with the defaults, the recipe of OThink-MR1 on R1-V.
@@ -31,6 +32,9 @@ pub struct GrpoConfig {
     pub group: GroupOptions,
     #[command(flatten)]
     #[serde(flatten)]
+    pub rewards: RewardOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub kl: KlOptions,
     #[command(flatten)]
     #[serde(flatten)]
@@ -47,6 +51,9 @@ pub struct GrpoConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub completions: CompletionLogOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub evaluation: EvaluationOptions,
     #[command(flatten)]
     #[serde(flatten)]
     pub hardware: HardwareOptions,
@@ -72,19 +79,21 @@ impl Options for GrpoConfig {
     const COMMAND: &'static str = "grpo";
 
     fn resolve(&mut self) {
+        self.rewards.resolve(self.rollout.max_completion_length, &mut self.group.reward_funcs);
         self.kl.resolve();
     }
 
     fn check(&self) -> Checked {
         self.data.check()?;
         self.order.check(self.data.dataset.len())?;
+        self.rewards.check()?;
         self.group.check()?;
         self.kl.check()?;
         self.rollout.check_for_training()?;
         self.optimiser.check()?;
         self.checkpoint.check()?;
         self.logging.check()?;
-        self.completions.check()?;
+        self.evaluation.check()?;
         self.hardware.check()?;
         let (batch, accumulation) =
             (self.optimiser.per_device_train_batch_size, self.optimiser.gradient_accumulation_steps);
@@ -95,6 +104,16 @@ impl Options for GrpoConfig {
                 format!(
                     "is {batch}, times --gradient_accumulation_steps {accumulation} makes {step} completions a step, \
                      which must be a multiple of --num_generations {group}: groups are never split over steps"
+                ),
+            ));
+        }
+        let (every, iterations) = (self.kl.ref_model_sync_steps, self.group.num_iterations);
+        if self.kl.sync_ref_model && !every.is_multiple_of(iterations) {
+            return Err(Violation::new(
+                "ref_model_sync_steps",
+                format!(
+                    "is {every}, but must be a multiple of --num_iterations {iterations}: a rollout is learned from with one \
+                     reference"
                 ),
             ));
         }
@@ -142,6 +161,16 @@ pub struct SftConfig {
     pub logging: LoggingOptions,
     #[command(flatten)]
     #[serde(flatten)]
+    pub evaluation: EvaluationOptions,
+    /// Longest completion in an evaluation, which completes the rows with a reference answer greedily; 0 makes none
+    #[arg(long, default_value = "512", value_name = "TOKENS", help_heading = "Evaluation")]
+    pub max_completion_length: usize,
+    /// Key of eval_metrics.jsonl whose best value makes a checkpoint the best one, which save_total_limit keeps: the largest,
+    /// of a loss the smallest
+    #[arg(long, default_value = "eval_loss", value_name = "KEY", help_heading = "Evaluation")]
+    pub metric_for_best_model: String,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub hardware: HardwareOptions,
     #[command(flatten)]
     #[serde(flatten)]
@@ -164,6 +193,7 @@ impl Options for SftConfig {
         self.optimiser.check()?;
         self.checkpoint.check()?;
         self.logging.check()?;
+        self.evaluation.check()?;
         self.hardware.check()
     }
 }
@@ -368,5 +398,59 @@ impl Options for ScoreConfig {
         self.pixels.check()?;
         if_set("temperature", self.temperature, positive)?;
         self.hardware.check()
+    }
+}
+
+/// `reward`: rewards of given completions.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub struct RewardConfig {
+    /// Rewards to compute, as in reward_funcs; those of reward_command besides
+    #[arg(long, num_args = 1.., value_delimiter = ',', value_name = "NAME", help_heading = "Rewards",
+          required_unless_present_any = ["list", "reward_command"])]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub name: Vec<String>,
+    /// JSONL of completion (a text or messages), solution, other columns, such as generate, eval and grpo write
+    #[arg(long, value_name = "FILE", help_heading = "Data", required_unless_present = "list")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<PathBuf>,
+    /// Checkpoint whose tokenizer makes the tokens of rows without completion_ids, which then have no end token [default: none]
+    #[arg(long, visible_alias = "model_name_or_path", value_name = "DIR|NAME", help_heading = "Data")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Longest completion of the run that the rewards are for
+    #[arg(long, default_value = "512", value_name = "TOKENS", help_heading = "Rewards")]
+    pub max_completion_length: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rewards: RewardOptions,
+    /// Tell what each built-in reward is, and stop
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = boolean,
+          action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Rewards")]
+    #[serde(skip)]
+    pub list: bool,
+    /// Write the rows here [default: standard output]
+    #[arg(long, value_name = "FILE", help_heading = "Logging")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub quiet: QuietOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub file: FileOptions,
+}
+
+impl Options for RewardConfig {
+    const COMMAND: &'static str = "reward";
+
+    fn resolve(&mut self) {
+        self.rewards.resolve(self.max_completion_length, &mut self.name);
+    }
+
+    fn check(&self) -> Checked {
+        at_least("max_completion_length", self.max_completion_length, 1)?;
+        self.rewards.check()
     }
 }

@@ -26,8 +26,8 @@ pub struct DataOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_dir: Option<PathBuf>,
 
-    /// Text around each problem: r1v (R1-V's training prompt), r1v_superclevr, r1v_geoqa (its evaluation prompts), or
-    /// none
+    /// Text around each problem: r1v (R1-V's training prompt), r1v_superclevr, r1v_geoqa (its evaluation prompts), vlm_r1,
+    /// vlm_r1_rec (VLM-R1's, the second for boxes), or none
     #[arg(long, default_value = "r1v", value_name = "NAME")]
     pub prompt_template: String,
 
@@ -84,14 +84,27 @@ pub struct OrderOptions {
     #[arg(long, value_enum, default_value = "first_exhausted", value_name = "WHEN")]
     pub stopping_strategy: StoppingStrategy,
 
+    /// Threads that read, decode and tokenise the next step's rows meanwhile; 0 does it at the step
+    #[arg(long, default_value = "1", value_name = "N")]
+    pub dataloader_num_workers: usize,
+
     /// What to do with a row that is too long: stop, or leave it out (nothing is ever truncated)
     #[arg(long, value_enum, default_value = "error", value_name = "WHAT")]
     pub overlong: Overlong,
 }
 
+/// Most threads that read ahead.
+const MAX_WORKERS: usize = 256;
+
 impl OrderOptions {
     pub(super) fn check(&self, datasets: usize) -> Checked {
         self.dataset_weights.iter().try_for_each(|&weight| positive("dataset_weights", weight))?;
+        if self.dataloader_num_workers > MAX_WORKERS {
+            return Err(Violation::new(
+                "dataloader_num_workers",
+                format!("is {}, but must be at most {MAX_WORKERS}", self.dataloader_num_workers),
+            ));
+        }
         match self.dataset_weights.len() {
             0 => Ok(()),
             weights if weights == datasets => Ok(()),

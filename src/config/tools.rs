@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{Checked, at_least, count};
+use super::check::{Checked, at_least, count, if_set};
 use super::names::boolean;
-use super::{FileOptions, HardwareOptions, Options, QuietOptions, SeedOptions};
+use super::{FileOptions, HardwareOptions, Options, PixelOptions, QuietOptions, SeedOptions};
 
 /// `tasks make counting` and `tasks make geometry`: a synthetic dataset with its images.
 #[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
@@ -61,6 +61,104 @@ pub enum Difficulty {
     Medium,
     /// Many objects, several steps of reasoning.
     Hard,
+}
+
+/// `data inspect` and `data check`: which rows are looked at.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case", next_help_heading = "Data")]
+pub struct RowsOptions {
+    /// A file, a folder with splits, or ORG/NAME in the local Hugging Face cache; PATH@SPLIT names the split
+    #[arg(value_name = "FILE|DIR|ORG/NAME", required = true, num_args = 1..)]
+    pub dataset: Vec<PathBuf>,
+
+    /// Which split of a dataset folder that names none
+    #[arg(long, default_value = "train", value_name = "SPLIT")]
+    pub dataset_split: String,
+
+    /// A second folder that images may lie in, besides the dataset's own [default: none]
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_dir: Option<PathBuf>,
+
+    /// Use only the first N rows, of each dataset if there are several [default: all]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_samples: Option<usize>,
+}
+
+impl RowsOptions {
+    fn check(&self) -> Checked {
+        if_set("max_samples", self.max_samples, |option, value| at_least(option, value, 1))
+    }
+}
+
+/// `data inspect`: what a dataset holds, and what becomes of it.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub struct InspectDataConfig {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rows: RowsOptions,
+
+    /// Text around each problem, as in training: r1v, r1v_superclevr, r1v_geoqa or none
+    #[arg(long, default_value = "r1v", value_name = "NAME", help_heading = "Data")]
+    pub prompt_template: String,
+
+    /// Show the first N rows as the model will see them
+    #[arg(long, default_value = "2", value_name = "N", help_heading = "Data")]
+    pub num_rows: usize,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub pixels: PixelOptions,
+
+    /// Checkpoint whose chat template, tokenizer and patch size are used; no weights are read [default: none, and the
+    /// sizes of Qwen2-VL]
+    #[arg(long, value_name = "DIR|ORG/NAME", help_heading = "Model")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+}
+
+impl Options for InspectDataConfig {
+    const COMMAND: &'static str = "data inspect";
+
+    fn check(&self) -> Checked {
+        self.rows.check()?;
+        self.pixels.check()
+    }
+}
+
+/// `data check`: reads and decodes everything, and lists what is bad.
+#[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
+#[command(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub struct CheckDataConfig {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rows: RowsOptions,
+
+    /// Also count rows without a reference answer as bad, which eval and the reward accuracy need
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", require_equals = true,
+          value_parser = boolean, action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Data")]
+    pub need_solution: bool,
+
+    /// Write the bad rows to this JSONL file too: row, error [default: nowhere]
+    #[arg(long, value_name = "FILE", help_heading = "Logging")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<PathBuf>,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub quiet: QuietOptions,
+}
+
+impl Options for CheckDataConfig {
+    const COMMAND: &'static str = "data check";
+
+    fn check(&self) -> Checked {
+        self.rows.check()
+    }
 }
 
 /// `inspect`: what a checkpoint or run folder holds.

@@ -124,6 +124,11 @@ pub(super) fn parse_line(bytes: &[u8]) -> std::result::Result<Map<String, Value>
     })
 }
 
+/// A JSON text in which no object has a key twice, or why it is none.
+pub(super) fn parse_value(text: &str) -> std::result::Result<Value, String> {
+    serde_json::from_str::<Unambiguous>(text).map(|value| value.0).map_err(|e| e.to_string())
+}
+
 /// A row object.
 struct Row(Map<String, Value>);
 

@@ -33,6 +33,11 @@ impl JsonlTable {
         let failed = |e| Error::io(path, "read", e);
         let (mut starts, mut lines) = (Vec::new(), Vec::new());
         let mark = reader.fill_buf().map_err(failed)?;
+        let is_array = mark.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
+        if is_array && path.extension().is_some_and(|extension| extension == "json") {
+            let mend = "one JSON array; write one object per line (jq -c '.[]' IN.json > OUT.jsonl)";
+            return Err(Error::content(path, mend));
+        }
         let mut at = (mark.len() - without_mark(mark).len()) as u64;
         reader.consume(at as usize);
         let (mut line, mut in_step) = (1, false);
@@ -168,6 +173,17 @@ mod tests {
             assert_eq!(agrees_with_objects(text, 1 << 20), rows);
             agrees_with_objects(text, 100);
         }
+    }
+
+    #[test]
+    fn case_28_an_array_of_rows_is_told_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data.json");
+        std::fs::write(&path, "\n[{\"a\":1},\n{\"a\":2}]\n").unwrap();
+        let message = JsonlTable::open(&path, 100).err().unwrap().to_string();
+        assert!(message.contains("one object per line"), "{message}");
+        std::fs::write(&path, "{\"a\":1}\n").unwrap();
+        assert_eq!(JsonlTable::open(&path, 100).unwrap().rows(), 1);
     }
 
     #[test]

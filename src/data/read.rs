@@ -93,17 +93,18 @@ impl Named {
 /// Opens the datasets that `sources` name, one behind the other; see [`Named`]. No row is read.
 ///
 /// A row is one of
-/// - R1-V's columns: `problem`, `solution`, and `image` (one path) or `images` (a list);
-///   `file_name` (a Hugging Face image folder's `metadata.jsonl`) is another name for `image`;
-/// - `messages` in Hugging Face's form, content a string with `<image>` marks or a list of
-///   `{"type": "text", "text"}` and `{"type": "image"}` parts, the latter with a path of its
-///   own (`image`, `path`) or taking the next of the row's `images`;
-/// - `prompt` (a string, or messages) with, for SFT, `completion`, as in TRL.
+/// - R1-V's and EasyR1's columns: `problem`, and `image` or `images`; `file_name` (an image folder's metadata) is another
+///   name for `image`;
+/// - `prompt` (a string, or messages) with, for SFT, `completion`, as in TRL and verl;
+/// - `messages` in Hugging Face's or OpenAI's form;
+/// - `conversations` of `from` and `value`, as in VLM-R1; a single question is a `problem`, and its reply the solution.
 ///
-/// If several are there, `messages` goes before `prompt` before `problem`. `<image>` marks
-/// and images have to be equal in number; without any mark, images go first in a `problem` or
-/// `prompt`. Image paths are relative to the table's folder, then to `image_dir`; whatever
-/// lies elsewhere in the end is refused. Images are checked to exist, not decoded.
+/// If several are there, `messages` goes before `prompt`, `problem`, `conversations`. The reference answer is `solution`,
+/// else `answer`, `ground_truth` or verl's `reward_model.ground_truth`. An image is a path, a Hugging Face struct of
+/// `bytes` and `path`, bytes, or a `data:` URI. `<image>` marks and images have to be equal in number; without any mark,
+/// images go first, except in `messages`.
+/// Image paths are relative to the table's folder, then to `image_dir`; whatever lies elsewhere in the end is refused.
+/// Images are checked to exist, not decoded.
 ///
 /// # Errors
 /// `Missing` if there is no such dataset or image folder; `Content` for one that is no table or has no rows; `Io` for a
@@ -203,7 +204,7 @@ impl Rows for TableRows {
         let Some((_, reader)) = reader else {
             return Err(Error::Internal(format!("{} is no file of its table", origin.file.display())));
         };
-        let sample = reader.sample(row, cells.into_json()).map_err(|reason| origin.error(reason))?;
+        let sample = reader.sample(row, cells).map_err(|reason| origin.error(reason))?;
         Ok(Sample { origin: Some(origin), ..sample })
     }
 }
@@ -211,7 +212,7 @@ impl Rows for TableRows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{self, locate};
+    use crate::data;
     use std::fs;
 
     fn options(split: &str) -> ReadOptions {
@@ -226,10 +227,6 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, format!("{{\"problem\":\"{question}\"}}\n\n{{\"problem\":\"b\"}}\n")).unwrap();
         };
-        write("data.jsonl", "data");
-        assert_eq!(locate(dir.path(), "train").unwrap(), dir.path().join("data.jsonl"));
-        write("train/metadata.jsonl", "meta");
-        assert_eq!(locate(dir.path(), "train").unwrap(), dir.path().join("train/metadata.jsonl"));
         write("train.jsonl", "train");
         write("test.jsonl", "test");
         let train = read(dir.path(), &options("train")).unwrap();
@@ -240,8 +237,7 @@ mod tests {
 
         let missing = read(dir.path(), &options("dev")).unwrap_err();
         assert_eq!(missing.exit_code(), 66);
-        let found =
-            "JSONL files found: data.jsonl, test.jsonl, train.jsonl, train/metadata.jsonl (--dataset_split";
+        let found = "splits found: train (train.jsonl), test (test.jsonl) (--dataset_split";
         assert!(missing.to_string().contains(found), "{missing}");
         assert_eq!(read(dir.path(), &options("../x")).unwrap_err().exit_code(), 2);
     }
@@ -309,8 +305,7 @@ mod tests {
         assert!(error.exit_code() == 65 && error.to_string().contains("no rows"), "{error}");
         let parquet = dir.path().join("a.parquet");
         fs::write(&parquet, "PAR1").unwrap();
-        assert!(
-            read(&parquet, &ReadOptions::default()).unwrap_err().to_string().contains("export it as JSONL")
-        );
+        let message = read(&parquet, &ReadOptions::default()).unwrap_err().to_string();
+        assert!(message.contains("not a readable parquet file"), "{message}");
     }
 }

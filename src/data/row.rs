@@ -1,23 +1,44 @@
-//! One JSON object of a dataset to one [`Sample`].
+//! One row of a table to one [`Sample`].
 
-use std::path::PathBuf;
+mod images;
+mod messages;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::cells::{Cell, Cells};
 use super::image_path::ImageRoots;
 use super::{ImageSource, Message, NO_TARGET, Part, PromptTemplate, Sample, nearest};
+use images::{Picture, take_pictures};
+use messages::{RawMessage, RawPart, read_messages, user};
 
-/// Columns with a meaning; all others are kept in `Sample::columns`.
-const KNOWN: [&str; 8] =
-    ["image", "images", "file_name", "problem", "solution", "messages", "prompt", "completion"];
+/// The columns that can be a row's conversation, the first of several first.
+const SOURCES: [&str; 4] = ["messages", "prompt", "problem", "conversations"];
+
+/// The columns that hold the reference answer: of several, the first counts. All but the first stay columns.
+const ANSWERS: [&str; 3] = ["solution", "answer", "ground_truth"];
+
+/// Columns with a meaning of their own.
+const KNOWN: [&str; 12] = [
+    "image",
+    "images",
+    "file_name",
+    "problem",
+    "solution",
+    "answer",
+    "ground_truth",
+    "reward_model",
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+];
 
 /// Names that other trainers' files use for ours.
-const SYNONYMS: [(&str, &str); 7] = [
+const SYNONYMS: [(&str, &str); 6] = [
     ("question", "problem"),
     ("query", "problem"),
-    ("conversations", "messages"),
-    ("answer", "solution"),
-    ("ground_truth", "solution"),
+    ("label", "solution"),
+    ("target", "solution"),
     ("image_path", "image"),
     ("image_file", "image"),
 ];
@@ -25,8 +46,8 @@ const SYNONYMS: [(&str, &str); 7] = [
 /// Most images of one row: each is decoded and held with all others of its row.
 const MAX_IMAGES: usize = 512;
 
-/// Why a row is refused; the caller adds file and line.
-type RowResult<T> = std::result::Result<T, String>;
+/// Why a row is refused; the caller adds the place.
+type RowResult<T> = Result<T, String>;
 
 /// Reads the rows of one dataset.
 pub(super) struct RowReader {
@@ -36,121 +57,174 @@ pub(super) struct RowReader {
     pub(super) need_target: bool,
 }
 
-/// A piece of a message before its image is known.
-enum RawPart {
-    Text(String),
-    /// The next image of the `image`/`images` column.
-    Mark,
-    /// An image named in the message itself.
-    Inline(String),
+/// What is made of a row's conversation.
+struct Conversation {
+    messages: Vec<Message>,
+    /// In the order of `Part::Image`'s index.
+    pictures: Vec<Picture>,
+    /// The reply to a single question, which is the answer if no column is.
+    reply: Option<String>,
 }
 
-struct RawMessage {
-    role: String,
-    content: Vec<RawPart>,
+/// The column that a row's conversation is taken from. In a table all rows have all columns, so that null is as good as
+/// absent.
+pub fn conversation_column(cells: &Cells) -> Option<&'static str> {
+    let filled = |column: &&&str| cells.get(column).is_some_and(|cell| !cell.is_null());
+    SOURCES.iter().find(filled).or(SOURCES.iter().find(|column| cells.contains(column))).copied()
 }
 
 impl RowReader {
     /// The sample for row number `row` (from 0).
-    pub(super) fn sample(&self, row: usize, mut object: Map<String, Value>) -> RowResult<Sample> {
-        let solution = self.take_solution(&mut object)?;
-        let (messages, names) = self.take_conversation(&mut object)?;
+    pub(super) fn sample(&self, row: usize, mut cells: Cells) -> RowResult<Sample> {
+        let null = cells.get(ANSWERS[0]).is_some_and(Cell::is_null);
+        let solution = take_solution(&mut cells)?;
+        if self.need_solution && solution.is_none() && !cells.contains("conversations") {
+            return Err(if null { "`solution` is null".into() } else { missing(&ANSWERS, &cells) });
+        }
+        let Conversation { messages, pictures, reply } = self.take_conversation(&mut cells)?;
+        let solution = solution.or(reply);
+        if self.need_solution && solution.is_none() {
+            return Err(missing(&ANSWERS, &cells));
+        }
         if self.need_target && solution.is_none() && messages.last().is_none_or(|m| m.role != "assistant") {
             return Err(NO_TARGET.into());
         }
-        if names.len() > MAX_IMAGES {
-            return Err(format!("the row has {} images; at most {MAX_IMAGES} are taken", names.len()));
+        if pictures.len() > MAX_IMAGES {
+            return Err(format!("the row has {} images; at most {MAX_IMAGES} are taken", pictures.len()));
         }
-        let images = names
-            .iter()
-            .map(|name| self.roots.resolve(name).map(ImageSource::File))
+        let images = pictures
+            .into_iter()
+            .map(|picture| match picture {
+                Picture::Path(name) => self.roots.resolve(&name).map(ImageSource::File),
+                Picture::Bytes(bytes) => Ok(ImageSource::Bytes(bytes)),
+            })
             .collect::<RowResult<Vec<_>>>()?;
-        Ok(Sample { row, origin: None, messages, images, solution, columns: object })
+        Ok(Sample { row, origin: None, messages, images, solution, columns: cells.into_json() })
     }
 
-    fn take_solution(&self, object: &mut Map<String, Value>) -> RowResult<Option<String>> {
-        if self.need_solution && !object.contains_key("solution") {
-            return Err(missing(&["solution"], object));
-        }
-        match object.remove("solution") {
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(Value::Number(number)) => Ok(Some(number.to_string())),
-            None => Ok(None),
-            Some(Value::Null) if !self.need_solution => Ok(None),
-            Some(other) => Err(format!("`solution` has to be a string or a number, not {}", kind(&other))),
-        }
-    }
-
-    /// The messages, and the names of the images in the order of `Part::Image`'s index.
-    fn take_conversation(&self, object: &mut Map<String, Value>) -> RowResult<(Vec<Message>, Vec<String>)> {
+    fn take_conversation(&self, cells: &mut Cells) -> RowResult<Conversation> {
         // Asked before anything is removed, so that the error lists every column.
-        let source = ["messages", "prompt", "problem"].into_iter().find(|c| object.contains_key(*c));
-        let Some(source) = source else {
-            return Err(missing(&["problem", "messages", "prompt"], object));
+        let Some(source) = conversation_column(cells) else {
+            return Err(missing(&SOURCES, cells));
         };
-        let names = take_image_names(object)?;
-        let value = object.remove(source).unwrap_or(Value::Null);
+        let pictures = take_pictures(cells)?;
+        let value = cells.take(source).unwrap_or(Cell::Json(Value::Null));
+        let mut reply = None;
         let mut messages = match (source, value) {
-            ("problem", Value::String(text)) => vec![user(&self.template.apply(&text))],
-            ("prompt", Value::String(text)) => vec![user(&text)],
-            ("messages" | "prompt", Value::Array(turns)) => read_messages(source, turns)?,
-            ("problem", other) => return Err(format!("`problem` has to be a string, not {}", kind(&other))),
-            (_, other) => {
-                return Err(format!("`{source}` has to be a list of messages, not {}", kind(&other)));
-            }
+            ("problem", Cell::Json(Value::String(text))) => vec![user(&self.template.apply(&text))],
+            ("prompt", Cell::Json(Value::String(text))) => vec![user(&text)],
+            ("problem", other) => return Err(format!("`problem` has to be a string, not {}", other.kind())),
+            (_, value) => match value.into_items() {
+                Ok(turns) => read_messages(source, turns)?,
+                Err(other) => {
+                    return Err(format!("`{source}` has to be a list of messages, not {}", other.kind()));
+                }
+            },
         };
+        if source == "conversations" {
+            reply = self.single_question(&mut messages);
+        }
         if source == "prompt" {
-            match object.remove("completion") {
-                None | Some(Value::Null) => {}
-                Some(Value::String(text)) => {
+            match cells.take("completion") {
+                None | Some(Cell::Json(Value::Null)) => {}
+                Some(Cell::Json(Value::String(text))) => {
                     messages
                         .push(RawMessage { role: "assistant".into(), content: vec![RawPart::Text(text)] });
                 }
-                Some(Value::Array(turns)) => messages.extend(read_messages("completion", turns)?),
-                Some(other) => {
-                    return Err(format!(
-                        "`completion` has to be a string or a list of messages, not {}",
-                        kind(&other)
-                    ));
-                }
+                Some(other) => match other.into_items() {
+                    Ok(turns) => messages.extend(read_messages("completion", turns)?),
+                    Err(other) => {
+                        return Err(format!(
+                            "`completion` has to be a string or a list of messages, not {}",
+                            other.kind()
+                        ));
+                    }
+                },
             }
         }
-        place_images(source, messages, names)
+        let (messages, pictures) = place_images(source, messages, pictures)?;
+        Ok(Conversation { messages, pictures, reply })
     }
+
+    /// Treats a conversation of one question and its reply as VLM-R1 does: the question gets the template's words, and
+    /// the reply, which is taken out, is the answer. Any other conversation stays as it is.
+    fn single_question(&self, messages: &mut Vec<RawMessage>) -> Option<String> {
+        let questions = messages.iter().filter(|message| message.role == "user").count();
+        let [.., question, reply] = messages.as_mut_slice() else { return None };
+        let ([.., RawPart::Text(words)], [RawPart::Text(text)]) =
+            (question.content.as_mut_slice(), reply.content.as_slice())
+        else {
+            return None;
+        };
+        if questions != 1 || question.role != "user" || reply.role != "assistant" {
+            return None;
+        }
+        *words = self.template.apply(words);
+        let text = text.clone();
+        messages.pop();
+        Some(text)
+    }
+}
+
+/// The reference answer; null is none.
+fn take_solution(cells: &mut Cells) -> RowResult<Option<String>> {
+    let read = |name: &str, cell: &Cell| match cell {
+        Cell::Json(Value::String(text)) => Ok(Some(text.clone())),
+        Cell::Json(Value::Number(number)) => Ok(Some(number.to_string())),
+        Cell::Json(Value::Null) => Ok(None),
+        other => Err(format!("`{name}` has to be a string or a number, not {}", other.kind())),
+    };
+    if let Some(cell) = cells.take(ANSWERS[0])
+        && let Some(text) = read(ANSWERS[0], &cell)?
+    {
+        return Ok(Some(text));
+    }
+    // Another trainer's column may mean something else: then it is only a column.
+    let other = ANSWERS[1..].iter().find_map(|name| read(name, cells.get(name)?).ok().flatten());
+    let verl = || match cells.get("reward_model") {
+        Some(Cell::Json(object)) => {
+            read("reward_model", &Cell::Json(object.get("ground_truth")?.clone())).ok().flatten()
+        }
+        _ => None,
+    };
+    Ok(other.or_else(verl))
 }
 
 /// Numbers the images of a conversation in reading order.
 ///
-/// A `problem` or `prompt` without any mark gets the row's images at the start of its first
-/// user message (R1-V's order, and TRL's); `messages` has to say where they go.
+/// Without any mark, the row's images go to the start of the first user message (R1-V's order, and TRL's); `messages` has
+/// to say where they go.
 fn place_images(
     source: &str,
     mut messages: Vec<RawMessage>,
-    names: Vec<String>,
-) -> RowResult<(Vec<Message>, Vec<String>)> {
+    pictures: Vec<Picture>,
+) -> RowResult<(Vec<Message>, Vec<Picture>)> {
     let parts = || messages.iter().flat_map(|m| &m.content);
     let marks = parts().filter(|p| matches!(p, RawPart::Mark)).count();
     let inline = parts().filter(|p| matches!(p, RawPart::Inline(_))).count();
-    if inline > 0 && (marks > 0 || !names.is_empty()) {
+    if inline > 0 && (marks > 0 || !pictures.is_empty()) {
         return Err(format!(
             "`{source}` names {inline} image(s) itself, and there are {marks} mark(s) for and {} entries in the \
              image column; use one way or the other",
-            names.len()
+            pictures.len()
         ));
     }
-    if marks == 0 && !names.is_empty() && source != "messages" {
+    if marks == 0 && !pictures.is_empty() && source != "messages" {
         let Some(first) = messages.iter_mut().find(|m| m.role == "user") else {
-            return Err(format!("`{source}` has no user message to hold the row's {} image(s)", names.len()));
+            return Err(format!(
+                "`{source}` has no user message to hold the row's {} image(s)",
+                pictures.len()
+            ));
         };
-        first.content.splice(0..0, names.iter().map(|_| RawPart::Mark));
-    } else if marks != names.len() {
+        first.content.splice(0..0, pictures.iter().map(|_| RawPart::Mark));
+    } else if marks != pictures.len() {
         return Err(format!(
             "`{source}` has {marks} `<image>` mark(s), but the row has {} image(s); they have to be equal",
-            names.len()
+            pictures.len()
         ));
     }
 
-    let mut found = names;
+    let mut found = pictures;
     let mut next = 0;
     let mut numbered = Vec::with_capacity(messages.len());
     for message in messages {
@@ -159,8 +233,8 @@ fn place_images(
             content.push(match part {
                 RawPart::Text(text) => Part::Text(text),
                 RawPart::Mark => Part::Image(next),
-                RawPart::Inline(name) => {
-                    found.push(name);
+                RawPart::Inline(picture) => {
+                    found.push(picture);
                     Part::Image(next)
                 }
             });
@@ -171,116 +245,10 @@ fn place_images(
     Ok((numbered, found))
 }
 
-/// A user message with its `<image>` marks cut out of `text`.
-fn user(text: &str) -> RawMessage {
-    RawMessage { role: "user".into(), content: split_marks(text) }
-}
-
-fn split_marks(text: &str) -> Vec<RawPart> {
-    let mut content = Vec::new();
-    for (i, piece) in text.split("<image>").enumerate() {
-        if i > 0 {
-            content.push(RawPart::Mark);
-        }
-        if !piece.is_empty() {
-            content.push(RawPart::Text(piece.to_string()));
-        }
-    }
-    content
-}
-
-/// `[{"role": .., "content": ..}, ..]` in the forms that Hugging Face chat templates take.
-fn read_messages(column: &str, turns: Vec<Value>) -> RowResult<Vec<RawMessage>> {
-    if turns.is_empty() {
-        return Err(format!("`{column}` is empty; it needs at least one message"));
-    }
-    let read = |(i, turn): (usize, Value)| {
-        read_message(turn).map_err(|reason| format!("`{column}`, message {}: {reason}", i + 1))
-    };
-    turns.into_iter().enumerate().map(read).collect()
-}
-
-fn read_message(turn: Value) -> RowResult<RawMessage> {
-    let Value::Object(mut turn) = turn else {
-        return Err(format!("an object with `role` and `content` was expected, not {}", kind(&turn)));
-    };
-    let role = match turn.remove("role") {
-        Some(Value::String(role)) if ["system", "user", "assistant"].contains(&role.as_str()) => role,
-        Some(Value::String(role)) => {
-            return Err(format!("unknown role `{role}` (known: system, user, assistant)"));
-        }
-        _ => return Err("`role` is missing or not a string".into()),
-    };
-    let content = match turn.remove("content") {
-        // The assistant's words are a target; an `<image>` in them is text.
-        Some(Value::String(text)) if role == "assistant" => vec![RawPart::Text(text)],
-        Some(Value::String(text)) => split_marks(&text),
-        Some(Value::Array(parts)) => parts.into_iter().map(read_part).collect::<RowResult<_>>()?,
-        Some(other) => return Err(format!("`content` has to be a string or a list, not {}", kind(&other))),
-        None => return Err("`content` is missing".into()),
-    };
-    Ok(RawMessage { role, content })
-}
-
-/// `{"type": "text", "text": ..}` or `{"type": "image"}`, the latter with a path or without.
-fn read_part(part: Value) -> RowResult<RawPart> {
-    let Value::Object(mut part) = part else {
-        return Err(format!("a content part has to be an object, not {}", kind(&part)));
-    };
-    let wanted = part.get("type").and_then(Value::as_str).unwrap_or("").to_string();
-    match wanted.as_str() {
-        "text" => match part.remove("text") {
-            Some(Value::String(text)) => Ok(RawPart::Text(text)),
-            _ => Err("a text part needs a string `text`".into()),
-        },
-        "image" => {
-            let name = ["image", "path", "url"].iter().find_map(|key| part.remove(*key));
-            match name {
-                None | Some(Value::Null) => Ok(RawPart::Mark),
-                Some(value) => image_name(value).map(RawPart::Inline),
-            }
-        }
-        other => Err(format!("content part of type `{other}` is not supported (known: text, image)")),
-    }
-}
-
-/// Takes the image column out of the row.
-fn take_image_names(object: &mut Map<String, Value>) -> RowResult<Vec<String>> {
-    let mut given = Vec::new();
-    for column in ["image", "images", "file_name"] {
-        if let Some(value) = object.remove(column)
-            && !value.is_null()
-        {
-            given.push((column, value));
-        }
-    }
-    if let [(a, _), (b, _), ..] = given.as_slice() {
-        return Err(format!("the row has both `{a}` and `{b}`; keep one"));
-    }
-    let Some((column, value)) = given.pop() else { return Ok(Vec::new()) };
-    let names = match value {
-        Value::Array(list) => list.into_iter().map(image_name).collect(),
-        one => image_name(one).map(|name| vec![name]),
-    };
-    names.map_err(|reason| format!("`{column}`: {reason}"))
-}
-
-/// A path, or Hugging Face's `{"path": .., "bytes": null}`.
-fn image_name(value: Value) -> RowResult<String> {
-    match value {
-        Value::String(name) => Ok(name),
-        Value::Object(mut image) => match image.remove("path") {
-            Some(Value::String(name)) => Ok(name),
-            _ => Err("an image object needs a string `path`; save image bytes as a file".into()),
-        },
-        other => Err(format!("an image has to be a path, not {}", kind(&other))),
-    }
-}
-
 /// The message for columns of which one has to be there and none is.
-fn missing(wanted: &[&str], object: &Map<String, Value>) -> String {
+fn missing(wanted: &[&str], cells: &Cells) -> String {
     let quoted: Vec<_> = wanted.iter().map(|w| format!("`{w}`")).collect();
-    let found: Vec<_> = object.keys().map(String::as_str).collect();
+    let found: Vec<_> = cells.iter().map(|(name, _)| name).collect();
     let mut message = format!("no column {}; columns found: {}", quoted.join(" or "), found.join(", "));
     let alike =
         |column: &&&str| !KNOWN.contains(*column) && nearest(column, wanted.iter().copied()).is_some();
@@ -292,18 +260,6 @@ fn missing(wanted: &[&str], object: &Map<String, Value>) -> String {
         message.push_str(&format!("; did you mean `{ours}` by `{column}`?"));
     }
     message
-}
-
-/// What a JSON value is, in words.
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 impl Sample {
@@ -324,7 +280,7 @@ impl Sample {
     }
 
     /// The image files that the sample names.
-    pub fn image_files(&self) -> impl Iterator<Item = &PathBuf> {
+    pub fn image_files(&self) -> impl Iterator<Item = &std::path::PathBuf> {
         self.images.iter().filter_map(|image| match image {
             ImageSource::File(path) => Some(path),
             ImageSource::Bytes(_) => None,

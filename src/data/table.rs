@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::MAX_LINE_BYTES;
+use super::arrow_stream::ArrowTable;
 use super::cells::Cells;
 use super::jsonl_table::JsonlTable;
-use super::locate::locate;
+use super::parquet::ParquetTable;
+use super::splits::{extension, find_files};
 use crate::error::{Error, Result};
 
 /// Rows that are read when they are asked for, from any thread. Memory does not grow with what the rows hold.
@@ -79,10 +81,75 @@ impl Default for TableOptions {
 
 /// Opens the rows of `split` at `path`, a file or a folder. `split` counts only for a folder.
 ///
+/// | extension | read as |
+/// |---|---|
+/// | `.parquet` | parquet |
+/// | `.arrow` | Arrow IPC, stream or file |
+/// | any other | JSONL |
+///
+/// A folder's splits are found as `datasets` finds them: see the README.
+///
 /// # Errors
 /// `Missing` if there is no such dataset or split, with what was found; `Usage` for a split name that is not a plain
 /// name; `Content` for a file that is no table; `Io` for a failed read. Bad rows are no error until they are read.
 pub fn open_table(path: &Path, split: &str, options: &TableOptions) -> Result<Box<dyn Table>> {
-    let file = locate(path, split)?;
-    Ok(Box::new(JsonlTable::open(&file, options.max_line_bytes)?))
+    let mut tables = Vec::new();
+    for file in find_files(path, split)? {
+        tables.push(open_file(&file, options)?);
+    }
+    Ok(match tables.len() {
+        1 => tables.remove(0),
+        _ => Box::new(Shards::of(tables)),
+    })
+}
+
+fn open_file(file: &Path, options: &TableOptions) -> Result<Box<dyn Table>> {
+    Ok(match extension(file).as_str() {
+        "parquet" => Box::new(ParquetTable::open(file)?),
+        "arrow" => Box::new(ArrowTable::open(file)?),
+        _ => Box::new(JsonlTable::open(file, options.max_line_bytes)?),
+    })
+}
+
+/// Several tables, one behind the other.
+struct Shards {
+    tables: Vec<Box<dyn Table>>,
+    /// The first row of each table, and the number of all rows.
+    starts: Vec<usize>,
+}
+
+impl Shards {
+    fn of(tables: Vec<Box<dyn Table>>) -> Self {
+        let mut starts = vec![0];
+        for table in &tables {
+            starts.push(starts[starts.len() - 1] + table.rows());
+        }
+        Shards { tables, starts }
+    }
+
+    /// The table that holds a row, and the row there.
+    fn find(&self, row: usize) -> (&dyn Table, usize) {
+        let table = self.starts.partition_point(|start| *start <= row) - 1;
+        (&*self.tables[table], row - self.starts[table])
+    }
+}
+
+impl Table for Shards {
+    fn rows(&self) -> usize {
+        self.starts[self.starts.len() - 1]
+    }
+
+    fn read(&self, row: usize) -> Result<Cells> {
+        let (table, row) = self.find(row);
+        table.read(row)
+    }
+
+    fn origin(&self, row: usize) -> Origin {
+        let (table, row) = self.find(row);
+        table.origin(row)
+    }
+
+    fn files(&self) -> Vec<Arc<Path>> {
+        self.tables.iter().flat_map(|table| table.files()).collect()
+    }
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 ///
 /// The texts are R1-V's, word for word (Deep-Agent/R1-V, `grpo.py` and its two evaluation
 /// scripts): the training one has two spaces before `Output`, and training and evaluation
-/// differ in R1-V itself.
+/// differ in R1-V itself; and VLM-R1's (om-ai-lab/VLM-R1, `qwen_module.py`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PromptTemplate {
     /// R1-V's training prompt. Name: `r1v`.
@@ -20,14 +20,24 @@ pub enum PromptTemplate {
     R1vSuperclevr,
     /// R1-V's GeoQA (geometry) evaluation prompt. Name: `r1v_geoqa`.
     R1vGeoqa,
+    /// VLM-R1's prompt. Name: `vlm_r1`.
+    VlmR1,
+    /// VLM-R1's prompt for referring expressions, whose answers are boxes. Name: `vlm_r1_rec`.
+    VlmR1Rec,
     /// The question as it is. Name: `none`.
     None,
 }
 
 impl PromptTemplate {
     /// Every template, in the order of the documentation.
-    pub const ALL: [PromptTemplate; 4] =
-        [PromptTemplate::R1v, PromptTemplate::R1vSuperclevr, PromptTemplate::R1vGeoqa, PromptTemplate::None];
+    pub const ALL: [PromptTemplate; 6] = [
+        PromptTemplate::R1v,
+        PromptTemplate::R1vSuperclevr,
+        PromptTemplate::R1vGeoqa,
+        PromptTemplate::VlmR1,
+        PromptTemplate::VlmR1Rec,
+        PromptTemplate::None,
+    ];
 
     /// The name used in options and config files.
     pub fn name(self) -> &'static str {
@@ -35,6 +45,8 @@ impl PromptTemplate {
             PromptTemplate::R1v => "r1v",
             PromptTemplate::R1vSuperclevr => "r1v_superclevr",
             PromptTemplate::R1vGeoqa => "r1v_geoqa",
+            PromptTemplate::VlmR1 => "vlm_r1",
+            PromptTemplate::VlmR1Rec => "vlm_r1_rec",
             PromptTemplate::None => "none",
         }
     }
@@ -54,6 +66,13 @@ impl PromptTemplate {
                 "{question} Output the thinking process in <think> </think> and final answer (number) in \
                  <answer> </answer> tags."
             ),
+            PromptTemplate::VlmR1 => format!(
+                "{question} First output the thinking process in <think> </think> tags and then output the final \
+                 answer in <answer> </answer> tags."
+            ),
+            PromptTemplate::VlmR1Rec => {
+                format!("{} Output the final answer in JSON format.", PromptTemplate::VlmR1.apply(question))
+            }
             PromptTemplate::None => question.to_string(),
         }
     }
@@ -85,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_are_r1vs_word_for_word() {
+    fn texts_are_r1vs_and_vlm_r1s_word_for_word() {
         let q = "How many items are there in the image?";
         assert_eq!(
             PromptTemplate::R1v.apply(q),
@@ -98,6 +117,10 @@ mod tests {
         assert_eq!(
             PromptTemplate::R1vGeoqa.apply(q),
             "How many items are there in the image? Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
+        );
+        assert_eq!(
+            PromptTemplate::VlmR1Rec.apply("Where is it?"),
+            "Where is it? First output the thinking process in <think> </think> tags and then output the final answer in <answer> </answer> tags. Output the final answer in JSON format."
         );
         assert_eq!(PromptTemplate::None.apply(q), q);
     }

@@ -4,8 +4,9 @@ use crate::checkpoint::{FloatDtype, OnExisting, SavePlan, WeightRef, save_model,
 use crate::data::{Dataset, Part};
 use crate::disk::SystemDisk;
 use crate::error::{Error, Result};
-use crate::model::qwen2_vl::config::{Qwen2VlConfig, TextConfig, VisionConfig};
-use crate::model::qwen2_vl::weights::parameters;
+use crate::model::config::{BlockKind, ModelConfig, TextConfig, VisionConfig};
+use crate::model::family::Family;
+use crate::model::weights::parameters;
 use crate::processor::chat::QWEN2_VL_TEMPLATE;
 use crate::rng::{Purpose, Stream};
 use serde_json::{Value, json};
@@ -39,9 +40,10 @@ const PRE_TOKENIZER: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{
 const MERGED_VOCABULARY: usize = 384;
 
 /// Sizes of the demo's model around a tokenizer: about 0.3 M parameters.
-fn config(tokenizer: &Trained) -> Result<Qwen2VlConfig> {
+fn config(tokenizer: &Trained) -> Result<ModelConfig> {
     let (width, vision_width) = (64, 64);
-    Ok(Qwen2VlConfig {
+    Ok(ModelConfig {
+        family: Family::Qwen2Vl,
         text: TextConfig {
             vocab_size: tokenizer.size.next_multiple_of(8),
             hidden_size: width,
@@ -58,13 +60,15 @@ fn config(tokenizer: &Trained) -> Result<Qwen2VlConfig> {
         vision: VisionConfig {
             depth: 2,
             embed_dim: vision_width,
-            hidden_size: width,
+            out_hidden_size: width,
             num_heads: 4,
             mlp_dim: 2 * vision_width,
             in_channels: 3,
             patch_size: 14,
             spatial_merge_size: 2,
             temporal_patch_size: 2,
+            block: BlockKind::QuickGelu,
+            windows: None,
         },
         tie_word_embeddings: true,
         image_token_id: tokenizer.id("<|image_pad|>")?,
@@ -133,7 +137,7 @@ fn train_tokenizer(samples: &Dataset) -> Result<Trained> {
 
 /// Random weights as transformers initialises Qwen2-VL: matrices normal with deviation 0.02, norms 1, biases 0;
 /// but the patch embedding, whose inputs are wide, with 1 / sqrt(inputs).
-fn initialise(config: &Qwen2VlConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+fn initialise(config: &ModelConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     parameters(config)
         .into_iter()
         .enumerate()

@@ -9,10 +9,10 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::files::{file_inside, read_json};
 use crate::hub;
+use crate::model::config::ModelConfig;
 use crate::model::generation::GenerationConfig;
-use crate::model::qwen2_vl::config::Qwen2VlConfig;
-use crate::model::qwen2_vl::weights::EMBEDDING;
 use crate::model::safetensors::{Dtype, TensorEntry};
+use crate::model::weights::EMBEDDING;
 
 mod files;
 mod matching;
@@ -25,7 +25,7 @@ use matching::Matched;
 /// One parameter's values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weight {
-    /// Canonical name (see [`crate::model::qwen2_vl::weights`]).
+    /// Canonical name (see [`crate::model::weights`]).
     pub name: String,
     /// Shape, row-major.
     pub shape: Vec<usize>,
@@ -61,7 +61,7 @@ pub struct ModelFolder {
     /// The folder (for a cached model: its snapshot).
     pub dir: PathBuf,
     /// The model's sizes.
-    pub config: Qwen2VlConfig,
+    pub config: ModelConfig,
     /// `config.json` as parsed, in its own key order.
     pub raw_config: Value,
     /// `generation_config.json`; defaults if there is none.
@@ -95,7 +95,7 @@ impl ModelFolder {
             ));
         };
         let raw_config = read_json(&config_path)?;
-        let config = Qwen2VlConfig::from_json(&config_path, &raw_config)?;
+        let config = ModelConfig::from_json(&config_path, &raw_config)?;
         let generation_file = match file_inside(&dir, "generation_config.json")? {
             Some(path) => Some((read_json(&path)?, path)),
             None => None,
@@ -120,7 +120,7 @@ impl ModelFolder {
     }
 
     /// Where and how each parameter is stored, in the order of
-    /// [`parameters`](crate::model::qwen2_vl::weights::parameters).
+    /// [`parameters`](crate::model::weights::parameters).
     pub fn stored_parameters(&self) -> &[StoredParameter] {
         &self.matched.parameters
     }
@@ -164,7 +164,7 @@ impl ModelFolder {
     }
 
     /// Reads every parameter as f32, in the order of
-    /// [`parameters`](crate::model::qwen2_vl::weights::parameters). The copy is the only one made.
+    /// [`parameters`](crate::model::weights::parameters). The copy is the only one made.
     ///
     /// # Errors
     /// [`Error::Content`] naming the tensor and the place of the first value that is NaN or infinite;

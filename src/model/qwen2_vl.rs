@@ -1,123 +1,64 @@
-//! Qwen2-VL (Wang et al. 2024): a vision tower whose merged patch features replace the image tokens of a decoder.
-//!
-//! `tokens, patches -> vision -> spliced embeddings -> decoder -> hidden states [T, C] -> head`.
-//! The architecture is a [`Qwen2Vl`]; the weights are a [`Params`] in the order of [`weights::parameters`].
+//! Qwen2-VL (Wang et al. 2024, arXiv 2409.12191): every block attends over the whole image.
 
-pub mod config;
-pub mod text;
-pub mod vision;
-pub mod weights;
+use super::config::parse::{Group, Parsed, only_axial_rope};
+use super::config::{BlockKind, VisionConfig};
+use super::family::{Spec, VisionKeys};
+use serde_json::{Value, json};
 
-use crate::autograd::{ParamId, Tape, Var};
-use crate::cuda::Purpose;
-use crate::error::Result;
-use crate::nn::{Names, Params, Scope};
-use crate::ops::attention::{Segment, Segments};
-use crate::ops::embedding::Embedding;
-use crate::packed::Packed;
-use crate::processor::Normalisation;
-use crate::tensor::Tensor;
-use config::Qwen2VlConfig;
-use std::sync::Arc;
-use text::Text;
-use vision::{Features, Vision};
+/// What is its own.
+pub(super) const SPEC: Spec = Spec {
+    model_type: "qwen2_vl",
+    architecture: "Qwen2VLForConditionalGeneration",
+    vision_keys: VisionKeys { width: "embed_dim", mlp: "embed_dim * mlp_ratio", out: "hidden_size" },
+    read_vision,
+    write_vision,
+};
 
-/// The architecture: which parameters are used where.
-#[derive(Clone, Debug)]
-pub struct Qwen2Vl {
-    config: Qwen2VlConfig,
-    vision: Vision,
-    text: Text,
-    embedding: ParamId,
-    head: ParamId,
+/// Defaults are those of transformers' `Qwen2VLVisionConfig`; files saved by transformers 4.x leave out every key that has its
+/// default.
+fn read_vision(group: &Group) -> Parsed<VisionConfig> {
+    group.only("hidden_act", "quick_gelu")?;
+    only_axial_rope(group)?;
+    let embed_dim = group.size("embed_dim", 1280)?;
+    let mlp_ratio = group.number("mlp_ratio", 4.0)?;
+    // The ratio may be fractional; truncated as Python's `int`.
+    let mlp_dim = embed_dim as f64 * mlp_ratio;
+    if !(1.0..=1e9).contains(&mlp_dim) {
+        return Err(format!("vision_config.mlp_ratio is {mlp_ratio}, which makes the MLP {mlp_dim} wide"));
+    }
+    Ok(VisionConfig {
+        depth: group.size("depth", 32)?,
+        embed_dim,
+        out_hidden_size: group.size("hidden_size", 3584)?,
+        num_heads: group.size("num_heads", 16)?,
+        mlp_dim: mlp_dim as usize,
+        in_channels: group.size_named(&["in_channels", "in_chans"], 3)?,
+        patch_size: group.size("patch_size", 14)?,
+        spatial_merge_size: group.size("spatial_merge_size", 2)?,
+        temporal_patch_size: group.size("temporal_patch_size", 2)?,
+        block: BlockKind::QuickGelu,
+        windows: None,
+    })
 }
 
-/// The result of a forward pass.
-pub struct Output {
-    /// The images' features; absent when there are no images.
-    pub vision: Option<Features>,
-    /// Hidden states after the last norm, `[T, C]`.
-    pub hidden: Var,
-}
-
-impl Qwen2Vl {
-    /// Puts the model together for weights in the order of [`weights::parameters`].
-    pub fn new(config: Qwen2VlConfig, normalisation: &Normalisation) -> Result<Qwen2Vl> {
-        let list = weights::parameters(&config);
-        let names = Names::new(list.iter().map(|(name, _)| name.as_str()));
-        let embedding = names.id("model.embed_tokens.weight")?;
-        let head = if config.tie_word_embeddings { embedding } else { names.id("lm_head.weight")? };
-        Ok(Qwen2Vl {
-            vision: Vision::new(&names, &config.vision, normalisation)?,
-            text: Text::new(&names, &config.text)?,
-            config,
-            embedding,
-            head,
-        })
+fn write_vision(vision: &VisionConfig) -> Parsed<Value> {
+    if !vision.mlp_dim.is_multiple_of(vision.embed_dim) {
+        return Err(format!(
+            "the vision MLP width {} is no multiple of the vision width {}: config.json can only say a whole mlp_ratio",
+            vision.mlp_dim, vision.embed_dim
+        ));
     }
-
-    /// Sizes and special ids.
-    pub fn config(&self) -> &Qwen2VlConfig {
-        &self.config
-    }
-
-    /// The parameter whose rows give the logits, `[V, C]`.
-    pub fn head(&self) -> ParamId {
-        self.head
-    }
-
-    /// The decoder, for cached inference.
-    pub fn text(&self) -> &Text {
-        &self.text
-    }
-
-    /// Image features and the embeddings `[T, C]` they are spliced into.
-    pub fn embed(
-        &self,
-        scope: &Scope<'_>,
-        input: &Packed,
-        recompute: bool,
-    ) -> Result<(Option<Features>, Var)> {
-        let table = scope.param(self.embedding);
-        let images: Vec<_> = input.images.iter().map(|i| &i.patches).collect();
-        let features = match images.is_empty() {
-            true => None,
-            false => Some(self.vision.forward(scope, &images, recompute)?),
-        };
-        let merged = match &features {
-            Some(features) => features.merged.clone(),
-            None => {
-                let none = Tensor::zeros(&[0, self.config.text.hidden_size], table.value().dtype());
-                Var::constant(none.to_device(&table.value().device(), Purpose::Inputs)?)
-            }
-        };
-        let image_rows = input.images.iter().flat_map(|i| i.rows.clone()).collect();
-        let x =
-            scope.tape.apply(Embedding { tokens: input.tokens.clone(), image_rows }, [&table, &merged])?;
-        Ok((features, x))
-    }
-
-    /// The whole model up to the hidden states. With `recompute`, only the layers' inputs are kept for the backward
-    /// pass; no bit of the result or the gradients changes.
-    pub fn forward(&self, scope: &Scope<'_>, input: &Packed, recompute: bool) -> Result<Output> {
-        let (vision, x) = self.embed(scope, input, recompute)?;
-        let rope = self.config.text.rope(&input.positions_3t);
-        let hidden = self.text.forward(scope, x, &rope, &attention_segments(input), recompute)?;
-        Ok(Output { vision, hidden })
-    }
-
-    /// Hidden states without a tape.
-    pub fn infer(&self, params: &Arc<Params>, input: &Packed) -> Result<Tensor> {
-        let tape = Tape::off();
-        Ok(self.forward(&Scope { tape: &tape, params }, input, false)?.hidden.value().clone())
-    }
-}
-
-/// The packed input's segments as the attention op takes them.
-pub fn attention_segments(input: &Packed) -> Segments {
-    let prefix = |s: usize| input.segments[s].rows.clone();
-    let segments = input.segments.iter();
-    let segments: Vec<_> =
-        segments.map(|s| Segment { rows: s.rows.clone(), prefix: s.prefix.map(prefix) }).collect();
-    segments.into()
+    Ok(json!({
+        "depth": vision.depth,
+        "embed_dim": vision.embed_dim,
+        "hidden_act": "quick_gelu",
+        "hidden_size": vision.out_hidden_size,
+        "in_channels": vision.in_channels,
+        "mlp_ratio": vision.mlp_dim / vision.embed_dim,
+        "model_type": SPEC.model_type,
+        "num_heads": vision.num_heads,
+        "patch_size": vision.patch_size,
+        "spatial_merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }))
 }

@@ -11,8 +11,8 @@ use crate::disk::SystemDisk;
 use crate::error::Result;
 
 mod chart;
+pub mod comparison;
 mod gallery;
-mod thumbnail;
 
 /// Everything the report shows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,6 +27,8 @@ pub struct RunSummary {
     pub sft: Vec<Row>,
     /// Rows of the GRPO run's `metrics.jsonl`; empty without GRPO.
     pub grpo: Vec<Row>,
+    /// Rows of the run's `eval_metrics.jsonl`; empty without evaluations.
+    pub evaluations: Vec<Row>,
     /// Completions to show, as [`sample_completions`] picks them.
     pub completions: Vec<CompletionRecord>,
     /// The resolved config.
@@ -86,8 +88,28 @@ pub fn sample_completions(path: impl AsRef<Path>, prompts: usize) -> Result<Vec<
 
 /// The page as text.
 pub fn render(summary: &RunSummary) -> String {
+    page(
+        &summary.title,
+        &summary.config,
+        |header| facts(header, &summary.facts),
+        |main| {
+            accuracies(main, &summary.accuracies);
+            section(main, "GRPO", &chart::grpo_cards(&summary.grpo, &summary.evaluations));
+            section(main, "Supervised fine-tuning", &chart::sft_cards(&summary.sft, &summary.evaluations));
+            gallery::write(main, &summary.completions);
+        },
+    )
+}
+
+/// A whole page around what `header` and `main` append, with the resolved config at its end.
+fn page(
+    title: &str,
+    config: &str,
+    header: impl FnOnce(&mut String),
+    main: impl FnOnce(&mut String),
+) -> String {
     let mut page = String::new();
-    let title = escape(&summary.title);
+    let title = escape(title);
     page += "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n";
     page += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n";
     // Even text that got past the escaping could load or run nothing.
@@ -98,16 +120,13 @@ pub fn render(summary: &RunSummary) -> String {
         include_str!("html/style.css")
     );
     page += &format!("<header><h1>{title}</h1>\n");
-    facts(&mut page, &summary.facts);
+    header(&mut page);
     page += "</header>\n<main>\n";
-    accuracies(&mut page, &summary.accuracies);
-    section(&mut page, "GRPO", &chart::grpo_cards(&summary.grpo));
-    section(&mut page, "Supervised fine-tuning", &chart::sft_cards(&summary.sft));
-    gallery::write(&mut page, &summary.completions);
-    if !summary.config.is_empty() {
+    main(&mut page);
+    if !config.is_empty() {
         page += &format!(
             "<section><details><summary>Resolved config</summary><pre>{}</pre></details></section>\n",
-            escape(&summary.config)
+            escape(config)
         );
     }
     page += "</main>\n</body>\n</html>\n";
@@ -208,6 +227,7 @@ mod tests {
             accuracies: vec![Accuracy { name: "GRPO".into(), accuracy: 0.875, note: "after".into() }],
             sft: (0..3).map(|step| SftReport { step, loss: 2.0, ..SftReport::default() }.row()).collect(),
             grpo: grpo.collect(),
+            evaluations: Vec::new(),
             completions: vec![completion(0, 0, "</script><script>alert(1)</script>\u{1b}[2J")],
             config: "beta_min = 0.04".into(),
         }

@@ -12,7 +12,7 @@ use super::{Completion, Engine, LogProbs, Request, Watch, newest};
 use crate::autograd::{Op, Tape};
 use crate::cuda::{Buffer, Gpu, Purpose};
 use crate::error::{Error, Result};
-use crate::model::qwen2_vl::attention_segments;
+use crate::model::attention_segments;
 use crate::nn::Scope;
 use crate::ops::attention::Attention;
 use crate::ops::attention::paged::{self, DecodeBatch, PagedKv, Pages, Slots};

@@ -2,7 +2,7 @@
 
 use crate::autograd::{Op, Tape};
 use crate::error::Result;
-use crate::model::qwen2_vl::{Qwen2Vl, attention_segments};
+use crate::model::{Model, attention_segments};
 use crate::nn::{Params, Scope};
 use crate::ops::attention::{Attention, Cached, decode};
 use crate::packed::Packed;
@@ -34,7 +34,7 @@ impl KvCache {
 /// Runs prompts (one segment each, images included) and keeps their keys and values.
 ///
 /// Gives the hidden states of all rows `[T, C]` and one cache per prompt.
-pub fn prefill(model: &Qwen2Vl, params: &Arc<Params>, input: &Packed) -> Result<(Tensor, Vec<KvCache>)> {
+pub fn prefill(model: &Model, params: &Arc<Params>, input: &Packed) -> Result<(Tensor, Vec<KvCache>)> {
     let tape = Tape::off();
     let (_, x) = model.embed(&Scope { tape: &tape, params }, input, false)?;
     let text = &model.config().text;
@@ -69,7 +69,7 @@ pub struct GroupStep<'a> {
 ///
 /// `tokens` and `positions` run over the groups' sequences in order; gives hidden states `[B, C]`.
 pub fn step(
-    model: &Qwen2Vl,
+    model: &Model,
     params: &Arc<Params>,
     tokens: &[u32],
     positions: &[i32],

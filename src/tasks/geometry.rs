@@ -25,6 +25,7 @@ enum Problem {
     TriangleAreaAmongSides,
     TrapezoidArea,
     CompositeArea,
+    MarkedAngle,
 }
 
 use Problem::*;
@@ -67,6 +68,12 @@ impl Problem {
             Difficulty::Medium => &[Hypotenuse, TriangleArea, QuadrilateralAngle, IsoscelesAngle],
             Difficulty::Hard => &[Leg, TriangleAreaAmongSides, TrapezoidArea, CompositeArea],
         }
+    }
+
+    /// The problem of this kind among those of a difficulty and those that are asked by name only.
+    fn named(kind: &str, difficulty: Difficulty) -> Option<Problem> {
+        let all = Problem::of(difficulty).iter().copied().chain([MarkedAngle]);
+        all.into_iter().find(|problem| problem.question().kind == kind)
     }
 
     fn question(self) -> Question {
@@ -137,6 +144,12 @@ impl Problem {
                 (20..=56).step_by(4).collect(),
                 "",
             ),
+            MarkedAngle => (
+                "marked_angle",
+                "The triangle is drawn to scale. What is the size of the angle marked x, in degrees?",
+                (30..=120).step_by(15).collect(),
+                "°",
+            ),
         };
         Question { kind, text: text.to_string(), answers, unit }
     }
@@ -154,6 +167,17 @@ impl Problem {
                     ..Figure::default()
                 };
                 Some((figure, format!("180 - {a} - {b} = {answer}")))
+            }
+            MarkedAngle => {
+                let b = 25 + 5 * stream.below((180 - answer - 50) / 5 + 1);
+                let figure = Figure {
+                    corners: triangle(answer, b)?,
+                    angles: vec![(0, "x".into())],
+                    ..Figure::default()
+                };
+                // Opening it step by step: every step is a decision that the image answers.
+                let steps: Vec<String> = (30..=answer).step_by(15).map(|angle| angle.to_string()).collect();
+                Some((figure, format!("It opens {}", steps.join(" "))))
             }
             RectangleArea | RectanglePerimeter => {
                 let fits = |w: u32, h: u32| match self {
@@ -291,6 +315,11 @@ pub(super) fn questions(difficulty: Difficulty) -> Vec<Question> {
     Problem::of(difficulty).iter().map(|p| p.question()).collect()
 }
 
+/// The question of one kind; also one that no difficulty asks on its own.
+pub(super) fn question(kind: &str, difficulty: Difficulty) -> Option<Question> {
+    Problem::named(kind, difficulty).map(Problem::question)
+}
+
 /// Draws a figure to which `question` has the answer `answer`.
 ///
 /// # Errors
@@ -301,7 +330,7 @@ pub(super) fn draw(
     options: &TaskOptions,
     stream: &mut Stream,
 ) -> Result<Example> {
-    let problem = Problem::of(options.difficulty).iter().find(|p| p.question().kind == question.kind);
+    let problem = Problem::named(question.kind, options.difficulty);
     let problem = problem.ok_or_else(|| Error::Internal(format!("no geometry problem {}", question.kind)))?;
     for _ in 0..2_000 {
         let Some((mut figure, working)) = problem.pose(answer, stream) else { continue };
@@ -449,6 +478,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_marked_angle_is_asked_by_name_only_and_opened_step_by_step() {
+        let easy = Difficulty::Easy;
+        assert!(questions(easy).iter().all(|question| question.kind != "marked_angle"));
+        let question = question("marked_angle", easy).unwrap();
+        assert_eq!(question.answers, [30, 45, 60, 75, 90, 105, 120]);
+        let options = TaskOptions { difficulty: easy, image_size: 84, ..TaskOptions::default() };
+        for answer in &question.answers {
+            let mut stream = Stream::new(3, Purpose::Task, u64::from(*answer));
+            let example = draw(&question, *answer, &options, &mut stream).unwrap();
+            assert!(example.thinking.ends_with(&format!(" {answer} </think>")), "{}", example.thinking);
+            assert_eq!(example.answer, format!("{answer}°"));
+        }
+        let mut stream = Stream::new(3, Purpose::Task, 1);
+        let corners = MarkedAngle.pose(75, &mut stream).unwrap().0.corners;
+        assert!((measured(&corners)[0] - 75.0).abs() < 0.05);
     }
 
     /// The value of a working: + - * / ^ and brackets.

@@ -6,7 +6,7 @@ use super::*;
 use crate::data::{ReadOptions, read};
 
 fn options(difficulty: Difficulty, train: usize, test: usize) -> TaskOptions {
-    TaskOptions { difficulty, seed: 1, train, test, image_size: 112 }
+    TaskOptions { difficulty, seed: 1, train, test, image_size: 112, question_type: None }
 }
 
 fn every() -> impl Iterator<Item = (Task, Difficulty)> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::data::{ImageSource, Sample};
 use crate::error::{Error, Result};
-use crate::model::qwen2_vl::config::Qwen2VlConfig;
-use crate::model::qwen2_vl::weights::parameters;
+use crate::model::config::ModelConfig;
+use crate::model::weights::parameters;
 use crate::ops::log_softmax_kl::LOGITS_BYTES;
 use crate::ops::log_softmax_kl::cuda::{PARTS, RUN};
 use crate::processor::resize::MAX_ASPECT_RATIO;
@@ -108,6 +108,8 @@ pub struct TrainingShape {
     pub freeze_vision: bool,
     /// Whether a reference policy is kept.
     pub reference: bool,
+    /// Whether it follows the policy, and so is saved.
+    pub reference_follows: bool,
     /// Whether the exact KL to it is taken, from logits of both.
     pub exact_kl: bool,
     /// Whether top-k or top-p cuts the distribution that is sampled from.
@@ -120,7 +122,7 @@ const F32: u64 = 4;
 
 /// Bytes that a run holds whatever its data in the memory of its device, by purpose: exact.
 pub fn weights_plan(
-    config: &Qwen2VlConfig,
+    config: &ModelConfig,
     freeze_vision: bool,
     reference: bool,
     placement: &Placement,
@@ -187,8 +189,14 @@ pub fn available_memory() -> Option<u64> {
 }
 
 /// Bytes by purpose: exact for weights, gradients and optimiser; for the rest the largest that `shape` allows.
-pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape, placement: &Placement) -> MemoryPlan {
+pub fn memory_plan(config: &ModelConfig, shape: TrainingShape, placement: &Placement) -> MemoryPlan {
     let mut plan = weights_plan(config, shape.freeze_vision, shape.reference, placement);
+    if shape.reference_follows && placement.device == Device::Cpu {
+        // Of a GPU's memory it takes nothing, as the rest of a checkpoint.
+        let reference = plan.rows.iter().find(|(purpose, _)| purpose == "reference weights");
+        let bytes = reference.map_or(0, |(_, bytes)| *bytes);
+        plan.add("reference in the checkpoint being written", bytes);
+    }
     let stored = placement.dtype.size() as u64;
     let text = &config.text;
     let prompts = shape.micro_batch.div_ceil(shape.group);
@@ -199,7 +207,7 @@ pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape, placement: &Pla
     let text_layer = (7 * text.hidden_size
         + (3 * text.num_attention_heads + 3 * text.num_key_value_heads) * text.head_dim
         + 3 * text.intermediate_size) as u64;
-    let vision_layer = (14 * vision.embed_dim + 2 * vision.mlp_dim) as u64;
+    let vision_layer = (14 * vision.embed_dim + vision.block.mlp_tensors() * vision.mlp_dim) as u64;
     let (layers, blocks) = (text.num_hidden_layers as u64, vision.depth as u64);
     let kept = |layer: u64, count: u64, width: u64| {
         if shape.recompute { layer + count * width } else { layer * count }
@@ -228,7 +236,7 @@ pub fn memory_plan(config: &Qwen2VlConfig, shape: TrainingShape, placement: &Pla
 
 /// Bytes of what stands round the head on a GPU, whose type takes `stored` bytes: logits, the pieces of their gradient, the gradient of
 /// the head (of the embedding, which comes later, it is no larger), and what is sampled from.
-fn add_head_on_gpu(plan: &mut MemoryPlan, config: &Qwen2VlConfig, shape: TrainingShape, stored: u64) {
+fn add_head_on_gpu(plan: &mut MemoryPlan, config: &ModelConfig, shape: TrainingShape, stored: u64) {
     let vocab = config.text.vocab_size as u64;
     let targets = (shape.micro_batch * shape.completion_tok) as u64;
     let at_once = (LOGITS_BYTES as u64 / (F32 * vocab.max(1))).max(RUN as u64);
@@ -335,6 +343,7 @@ mod tests {
             image_tok: 20,
             freeze_vision: false,
             reference: true,
+            reference_follows: false,
             exact_kl: false,
             truncates: false,
             recompute: true,
@@ -358,6 +367,8 @@ mod tests {
             .map(|p| p.shape.iter().product::<usize>() as u64)
             .sum();
         assert_eq!(bytes(TrainingShape { freeze_vision: true, ..shape })[1], all - 4 * vision);
+        let follows = bytes(TrainingShape { reference_follows: true, ..shape });
+        assert_eq!((follows.len(), follows[5]), (plan.len() + 1, all));
         let kept = |recompute| bytes(TrainingShape { recompute, ..shape })[5];
         assert!(kept(true) < kept(false));
         assert_eq!(bytes(TrainingShape { rollout_prompts: 0, reference: false, ..shape }).len(), 6);

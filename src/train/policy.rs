@@ -3,9 +3,9 @@
 use crate::cuda::Purpose;
 use crate::data::Sample;
 use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::config::ModelConfig;
 use crate::model::folder::{ModelFolder, Weight};
-use crate::model::qwen2_vl::Qwen2Vl;
-use crate::model::qwen2_vl::config::Qwen2VlConfig;
 use crate::nn::Params;
 use crate::packed::ImageLayout;
 use crate::processor::{Processor, ProcessorOptions, Prompt};
@@ -22,9 +22,9 @@ pub struct Policy {
     /// The folder and its config files.
     pub folder: ModelFolder,
     /// Text and images to model input.
-    pub processor: Processor,
+    pub processor: Arc<Processor>,
     /// The architecture.
-    pub model: Qwen2Vl,
+    pub model: Model,
     /// The weights.
     pub params: Arc<Params>,
 }
@@ -33,7 +33,7 @@ impl Policy {
     /// Loads a folder, or `org/name` from the local Hugging Face cache; the weights go where `placement` says.
     pub fn load(model: &str, options: &ProcessorOptions, placement: &Placement) -> Result<Policy> {
         let folder = ModelFolder::open(model)?;
-        let processor = Processor::load(&folder.dir, options)?;
+        let processor = Arc::new(Processor::load(&folder.dir, options)?);
         let (ids, rows) = (processor.tokenizer().id_limit(), folder.config.text.vocab_size);
         if ids > rows {
             return Err(Error::content(
@@ -71,7 +71,7 @@ impl Policy {
                 ),
             ));
         }
-        let model = Qwen2Vl::new(folder.config.clone(), &processor.image_config().normalisation)?;
+        let model = Model::new(folder.config.clone(), &processor.image_config().normalisation)?;
         let weights = folder.load_weights()?;
         let place = |weight: Weight| {
             let value = Tensor::new(&weight.shape, weight.data)?.to_dtype(placement.dtype);
@@ -170,7 +170,7 @@ impl Policy {
 ///
 /// # Errors
 /// [`Error::Usage`] when there are none.
-pub fn prompt_limit(config: &Qwen2VlConfig, given: Option<usize>, completion: usize) -> Result<usize> {
+pub fn prompt_limit(config: &ModelConfig, given: Option<usize>, completion: usize) -> Result<usize> {
     let context = config.text.max_position_embeddings;
     let room = context.saturating_sub(completion);
     if room == 0 {

@@ -93,13 +93,22 @@ fn meaning(option: &str) -> Meaning {
         | "save_only_model"
         | "metric_for_best_model"
         | "logging_steps"
+        | "logging_first_step"
+        | "report_to"
+        | "log_exact_kl"
+        | "run_name"
         | "log_completions"
         | "num_completions_to_print"
         | "quiet"
+        | "eval_strategy"
         | "eval_steps"
         | "eval_dataset"
+        | "per_device_eval_batch_size"
+        | "save_strategy"
         | "threads"
-        | "gradient_checkpointing" => Meaning::None,
+        | "gradient_checkpointing"
+        | "dataloader_num_workers"
+        | "reward_timeout" => Meaning::None,
         "device" | "dtype" | "learning_rate" | "lr_scheduler_type" | "warmup_ratio" | "warmup_steps"
         | "weight_decay" | "adam_beta1" | "adam_beta2" | "adam_epsilon" | "max_grad_norm" => Meaning::Tuning,
         _ => Meaning::Identity,

@@ -1,5 +1,6 @@
 //! Supervised fine-tuning: cross-entropy on completion tokens, over the same data path as GRPO.
 
+use super::ahead::Ahead;
 use super::guard::Watched;
 use super::policy::{Policy, check_length};
 use super::stream::Stream;
@@ -13,10 +14,10 @@ use crate::error::Result;
 use crate::loss::supervised_loss;
 use crate::nn::Params;
 use crate::optim::{AdamWConfig, LrSchedule, Optimiser};
+use crate::processor::Prompt;
 use crate::report::SftReport;
 use crate::rollout::Watch;
 use crate::tensor::Placement;
-use rayon::prelude::*;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -39,6 +40,9 @@ pub struct SftOptions {
     pub placement: Placement,
 }
 
+/// Threads that make the next step's rows ready, unless the caller says otherwise.
+pub const READ_AHEAD: usize = 1;
+
 /// State of a run.
 pub struct SftTrainer {
     /// The policy being trained.
@@ -46,6 +50,7 @@ pub struct SftTrainer {
     options: SftOptions,
     optimiser: Optimiser,
     stream: Stream,
+    ahead: Ahead<(Prompt, Vec<u32>)>,
     tokens: u64,
 }
 
@@ -58,7 +63,12 @@ impl SftTrainer {
         stream: Stream,
     ) -> Result<SftTrainer> {
         let optimiser = Optimiser::new(adamw, &mut policy.params, false, &options.placement)?;
-        Ok(SftTrainer { policy, options, optimiser, stream, tokens: 0 })
+        Ok(SftTrainer { policy, options, optimiser, stream, ahead: Ahead::new(READ_AHEAD), tokens: 0 })
+    }
+
+    /// Sets how many threads make the next step's rows ready; 0 makes them ready at the step.
+    pub fn read_ahead(&mut self, workers: usize) {
+        self.ahead = Ahead::new(workers);
     }
 
     /// One optimiser step: the mean negative log-likelihood of all completion tokens of the step's rows.
@@ -68,16 +78,20 @@ impl SftTrainer {
     /// that cannot be read, and of `watch`. The trainer is as it was then.
     pub fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<SftReport> {
         let start = Instant::now();
+        let (processor, limit, dataset) =
+            (self.policy.processor.clone(), self.options.max_length, samples.clone());
+        let ready = move |row| {
+            let sample = dataset.sample(row)?;
+            let (prompt, completion) = processor.encode_with_completion(&sample)?;
+            check_length(&sample, prompt.tokens.len() + completion.len(), limit)?;
+            Ok((prompt, completion))
+        };
         let chosen = self.chosen(step);
-        let encoded = chosen
-            .par_iter()
-            .map(|&row| {
-                let sample = samples.sample(row)?;
-                let (prompt, completion) = self.policy.processor.encode_with_completion(&sample)?;
-                check_length(&sample, prompt.tokens.len() + completion.len(), self.options.max_length)?;
-                Ok((prompt, completion))
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let encoded = self.ahead.take(&chosen, &ready)?;
+        if step + 1 < self.options.schedule.total_steps {
+            let next = self.chosen(step + 1);
+            self.ahead.start(next, ready);
+        }
         let groups: Vec<Group<'_>> = encoded
             .iter()
             .map(|(prompt, completion)| Group { prompt, completions: vec![completion.as_slice()] })
@@ -148,6 +162,7 @@ impl Trainer for SftTrainer {
                 Watched { name: "loss", floor: 0.1, value: report.loss },
                 Watched { name: "grad_norm", floor: 0.0, value: report.grad_norm },
             ],
+            told: Vec::new(),
         })
     }
 
@@ -171,8 +186,7 @@ impl Trainer for SftTrainer {
     }
 
     fn state(&self) -> Result<TrainerParts> {
-        let optimiser = self.optimiser.state()?;
-        Ok(TrainerParts { optimiser, tokens: self.tokens, beta: None, rollout: None })
+        Ok(TrainerParts::new(self.optimiser.state()?, self.tokens))
     }
 
     fn restore(&mut self, saved: SavedRun, _: &Dataset) -> Result<()> {

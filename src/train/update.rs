@@ -4,7 +4,7 @@ use crate::autograd::{GradSink, ParamGrads, Tape, Var};
 use crate::batch::MicroBatch;
 use crate::cuda::Purpose;
 use crate::error::{Error, Result};
-use crate::model::qwen2_vl::Qwen2Vl;
+use crate::model::Model;
 use crate::nn::{Params, Scope};
 use crate::ops::log_softmax_kl::{LogSoftmaxKl, Reference};
 use crate::tensor::Tensor;
@@ -52,7 +52,7 @@ pub struct ForwardOptions {
 
 /// [`Pass::run`] with its scores in host memory.
 pub fn forward(
-    model: &Qwen2Vl,
+    model: &Model,
     params: &Arc<Params>,
     batch: &MicroBatch,
     options: ForwardOptions,
@@ -64,7 +64,7 @@ pub fn forward(
 
 /// [`scores`] in host memory.
 pub fn score(
-    model: &Qwen2Vl,
+    model: &Model,
     params: &Arc<Params>,
     batch: &MicroBatch,
     temperature: f64,
@@ -73,15 +73,38 @@ pub fn score(
 }
 
 /// The numbers of [`Pass::scores`] without a tape: `[T, 3]`, beside the weights.
-pub fn scores(model: &Qwen2Vl, params: &Arc<Params>, batch: &MicroBatch, temperature: f64) -> Result<Tensor> {
+pub fn scores(model: &Model, params: &Arc<Params>, batch: &MicroBatch, temperature: f64) -> Result<Tensor> {
     let tape = Tape::off();
     let options = ForwardOptions { temperature, recompute: false };
     let head = LogSoftmaxKl::new(batch.targets.clone(), temperature);
     Ok(run(model, &Scope { tape: &tape, params }, batch, options, head)?.value().clone())
 }
 
+/// [`scores`] of the reference, and those of the policy with the exact KL to it. Costs a forward pass of either and the
+/// head's product for both a second time.
+pub fn scores_of_both(
+    model: &Model,
+    reference: &Arc<Params>,
+    policy: &Arc<Params>,
+    batch: &MicroBatch,
+    temperature: f64,
+) -> Result<[Tensor; 2]> {
+    let tape = Tape::off();
+    let score = |params: &Arc<Params>, against: Option<Reference>| -> Result<(Tensor, Reference)> {
+        let hidden = model.infer(params, &batch.packed)?;
+        let head = params.of(model.head()).value.clone();
+        let op = LogSoftmaxKl { reference: against, ..LogSoftmaxKl::new(batch.targets.clone(), temperature) };
+        let inputs = [Var::constant(hidden.clone()), Var::constant(head.clone())];
+        let scores = tape.apply(op, [&inputs[0], &inputs[1]])?.value().clone();
+        Ok((scores, Reference { hidden, head }))
+    };
+    let (of_reference, against) = score(reference, None)?;
+    let (of_policy, _) = score(policy, Some(against))?;
+    Ok([of_reference, of_policy])
+}
+
 fn run(
-    model: &Qwen2Vl,
+    model: &Model,
     scope: &Scope<'_>,
     batch: &MicroBatch,
     options: ForwardOptions,
@@ -95,7 +118,7 @@ impl Pass {
     /// Runs the policy on a micro-batch; `reference` is given when the exact KL is wanted. The targets that `frozen` names, one entry
     /// for each or none at all, get no gradient: the caller knows that theirs is 0.
     pub fn run(
-        model: &Qwen2Vl,
+        model: &Model,
         params: &Arc<Params>,
         batch: &MicroBatch,
         options: ForwardOptions,

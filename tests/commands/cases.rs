@@ -18,7 +18,7 @@ enum State {
 use State::{Tested, Waiting};
 
 #[rustfmt::skip]
-const CASES: [(&str, State); 82] = [
+const CASES: [(&str, State); 84] = [
     // Model folders.
     ("model folder missing, a file, or empty", Tested),
     // 66 is for a path of the command line with nothing there; a folder that is there and lacks a file (here, in 16, 20 and
@@ -53,11 +53,12 @@ const CASES: [(&str, State); 82] = [
     // Datasets and images.
     ("dataset missing, empty, without the split", Tested),
     ("broken, cut, over-long, blank, CRLF and non-UTF-8 lines; keys given twice", Tested),
-    ("damaged parquet files", Waiting("parquet is not read yet")),
-    ("a parquet page that claims 10 GB", Waiting("parquet is not read yet")),
+    ("damaged parquet and Arrow files", Tested),
+    ("a parquet page that claims 10 GB, or inflates to it", Tested),
     // The error says which column to rename; there is no option that maps columns.
     ("columns missing, renamed, of another type, null", Tested),
-    ("shards of different schemas", Waiting("parquet is not read yet; JSONL rows have no schema")),
+    // Each row has the columns of its own shard.
+    ("shards of different schemas", Tested),
     // An image that is null is none: rows of text are allowed beside rows with images.
     ("images null, empty, HTML, truncated", Tested),
     // GIF is not read at all, so that its number of frames does not matter.
@@ -74,11 +75,12 @@ const CASES: [(&str, State); 82] = [
     // Rewards and answers.
     ("groups of one", Tested),
     ("equal rewards in a group, in every group", Tested),
-    ("rewards that are no numbers", Waiting("rewards are the built-in ones; external reward processes are not there yet")),
-    ("rewards of the wrong number or type", Waiting("external reward processes are not there yet")),
-    ("a reward process that cannot be run or dies", Waiting("external reward processes are not there yet")),
-    ("a reward process that hangs", Waiting("external reward processes are not there yet")),
-    ("a reward process that floods its output", Waiting("external reward processes are not there yet")),
+    ("rewards that are no numbers", Tested),
+    ("rewards of the wrong number or type", Tested),
+    ("a reward process that cannot be run or dies", Tested),
+    // The run saves and ends: to go on without the reward would train on another one.
+    ("a reward process that hangs", Tested),
+    ("a reward process that floods its output", Tested),
     ("answers that are expensive to judge", Tested),
     ("format rewards on long texts", Tested),
     // The run.
@@ -115,6 +117,9 @@ const CASES: [(&str, State); 82] = [
     ("hostile text in reports", Tested),
     ("secrets", Tested),
     ("zero steps, a dataset smaller than a batch, the last group", Tested),
+    // Experiments.
+    ("an experiment that is killed at any moment, or stopped by a signal", Tested),
+    ("an experiment in the folder of another; a start outside its band; the paper's data not fetched, or an image of it missing", Tested),
 ];
 
 /// Every `.rs` file below `folder`.

@@ -22,17 +22,59 @@ fn case_27_datasets_that_are_not_there() {
     fails(
         &[&eval(&DATA)[..], &["--dataset_split", "dev"]].concat(),
         66,
-        &["has no dev.jsonl", "JSONL files found:", "test.jsonl, train.jsonl", "--dataset_split"],
+        &["has no split dev", "splits found: train (train.jsonl), test (test.jsonl)", "--dataset_split"],
     );
     let folder = ROOT.join("no_splits");
     fs::create_dir_all(&folder).unwrap();
-    fails(&eval(&folder), 66, &["no_splits", "has no test.jsonl", "no JSONL file is there either"]);
+    fails(
+        &eval(&folder),
+        66,
+        &["no_splits", "has no split test", "no .jsonl, .parquet or .arrow file is there either"],
+    );
     let empty = dataset("no_rows", "");
     fs::write(&empty, "\n \n").unwrap();
     unreadable(&empty, 65, &["rows.jsonl", "has no rows"]);
     let parquet = empty.with_file_name("rows.parquet");
     fs::write(&parquet, "PAR1").unwrap();
-    unreadable(&parquet, 65, &["rows.parquet", "export it as JSONL"]);
+    unreadable(&parquet, 65, &["rows.parquet: not a readable parquet file"]);
+    fails(&eval(&write_in(&ROOT, "rows.csv", b"a,b\n")), 65, &["rows.csv", "save it as parquet or JSONL"]);
+}
+
+/// A file with these bytes.
+fn write_in(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join(name), bytes).unwrap();
+    folder.join(name)
+}
+
+#[test]
+fn case_29_damaged_parquet_and_arrow_files() {
+    let good = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/datasets");
+    let folder = ROOT.join("damaged");
+    for (name, file) in [
+        ("a.parquet", "r1v/data/test-00000-of-00001.parquet"),
+        ("a.arrow", "saved/test/data-00000-of-00001.arrow"),
+    ] {
+        let mut bytes = fs::read(good.join(file)).unwrap();
+        fails(&eval(&write_in(&folder, name, &bytes[..bytes.len() / 2])), 65, &[name, "not a readable"]);
+        bytes[600..1200].fill(0xff);
+        fails(&eval(&write_in(&folder, name, &bytes)), 65, &[name]);
+    }
+}
+
+#[test]
+fn case_32_shards_of_different_schemas() {
+    let good = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/datasets");
+    let folder = ROOT.join("schemas");
+    let shard = |file: &str| fs::read(good.join(file)).unwrap();
+    write_in(&folder, "test-a.parquet", &shard("r1v/data/test-00000-of-00001.parquet"));
+    write_in(&folder, "test-b.parquet", &shard("imagefolder/test/metadata.parquet"));
+    for image in ["3.png", "4.png"] {
+        write_in(&folder, image, &shard(&format!("imagefolder/test/{image}")));
+    }
+    assert!(success(&eval(&folder)).contains("\"rows\":4"));
+    write_in(&folder, "test-c.parquet", &shard("types/odd.parquet"));
+    fails(&eval(&folder), 65, &["test-c.parquet: row 0: no column `solution`"]);
 }
 
 #[test]
@@ -104,15 +146,15 @@ fn case_31_columns_that_are_missing_or_of_another_type() {
         (
             "renamed",
             r#"{"question": "x", "solution": "1"}"#,
-            &["line 2: no column `problem`", "rename `question`"][..],
+            &["line 2: no column `messages` or `prompt` or `problem`", "rename `question`"][..],
         ),
         (
             "renamed_solution",
-            r#"{"problem": "x", "answer": "1"}"#,
-            &["line 2: no column `solution`", "rename `answer`"],
+            r#"{"problem": "x", "label": "1"}"#,
+            &["line 2: no column `solution`", "rename `label`"],
         ),
         ("null_problem", r#"{"problem": null, "solution": "1"}"#, &["line 2: `problem`", "not null"]),
-        ("null_solution", r#"{"problem": "x", "solution": null}"#, &["line 2: `solution`", "not null"]),
+        ("null_solution", r#"{"problem": "x", "solution": null}"#, &["line 2: `solution` is null"]),
         ("list_solution", r#"{"problem": "x", "solution": ["1"]}"#, &["line 2: `solution`", "not a list"]),
     ] {
         unreadable(&dataset(name, line), 65, parts);
@@ -363,13 +405,13 @@ fn case_38_image_paths_that_lead_elsewhere() {
         (4, "file:///etc/hostname", "nothing is fetched: save the image as a file"),
         (5, "http://127.0.0.1:9/a.png", "nothing is fetched"),
         (6, "HTTPS://127.0.0.1:9/a.png", "nothing is fetched"),
-        (7, "data:image/png;base64,AAAA", "nothing is fetched"),
+        (7, "data:text/html,AAAA", "data:image/...;base64 is read"),
         (8, "a\0b.png", "is not a file name"),
         // One line, whatever the name.
         (9, "a\nerror: b\t\u{1b}[2J\u{202e}.png", "image `a\\nerror: b\\t\\u{1b}[2J\\u{202e}.png` not found"),
     ] {
         let line = serde_json::json!({"problem": "x", "solution": "1", "image": name}).to_string();
-        unreadable(&dataset(&format!("elsewhere_{n}"), &line), 65, &["rows.jsonl: line 2: image ", part]);
+        unreadable(&dataset(&format!("elsewhere_{n}"), &line), 65, &["rows.jsonl: line 2: ", part]);
     }
     let long = serde_json::json!({"problem": "x", "solution": "1", "image": "é".repeat(1 << 20)}).to_string();
     unreadable(

@@ -12,7 +12,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 /// A GRPO run of four steps with a checkpoint after each, which rewards the model for something.
-fn four_steps(dir: &Path) -> Vec<&str> {
+pub(super) fn four_steps(dir: &Path) -> Vec<&str> {
     let mut words = grpo(dir);
     let steps = words.iter().position(|word| *word == "--max_steps").unwrap() + 1;
     words[steps] = "4";
@@ -37,7 +37,7 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// The last checkpoint and the logs are those of a run that was never disturbed. Its options may differ in what is
 /// written down of them.
-fn same_end(dir: &Path, undisturbed: &Path) {
+pub(super) fn same_end(dir: &Path, undisturbed: &Path) {
     for name in ["metrics.jsonl", "completions.jsonl"] {
         assert_eq!(timeless(&dir.join(name)), timeless(&undisturbed.join(name)), "{name}");
     }
@@ -77,7 +77,7 @@ fn case_56_sampling_and_training_agree_in_the_first_pass() {
 }
 
 /// A run that ends with the test at the latest, also when that fails.
-struct Running(Child);
+pub(super) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -102,7 +102,7 @@ impl std::ops::DerefMut for Running {
 }
 
 /// Starts a command; standard error goes to a file beside the run folder.
-fn start(words: &[&str], dir: &Path) -> (Running, PathBuf) {
+pub(super) fn start(words: &[&str], dir: &Path) -> (Running, PathBuf) {
     let log = dir.with_extension("stderr");
     let child = Command::new(env!("CARGO_BIN_EXE_othink-train"))
         .env("CUDA_VISIBLE_DEVICES", "")
@@ -127,12 +127,12 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     panic!("{what} has not happened within a minute");
 }
 
-fn wait_until(what: &str, ready: impl Fn() -> bool) {
+pub(super) fn wait_until(what: &str, ready: impl Fn() -> bool) {
     wait_for(what, || ready().then_some(()));
 }
 
 /// The code with which a run ends by itself.
-fn ended(child: &mut Child) -> Option<i32> {
+pub(super) fn ended(child: &mut Child) -> Option<i32> {
     wait_for("the end of a run", || child.try_wait().unwrap()).code()
 }
 
@@ -144,18 +144,18 @@ fn is_switched_off(signal: i32) -> bool {
     mask.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal - 1) & 1 == 1)
 }
 
-fn rows(dir: &Path) -> usize {
+pub(super) fn rows(dir: &Path) -> usize {
     fs::read_to_string(dir.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
 }
 
 #[cfg(unix)]
-fn send(child: &Child, signal: rustix::process::Signal) {
+pub(super) fn send(child: &Child, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_child(child);
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
 /// So many steps that it does not end by itself.
-fn endless(dir: &Path) -> Vec<&str> {
+pub(super) fn endless(dir: &Path) -> Vec<&str> {
     let mut words = four_steps(dir);
     let steps = words.iter().position(|word| *word == "4").unwrap();
     words[steps] = "100000";
@@ -625,6 +625,36 @@ fn case_71_old_checkpoints_go_and_the_best_stays() {
     let best = (0..4).fold(0, |best, step| if values[step] > values[best] { step } else { best }) as u64 + 1;
     let expected: Vec<u64> = if best == 4 { vec![4] } else { vec![best, 4] };
     assert_eq!(kept(&dir), expected, "{values:?}");
+}
+
+/// Event files stand where Hugging Face's trainer puts them, and a run that goes on begins one of its own.
+#[test]
+fn case_67_event_files_go_on_with_the_run() {
+    let dir = ROOT.join("events");
+    let mut words = four_steps(&dir);
+    let steps = words.iter().position(|word| *word == "--max_steps").unwrap() + 1;
+    words[steps] = "2";
+    success(&words);
+    let files = || {
+        let entries = fs::read_dir(dir.join("runs/events")).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<PathBuf> = entries.collect();
+        files.sort();
+        files
+    };
+    let count = |path: &Path, tag: &[u8]| {
+        let bytes = fs::read(path).unwrap();
+        bytes.windows(tag.len()).filter(|window| *window == tag).count()
+    };
+    assert_eq!(files().len(), 1);
+    assert_eq!((count(&files()[0], b"train/loss"), count(&files()[0], b"args/text_summary")), (2, 1));
+    words[steps] = "4";
+    success(&[&words[..], &["--resume_from_checkpoint", "--allow_change", "max_steps"]].concat());
+    let counts: Vec<_> = files().iter().map(|path| count(path, b"train/loss")).collect();
+    assert_eq!(counts, [2, 2]);
+    assert!(count(&files()[1], b"completions/group_0/text_summary") > 0);
+    let none = ROOT.join("no_events");
+    success(&[&four_steps(&none)[..], &["--report_to", "none"]].concat());
+    assert!(!none.join("runs").exists());
 }
 
 #[cfg(unix)]

@@ -5,8 +5,11 @@ mod cases_data;
 mod cases_model;
 mod cases_options;
 mod cases_processor;
+#[cfg(unix)]
+mod cases_rewards;
 mod cases_run;
 mod cases_weights;
+mod data;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -47,7 +47,7 @@ fn parity(gpu: &Gpu, name: &str, dtype: DType) {
 }
 
 /// All bundles: of every size, dialect, type of weights and kind of images.
-const BUNDLES: [&str; 10] = [
+const BUNDLES: [&str; 13] = [
     "qwen2_vl_a",
     "tied_kv1_odd",
     "untied_textonly",
@@ -58,6 +58,9 @@ const BUNDLES: [&str; 10] = [
     "dialect_v4_52",
     "dialect_v5",
     "image_kinds",
+    "qwen2_5_tied_odd",
+    "qwen2_5_bf16_sharded",
+    "qwen2_5_v4_52",
 ];
 
 #[test]
@@ -88,9 +91,13 @@ fn tokens(completions: &[Vec<Completion>]) -> Vec<Vec<u32>> {
 #[test]
 fn rollout_log_probs_are_the_training_log_probs() {
     let Some(gpu) = gpu() else { return };
-    for (name, dtype) in
-        [("tied_kv1_odd", DType::F32), ("qwen2_vl_a", DType::Bf16), ("qwen2_vl_a", DType::F32)]
-    {
+    for (name, dtype) in [
+        ("tied_kv1_odd", DType::F32),
+        ("qwen2_vl_a", DType::Bf16),
+        ("qwen2_vl_a", DType::F32),
+        ("qwen2_5_tied_odd", DType::F32),
+        ("qwen2_5_tied_odd", DType::Bf16),
+    ] {
         let policy = policy_on(gpu, name, dtype);
         let prompts = prompts(&policy, name);
         for sampling in samplings() {
@@ -118,9 +125,14 @@ fn rollout_log_probs_are_the_training_log_probs() {
 #[test]
 fn a_prompt_alone_equals_the_prompt_in_any_batch() {
     let Some(gpu) = gpu() else { return };
-    for dtype in [DType::F32, DType::Bf16] {
-        let policy = policy_on(gpu, "tied_kv1_odd", dtype);
-        let prompts = prompts(&policy, "tied_kv1_odd");
+    for (name, dtype) in [
+        ("tied_kv1_odd", DType::F32),
+        ("tied_kv1_odd", DType::Bf16),
+        ("qwen2_5_tied_odd", DType::F32),
+        ("qwen2_5_tied_odd", DType::Bf16),
+    ] {
+        let policy = policy_on(gpu, name, dtype);
+        let prompts = prompts(&policy, name);
         let prompts = placed(&prompts);
         let decoding = decoding(&policy, samplings()[0].clone());
         let together = roll_out(&policy, &decoding, &prompts, 3, 3);

@@ -9,8 +9,8 @@ use othink::cuda::{Gpu, Purpose};
 use othink::data::{Dataset, Message, Part, Sample};
 use othink::disk::SystemDisk;
 use othink::error::{Error, Result};
-use othink::model::qwen2_vl::Qwen2Vl;
-use othink::model::qwen2_vl::weights::parameters;
+use othink::model::Model;
+use othink::model::weights::parameters;
 use othink::nn::Params;
 use othink::report::SftReport;
 use othink::tensor::{DType, Device, Placement, Tensor};
@@ -83,7 +83,13 @@ fn steps_in_f32_follow_the_cpus() -> Result<()> {
     if is_rerun() {
         return Ok(());
     }
-    for (bundle, freeze) in [("qwen2_vl_a", false), ("qwen2_vl_a", true), ("tied_kv1_odd", false)] {
+    for (bundle, freeze) in [
+        ("qwen2_vl_a", false),
+        ("qwen2_vl_a", true),
+        ("tied_kv1_odd", false),
+        ("qwen2_5_tied_odd", false),
+        ("qwen2_5_tied_odd", true),
+    ] {
         let host = Run { bundle, placement: Placement::HOST, micro_batch: 2, recompute: false, freeze };
         let device = Run { placement: on(gpu, DType::F32), ..host.clone() };
         let want = host.steps(&mut host.trainer(), 0..3)?;
@@ -172,7 +178,7 @@ fn wide() -> Result<(Policy, Dataset)> {
         Ok((name, Tensor::new(&shape, noise.map(|x| (mean + 0.1 * x) as f32).collect::<Vec<_>>())?))
     });
     policy.params = Arc::new(Params::new(weights.collect::<Result<Vec<_>>>()?));
-    policy.model = Qwen2Vl::new(config, &policy.processor.image_config().normalisation)?;
+    policy.model = Model::new(config, &policy.processor.image_config().normalisation)?;
     let message =
         |role: &str, text: &str| Message { role: role.into(), content: vec![Part::Text(text.into())] };
     let messages = vec![message("system", "a"), message("user", "b"), message("assistant", "c")];
@@ -228,8 +234,10 @@ fn save(trainer: &SftTrainer, step: u64, dir: &Path) -> Result<()> {
         guard: Default::default(),
         evaluated_step: 0,
         best: None,
+        stream: None,
+        reference_synced: None,
     };
-    let resume = Some(ResumeState { state, optimiser: parts.optimiser, rollout: None });
+    let resume = Some(ResumeState { state, optimiser: parts.optimiser, rollout: None, reference: None });
     let snapshot = Snapshot { step, params: trainer.weights()?, resume };
     let plan = SavePlan::like(&trainer.policy.folder)?;
     write_folder(&SystemDisk, dir, OnExisting::Replace, |folder| snapshot.write(folder, &plan))

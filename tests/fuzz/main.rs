@@ -42,6 +42,11 @@ fn jsonl() {
 }
 
 #[test]
+fn table() {
+    fuzz(target("table"), 6_000, 100);
+}
+
+#[test]
 fn image() {
     fuzz(target("image"), 8_000, 600);
 }

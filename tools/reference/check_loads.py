@@ -3,7 +3,7 @@
 
     python tools/reference/check_loads.py FOLDER [FOLDER ...]
 
-For each folder: Qwen2VLForConditionalGeneration.from_pretrained has to report no missing, unexpected
+For each folder: from_pretrained of the class that its config.json names has to report no missing, unexpected
 or mismatched key, every tensor of the safetensors files has to be in the loaded model, and every
 parameter of the model in the files (a tied head in its embedding). Prints one line per folder with the
 largest difference between a loaded weight and the file's, which has to be 0. Exits 1 if any folder fails.
@@ -15,7 +15,7 @@ import sys
 import torch
 import transformers
 from safetensors import safe_open
-from transformers import AutoConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 
 def canonical(name):
@@ -51,7 +51,7 @@ def stored_tensors(folder):
 def check(folder):
     """One line about the folder; raises ValueError if it does not load as it was written."""
     dtype = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-    model, info = Qwen2VLForConditionalGeneration.from_pretrained(
+    model, info = AutoModelForImageTextToText.from_pretrained(
         folder, output_loading_info=True, **{dtype: "auto"}
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -73,6 +73,9 @@ def check(folder):
     if worst != 0.0:
         raise ValueError(f"weights differ by up to {worst}")
     config = AutoConfig.from_pretrained(folder)
+    named = json.loads((folder / "config.json").read_text())["architectures"]
+    if named != [type(model).__name__]:
+        raise ValueError(f"config.json names {named}, transformers loads {type(model).__name__}")
     text = getattr(config, "text_config", config)
     dtypes = ",".join(sorted({str(t.dtype).removeprefix("torch.") for t in stored.values()}))
     return f"{len(stored)} tensors, {dtypes}, tied {tied}, {text.num_hidden_layers} layers, max difference {worst}"

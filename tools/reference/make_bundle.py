@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes a reference bundle: what transformers computes of a Qwen2-VL checkpoint, for `othink-train parity`.
+"""Makes a reference bundle: what transformers computes of a checkpoint, for `othink-train parity`.
 
 From an existing checkpoint (the bundle holds `inputs.json`, `expected.safetensors` and the images):
     make_bundle.py --model DIR --examples examples.json --out BUNDLE
@@ -24,7 +24,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from oracle import Float64, Processor, Reference, decoded, image_paths, load_model, max_abs, published_name
-from tiny_model import DIALECTS, DTYPES, NAMINGS, draw_weights, parse_options, write_checkpoint, write_json, write_processor
+from tiny_model import ARCHITECTURES, DIALECTS, DTYPES, NAMINGS, draw_weights, parse_options, write_checkpoint, write_json, write_processor
 
 GRPO = {
     "prompt": "example 0",
@@ -151,7 +151,7 @@ def make(args: argparse.Namespace) -> None:
             inputs["processor"] = Processor(model_dir, args.min_pixels, args.max_pixels).pixels()
     else:
         model_dir = out
-        options = parse_options(args.random)
+        options = parse_options(args.random, args.family)
         min_pixels, max_pixels = args.min_pixels or 3136, args.max_pixels or 14112
         ids = write_processor(out, Path(args.tokenizer), options, min_pixels, max_pixels, args.published_pixels, args.template)
         weights = draw_weights(options, args.seed, DTYPES[args.round or args.dtype])
@@ -228,6 +228,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, default=1)
     r = p.add_argument_group("with --random")
     r.add_argument("--tokenizer", help="folder to copy tokenizer and chat template from")
+    r.add_argument("--family", choices=ARCHITECTURES, default="qwen2_vl")
     r.add_argument("--seed", type=int, default=0)
     r.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights; the computation is float32")
     r.add_argument("--round", choices=DTYPES, help="round the weights to this dtype first, so that files of several dtypes agree")

@@ -77,6 +77,17 @@ def several_images() -> tuple[dict, list]:
     ]
 
 
+def windows() -> tuple[dict, list]:
+    """Several images of a size that is no multiple of a window's, one of a single window, one of one token."""
+    images = {"a.png": (picture(196, 140, 21),), "b.png": (picture(113, 30, 22),), "c.png": (picture(84, 84, 23),), "d.png": (picture(28, 28, 24),)}
+    return images, [
+        example("<think> The second has 4. </think><answer> 4 </answer><|im_end|>",
+                user("images/b.png", "Which has more circles,", "images/a.png", "or", "images/d.png", "?")),
+        example("It is 12.<|im_end|>", user("images/c.png", "What is the area?"), assistant("Of which?"), user("images/b.png", "This one.")),
+        example("<answer>7</answer><|im_end|>", user("images/a.png", "Count the red squares.")),
+    ]
+
+
 def text_only() -> tuple[dict, list]:
     return {"a.png": (picture(40, 62, 5),)}, [
         example("<think> 3 and 4 are 7. </think>\n<answer> 7 </answer><|im_end|>", user("What is 3 + 4?")),
@@ -166,6 +177,27 @@ BUNDLES = {
     "dialect_v4_52": (one_image, f"{DIALECT} --dialect both --naming v4.52", FEW_KEYS, r"grpo|logits_all"),
     "dialect_language_model": (one_image, f"{DIALECT} --dialect both --naming language_model", FEW_KEYS, r"grpo|logits_all"),
     "dialect_flat_f16": (one_image, f"{DIALECT} --dialect flat --dtype float16 --published_pixels --template json", FEW_KEYS, r"grpo|logits_all"),
+    "qwen2_5_tied_odd": (
+        windows,
+        "--family qwen2_5_vl --random vocab_size=523 hidden_size=36 num_attention_heads=3 num_key_value_heads=1 mrope_section=[1,2,3] "
+        "intermediate_size=44 num_hidden_layers=2 tie_word_embeddings=true vision.depth=3 vision.hidden_size=24 vision.num_heads=3 "
+        "vision.intermediate_size=37 vision.window_size=84 "
+        "--min_pixels 784 --max_pixels 47040 --seed 7",
+        "", r"logits_all|pixel_values|ex1\.logits",
+    ),
+    "qwen2_5_bf16_sharded": (
+        odd_shapes,
+        "--family qwen2_5_vl --random hidden_size=64 num_attention_heads=2 num_key_value_heads=1 intermediate_size=40 num_hidden_layers=1 "
+        "rms_norm_eps=1e-5 vision.hidden_size=32 vision.num_heads=1 vision.intermediate_size=20 vision.fullatt_block_indexes=[0] "
+        "--dtype bfloat16 --shards 2 --dialect flat --template json+tokenizer_config --published_pixels --min_pixels 784 --max_pixels 6272 --seed 8",
+        "", r"logits_all|(^|\.)grad\.(lm_head|model\.embed|visual\.patch_embed)|pixel_values",
+    ),
+    "qwen2_5_v4_52": (
+        plain,
+        f"--family qwen2_5_vl --random {TINY} vision.window_size=42 vision.fullatt_block_indexes=[] {SMALL_IMAGES} --seed 9 "
+        "--dialect both --naming v4.52 --dtype float16",
+        FEW_KEYS, r"grpo|logits_all",
+    ),
     "image_kinds": (
         image_kinds, f"--random {TINY} --dtype bfloat16 --min_pixels 784 --max_pixels 1568 --seed 6",
         r"input_ids$|position_ids$|prompt_len$|image_grid_thw$|pixel_values$|vision_out$|completion_logps$|decoded|loss$|grad_norm$|grad\.visual\.(merger|blocks)",

@@ -1,4 +1,4 @@
-"""What transformers computes of a Qwen2-VL checkpoint: the values of a reference bundle.
+"""What transformers computes of a checkpoint of a Qwen2-VL family: the values of a reference bundle.
 
 float32 on the CPU, SDPA, PIL image backend. `Float64` runs the same code in double precision, from which a bundle's
 `noise.*` keys come.
@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from torch.overrides import TorchFunctionMode
-from transformers import AutoTokenizer, GenerationConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
+from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig, Qwen2VLImageProcessorPil
 from transformers.image_utils import load_image
 from transformers.utils import logging
 
@@ -45,9 +45,9 @@ def published_name(name: str) -> str:
     return name.replace("model.language_model.", "model.", 1)
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Qwen2VLForConditionalGeneration:
+def load_model(folder: Path, dtype: torch.dtype = torch.float32):
     """The checkpoint in `dtype`; a tensor too many, too few or of another shape is an error."""
-    model, info = Qwen2VLForConditionalGeneration.from_pretrained(
+    model, info = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, local_files_only=True
     )
     wrong = {k: sorted(map(str, v)) for k, v in info.items() if v}
@@ -160,8 +160,9 @@ class Reference:
         kept = {}
         hooks = [model.model.language_model.norm.register_forward_hook(lambda m, i, o: kept.update(final_hidden=o[0]))]
         if e["images"]:
-            merger = model.model.visual.merger
-            hooks.append(merger.register_forward_hook(lambda m, i, o: kept.update(vision_pre_merger=i[0], vision_out=o)))
+            # The merged rows as the text model gets them: in the image's order, whatever the blocks' order is.
+            hooks.append(model.model.visual.register_forward_hook(
+                lambda m, i, o: kept.update(vision_pre_merger=o.last_hidden_state, vision_out=o.pooler_output)))
         with torch.no_grad():
             logits = self.forward(inputs)[0]
         for hook in hooks:

@@ -1,4 +1,4 @@
-"""Random-weight Qwen2-VL checkpoints in every layout that Hugging Face folders come in.
+"""Random-weight Qwen2-VL and Qwen2.5-VL checkpoints in every layout that Hugging Face folders come in.
 
 Nothing here computes with a model: it draws weights, and writes `config.json` in one of three dialects, the weights
 under one of three namings, in one file or several, as f32, bf16 or f16.
@@ -24,24 +24,30 @@ TEXT_DEFAULTS = {
     "max_position_embeddings": 4096,
     "tie_word_embeddings": False,
 }
-VISION_DEFAULTS = {
-    "depth": 1,
-    "embed_dim": 16,
+VISION_COMMON = {
     "num_heads": 2,
-    "mlp_ratio": 2,
     "patch_size": 14,
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
     "in_channels": 3,
 }
+# By `model_type`, under the names of the family's vision_config.
+VISION_DEFAULTS = {
+    "qwen2_vl": VISION_COMMON | {"depth": 1, "embed_dim": 16, "mlp_ratio": 2},
+    "qwen2_5_vl": VISION_COMMON | {
+        "depth": 2, "hidden_size": 16, "intermediate_size": 36, "window_size": 56, "fullatt_block_indexes": [1], "tokens_per_second": 2,
+    },
+}
+PROCESSORS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
+ARCHITECTURES = {"qwen2_vl": "Qwen2VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}
 DIALECTS = ("nested", "flat", "both")
 NAMINGS = ("published", "v4.52", "language_model")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def parse_options(pairs: list[str]) -> dict:
+def parse_options(pairs: list[str], family: str = "qwen2_vl") -> dict:
     """`["hidden_size=36", "vision.depth=1"]` to a full set of sizes; an unknown key is an error."""
-    text, vision = dict(TEXT_DEFAULTS), dict(VISION_DEFAULTS)
+    text, vision = dict(TEXT_DEFAULTS), dict(VISION_DEFAULTS[family])
     for pair in pairs:
         key, _, value = pair.partition("=")
         target = vision if key.startswith("vision.") else text
@@ -57,9 +63,13 @@ def parse_options(pairs: list[str]) -> dict:
         text["mrope_section"] = [head_dim // 2 - 2 * side, side, side]
     if 2 * sum(text["mrope_section"]) != head_dim:
         raise SystemExit(f"--random: mrope_section {text['mrope_section']} must sum to {head_dim // 2}, half of head_dim")
-    if vision["embed_dim"] % (4 * vision["num_heads"]):
-        raise SystemExit("--random: vision.embed_dim / vision.num_heads must be a multiple of 4 (2-axis rotary)")
-    return {"text": text, "vision": vision}
+    if tower_width(vision) % (4 * vision["num_heads"]):
+        raise SystemExit("--random: the vision width / vision.num_heads must be a multiple of 4 (2-axis rotary)")
+    return {"family": family, "text": text, "vision": vision}
+
+
+def tower_width(vision: dict) -> int:
+    return vision.get("embed_dim") or vision["hidden_size"]
 
 
 def parameter_shapes(options: dict) -> dict[str, tuple[int, ...]]:
@@ -67,17 +77,19 @@ def parameter_shapes(options: dict) -> dict[str, tuple[int, ...]]:
     t, v = options["text"], options["vision"]
     width, ffn = t["hidden_size"], t["intermediate_size"]
     kv = width // t["num_attention_heads"] * t["num_key_value_heads"]
-    e, merged = v["embed_dim"], v["embed_dim"] * v["spatial_merge_size"] ** 2
+    gated = options["family"] == "qwen2_5_vl"
+    e, merged = tower_width(v), tower_width(v) * v["spatial_merge_size"] ** 2
     patch = (v["in_channels"], v["temporal_patch_size"], v["patch_size"], v["patch_size"])
     shapes = {"visual.patch_embed.proj.weight": (e, *patch)}
     for i in range(v["depth"]):
         p = f"visual.blocks.{i}."
-        hidden = e * v["mlp_ratio"]
+        hidden = v["intermediate_size"] if gated else e * v["mlp_ratio"]
+        mlp = (("gate_proj", hidden, e), ("up_proj", hidden, e), ("down_proj", e, hidden)) if gated else (("fc1", hidden, e), ("fc2", e, hidden))
         for norm in ("norm1", "norm2"):
-            shapes |= {f"{p}{norm}.weight": (e,), f"{p}{norm}.bias": (e,)}
-        for name, out, inp in (("attn.qkv", 3 * e, e), ("attn.proj", e, e), ("mlp.fc1", hidden, e), ("mlp.fc2", e, hidden)):
+            shapes |= {f"{p}{norm}.weight": (e,)} | ({} if gated else {f"{p}{norm}.bias": (e,)})
+        for name, out, inp in (("attn.qkv", 3 * e, e), ("attn.proj", e, e), *((f"mlp.{name}", out, inp) for name, out, inp in mlp)):
             shapes |= {f"{p}{name}.weight": (out, inp), f"{p}{name}.bias": (out,)}
-    shapes |= {"visual.merger.ln_q.weight": (e,), "visual.merger.ln_q.bias": (e,)}
+    shapes |= {"visual.merger.ln_q.weight": (e,)} | ({} if gated else {"visual.merger.ln_q.bias": (e,)})
     shapes |= {"visual.merger.mlp.0.weight": (merged, merged), "visual.merger.mlp.0.bias": (merged,)}
     shapes |= {"visual.merger.mlp.2.weight": (width, merged), "visual.merger.mlp.2.bias": (width,)}
     shapes["model.embed_tokens.weight"] = (t["vocab_size"], width)
@@ -122,7 +134,7 @@ def draw_weights(options: dict, seed: int, dtype: torch.dtype) -> dict[str, torc
 
 def config_json(options: dict, dialect: str, dtype: str, ids: dict[str, int]) -> dict:
     """`config.json` as published ("flat"), as transformers 4.52-4.57 saves it ("both"), or as 5.x does ("nested")."""
-    t, v = options["text"], options["vision"]
+    t, v, family = options["text"], options["vision"], options["family"]
     special = {
         "vision_start_token_id": ids["<|vision_start|>"],
         "vision_end_token_id": ids["<|vision_end|>"],
@@ -147,15 +159,15 @@ def config_json(options: dict, dialect: str, dtype: str, ids: dict[str, int]) ->
         "use_sliding_window": False,
         "vocab_size": t["vocab_size"],
     }
-    vision = {key: v[key] for key in ("depth", "embed_dim", "num_heads", "mlp_ratio", "patch_size", "spatial_merge_size", "temporal_patch_size")}
-    vision["hidden_size"] = t["hidden_size"]
+    vision = {key: value for key, value in v.items() if key != "in_channels"}
+    vision["out_hidden_size" if family == "qwen2_5_vl" else "hidden_size"] = t["hidden_size"]
     rope = {"mrope_section": t["mrope_section"]}
-    architectures = {"architectures": ["Qwen2VLForConditionalGeneration"]}
+    architectures = {"architectures": [ARCHITECTURES[family]]}
     if dialect == "flat":
         vision |= {"in_chans": v["in_channels"], "spatial_patch_size": v["patch_size"]}
         return architectures | text | special | {
             "vision_token_id": ids["<|vision_pad|>"],
-            "model_type": "qwen2_vl",
+            "model_type": family,
             "rope_scaling": {"type": "mrope"} | rope,
             "rope_theta": t["rope_theta"],
             "sliding_window": 32768,
@@ -164,33 +176,33 @@ def config_json(options: dict, dialect: str, dtype: str, ids: dict[str, int]) ->
             "transformers_version": "4.41.2",
             "vision_config": vision,
         }
-    vision |= {"hidden_act": "quick_gelu", "in_channels": v["in_channels"], "initializer_range": 0.02}
+    vision |= {"hidden_act": "silu" if family == "qwen2_5_vl" else "quick_gelu", "in_channels": v["in_channels"], "initializer_range": 0.02}
     layers = {"layer_types": ["full_attention"] * t["num_hidden_layers"], "sliding_window": None}
     if dialect == "both":
         rope_keys = {"rope_scaling": rope | {"rope_type": "default", "type": "default"}, "rope_theta": t["rope_theta"]}
         inner = text | layers | rope_keys | {
             "dtype": dtype,
             "image_token_id": None,
-            "model_type": "qwen2_vl_text",
+            "model_type": f"{family}_text",
             "tie_word_embeddings": t["tie_word_embeddings"],
             "video_token_id": None,
         }
-        vision |= {"model_type": "qwen2_vl", "in_chans": v["in_channels"], "spatial_patch_size": v["patch_size"]}
+        vision |= {"model_type": family, "in_chans": v["in_channels"], "spatial_patch_size": v["patch_size"]}
         return architectures | text | special | rope_keys | {
             "dtype": dtype,
-            "model_type": "qwen2_vl",
+            "model_type": family,
             "sliding_window": None,
             "text_config": inner,
             "transformers_version": "4.57.1",
             "vision_config": vision,
             "vision_token_id": ids["<|vision_pad|>"],
         }
-    text |= layers | {"model_type": "qwen2_vl_text", "pad_token_id": None}
+    text |= layers | {"model_type": f"{family}_text", "pad_token_id": None}
     text["rope_parameters"] = rope | {"rope_theta": t["rope_theta"], "rope_type": "default"}
-    vision |= {"model_type": "qwen2_vl_vision", "rope_parameters": {"rope_theta": 10000.0, "rope_type": "axial"}}
+    vision |= {"model_type": f"{family}_vision", "rope_parameters": {"rope_theta": 10000.0, "rope_type": "axial"}}
     return architectures | special | {
         "dtype": dtype,
-        "model_type": "qwen2_vl",
+        "model_type": family,
         "text_config": text,
         "tie_word_embeddings": t["tie_word_embeddings"],
         "transformers_version": "5.23.0",
@@ -270,7 +282,7 @@ def write_processor(folder: Path, tokenizer: Path, options: dict, min_pixels: in
         "temporal_patch_size": vision["temporal_patch_size"],
     }
     if published:
-        image |= {"min_pixels": min_pixels, "max_pixels": max_pixels, "processor_class": "Qwen2VLProcessor"}
+        image |= {"min_pixels": min_pixels, "max_pixels": max_pixels, "processor_class": PROCESSORS[options["family"]]}
     else:
         image["size"] = {"longest_edge": max_pixels, "shortest_edge": min_pixels}
     write_json(folder / "preprocessor_config.json", image)

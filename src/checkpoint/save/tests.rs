@@ -8,9 +8,10 @@ use serde_json::Value;
 use super::*;
 use crate::checkpoint::{FloatDtype, NewFolder, OnExisting, write_folder};
 use crate::disk::SystemDisk;
+use crate::model::config::{BlockKind, ModelConfig, TextConfig, VisionConfig, WindowConfig};
+use crate::model::family::Family;
 use crate::model::folder::ModelFolder;
-use crate::model::qwen2_vl::config::{Qwen2VlConfig, TextConfig, VisionConfig};
-use crate::model::qwen2_vl::weights::parameters;
+use crate::model::weights::parameters;
 
 fn bundle() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bundles/qwen2_vl_a")
@@ -30,8 +31,9 @@ fn refs(weights: &[Weight]) -> impl Iterator<Item = WeightRef<'_>> {
 }
 
 /// A tied one-layer model with one key/value head.
-fn tiny() -> Qwen2VlConfig {
-    Qwen2VlConfig {
+fn tiny() -> ModelConfig {
+    ModelConfig {
+        family: Family::Qwen2Vl,
         text: TextConfig {
             vocab_size: 20,
             hidden_size: 16,
@@ -48,13 +50,15 @@ fn tiny() -> Qwen2VlConfig {
         vision: VisionConfig {
             depth: 1,
             embed_dim: 8,
-            hidden_size: 16,
+            out_hidden_size: 16,
             num_heads: 2,
             mlp_dim: 32,
             in_channels: 3,
             patch_size: 4,
             spatial_merge_size: 2,
             temporal_patch_size: 2,
+            block: BlockKind::QuickGelu,
+            windows: None,
         },
         tie_word_embeddings: true,
         image_token_id: 17,
@@ -65,7 +69,7 @@ fn tiny() -> Qwen2VlConfig {
 }
 
 /// Values with all their f32 bits in use.
-fn random_weights(config: &Qwen2VlConfig) -> Vec<Weight> {
+fn random_weights(config: &ModelConfig) -> Vec<Weight> {
     let mut state = 1u64;
     let mut next = || {
         // Knuth's MMIX generator: any bits will do here.
@@ -105,6 +109,27 @@ fn a_model_saved_as_loaded_is_the_same_to_the_byte() {
     }
     let on_disk: u64 = expected.iter().map(|name| fs::metadata(target.join(name)).expect(name).len()).sum();
     assert!(on_disk >= plan.bytes() && on_disk < plan.bytes() + 20_000);
+}
+
+#[test]
+fn every_layout_is_saved_as_loaded() {
+    let bundles = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bundles");
+    for name in
+        ["dialect_v4_52", "dialect_flat_f16", "qwen2_5_tied_odd", "qwen2_5_bf16_sharded", "qwen2_5_v4_52"]
+    {
+        let source = open(&bundles.join(name));
+        let weights = source.load_weights().expect("loads");
+        let root = tempfile::tempdir().expect("temporary folder");
+        let plan = SavePlan::like(&source).expect("plan");
+        save_model(&mut NewFolder::at(&SystemDisk, root.path()), &plan, refs(&weights)).expect("saved");
+        let again = open(root.path());
+        assert_eq!((&again.raw_config, again.dialect()), (&source.raw_config, source.dialect()), "{name}");
+        assert_eq!(again.load_weights().expect("loads"), weights, "{name}");
+        let stored = |folder: &ModelFolder| -> Vec<_> {
+            folder.stored_parameters().iter().map(|p| (p.stored_name.clone(), p.dtype)).collect()
+        };
+        assert_eq!(stored(&again), stored(&source), "{name}");
+    }
 }
 
 #[test]
@@ -221,8 +246,17 @@ fn tensor_names_stay_as_they_were_loaded() {
 
 #[test]
 fn a_fresh_model_is_read_back() {
-    for tied in [true, false] {
-        let config = Qwen2VlConfig { tie_word_embeddings: tied, ..tiny() };
+    let windowed = VisionConfig {
+        mlp_dim: 27,
+        block: BlockKind::SwiGlu,
+        windows: Some(WindowConfig { size: 17, full_blocks: vec![0] }),
+        ..tiny().vision
+    };
+    for config in [
+        tiny(),
+        ModelConfig { tie_word_embeddings: false, ..tiny() },
+        ModelConfig { family: Family::Qwen2_5Vl, vision: windowed, ..tiny() },
+    ] {
         let weights = random_weights(&config);
         let files: [(&str, &[u8]); 2] =
             [("tokenizer.json", b"{}"), ("additional_chat_templates/short.jinja", b"{{ messages }}")];
@@ -252,6 +286,9 @@ fn a_config_that_cannot_be_written_is_refused() {
     let mut config = tiny();
     config.vision.mlp_dim = 30;
     let error = SavePlan::fresh(&config, FloatDtype::F32, None, None, &[]).expect_err("mlp_ratio 3.75");
+    assert_eq!(error.exit_code(), 65);
+    config.family = Family::Qwen2_5Vl;
+    let error = SavePlan::fresh(&config, FloatDtype::F32, None, None, &[]).expect_err("no windows");
     assert_eq!(error.exit_code(), 65);
     config = tiny();
     config.text.num_key_value_heads = 3;

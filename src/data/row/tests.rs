@@ -13,10 +13,15 @@ fn reader(template: PromptTemplate, need_solution: bool) -> (TempDir, RowReader)
     (dir, RowReader { roots, template, need_solution, need_target: false })
 }
 
+/// A row of a JSONL file.
+fn cells(row: Value) -> Cells {
+    let Value::Object(row) = row else { panic!("a test row is an object") };
+    row.into()
+}
+
 fn read(row: Value) -> RowResult<Sample> {
     let (_dir, reader) = reader(PromptTemplate::None, false);
-    let Value::Object(row) = row else { panic!("a test row is an object") };
-    reader.sample(0, row)
+    reader.sample(0, cells(row))
 }
 
 fn text(words: &str) -> Part {
@@ -32,7 +37,7 @@ fn r1v_columns() {
     let (_dir, reader) = reader(PromptTemplate::R1v, true);
     let row =
         json!({"image": "a.png", "problem": "How many?", "solution": "<answer> 3 </answer>", "level": 2});
-    let sample = reader.sample(7, row.as_object().cloned().unwrap()).unwrap();
+    let sample = reader.sample(7, cells(row)).unwrap();
     assert_eq!(sample.row, 7);
     assert_eq!(sample.solution.as_deref(), Some("<answer> 3 </answer>"));
     assert_eq!(names(&sample), ["a.png"]);
@@ -122,7 +127,7 @@ fn case_31_refusals_say_what_is_wrong_and_how_to_mend_it() {
         (
             json!({"image_path": "a.png", "question": "?", "ground_truth": 3}),
             &[
-                "no column `problem` or `messages` or `prompt`",
+                "no column `messages` or `prompt` or `problem` or `conversations`",
                 "image_path, question, ground_truth",
                 "rename `question` to `problem`",
             ][..],
@@ -180,11 +185,81 @@ fn the_number_of_images_is_bounded() {
 #[test]
 fn a_needed_solution_is_asked_for() {
     let (_dir, reader) = reader(PromptTemplate::None, true);
-    let ask = |row: Value| reader.sample(0, row.as_object().cloned().unwrap()).unwrap_err();
-    let absent = ask(json!({"problem": "?", "answer": "3"}));
+    let ask = |row: Value| reader.sample(0, cells(row)).unwrap_err();
+    let absent = ask(json!({"problem": "?", "label": "3"}));
     assert!(
-        absent.contains("no column `solution`") && absent.contains("rename `answer` to `solution`"),
+        absent.contains("no column `solution` or `answer`")
+            && absent.contains("rename `label` to `solution`"),
         "{absent}"
     );
-    assert!(ask(json!({"problem": "?", "solution": null})).contains("not null"));
+    assert_eq!(ask(json!({"problem": "?", "solution": null})), "`solution` is null");
+    for row in
+        [json!({"problem": "?", "answer": [3]}), json!({"conversations": [{"from": "human", "value": "?"}]})]
+    {
+        assert!(ask(row).contains("no column `solution`"));
+    }
+}
+
+#[test]
+fn the_answer_is_found_under_other_trainers_names() {
+    let solution = |row: Value| read(row).unwrap().solution;
+    assert_eq!(solution(json!({"problem": "?", "answer": 3})), Some("3".into()));
+    assert_eq!(solution(json!({"problem": "?", "answer": "a", "solution": "s"})), Some("s".into()));
+    assert_eq!(solution(json!({"problem": "?", "answer": "a", "solution": null})), Some("a".into()));
+    assert_eq!(solution(json!({"problem": "?", "answer": ["a"], "ground_truth": "g"})), Some("g".into()));
+    let verl = json!({"problem": "?", "reward_model": {"ground_truth": "7", "style": "rule"}});
+    let sample = read(verl.clone()).unwrap();
+    assert_eq!(sample.solution.as_deref(), Some("7"));
+    // They reach the rewards under their own names, too.
+    assert_eq!(sample.columns["reward_model"], verl["reward_model"]);
+    assert_eq!(read(json!({"problem": "?", "answer": 3})).unwrap().columns["answer"], 3);
+}
+
+#[test]
+fn conversations_of_one_question_are_problems() {
+    let (_dir, reader) = reader(PromptTemplate::R1v, true);
+    let row = json!({"image": "a.png", "conversations": [
+        {"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": "[1, 2]"}]});
+    let sample = reader.sample(0, cells(row)).unwrap();
+    assert_eq!(sample.solution.as_deref(), Some("[1, 2]"));
+    let words = PromptTemplate::R1v.apply("\nWhere?");
+    assert_eq!(sample.messages.len(), 1);
+    assert_eq!(sample.messages[0].content, [Part::Image(0), text(&words)]);
+    // Several turns are a conversation like any other, and a column of its own is the answer.
+    let long = read(json!({"solution": "s", "conversations": [
+        {"from": "system", "value": "Be brief."}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"},
+        {"from": "human", "value": "c"}, {"from": "gpt", "value": "d"}]}))
+    .unwrap();
+    let roles: Vec<_> = long.messages.iter().map(|m| m.role.as_str()).collect();
+    assert_eq!(roles, ["system", "user", "assistant", "user", "assistant"]);
+    assert_eq!(long.solution.as_deref(), Some("s"));
+}
+
+#[test]
+fn images_inside_of_messages() {
+    let uri = "data:image/png;base64,Zm8=";
+    let sample = read(json!({"messages": [{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": uri, "detail": "low"}},
+        {"type": "image_url", "image_url": uri},
+        {"type": "image", "base64": "Zm8="},
+        {"type": "image", "image": uri, "text": null},
+        {"type": "text", "text": "?", "image": null}]}]}))
+    .unwrap();
+    assert_eq!(sample.images, vec![ImageSource::Bytes(b"fo"[..].into()); 4]);
+    for (part, wanted) in [
+        (json!({"type": "image_url", "image_url": {"url": "https://x/a.png"}}), "nothing is fetched"),
+        (json!({"type": "image_url"}), "needs an `image_url`"),
+        (json!({"type": "image_url", "image_url": {}}), "needs a `url`"),
+        (json!({"type": "image", "base64": "%"}), "not valid base64"),
+    ] {
+        let message = read(json!({"messages": [{"role": "user", "content": [part]}]})).unwrap_err();
+        assert!(message.contains(wanted), "{message}");
+    }
+}
+
+#[test]
+fn null_columns_are_as_good_as_absent() {
+    let sample =
+        read(json!({"messages": null, "prompt": null, "problem": "?", "image": null, "images": ["a.png"]}));
+    assert_eq!(sample.unwrap().messages[0].content, [Part::Image(0), text("?")]);
 }

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use super::files::WeightFiles;
 use crate::error::{Error, Result};
-use crate::model::qwen2_vl::config::Qwen2VlConfig;
-use crate::model::qwen2_vl::weights::{EMBEDDING, LM_HEAD, canonical_name, parameters};
+use crate::model::config::ModelConfig;
 use crate::model::safetensors::{Dtype, TensorEntry};
+use crate::model::weights::{EMBEDDING, LM_HEAD, canonical_name, parameters};
 
 /// How many names of each kind an error lists.
 const LISTED: usize = 10;
@@ -40,7 +40,7 @@ pub(super) struct Matched {
 }
 
 impl Matched {
-    pub fn new(dir: &Path, config: &Qwen2VlConfig, files: &WeightFiles) -> Result<Self> {
+    pub fn new(dir: &Path, config: &ModelConfig, files: &WeightFiles) -> Result<Self> {
         let mut found: HashMap<String, (usize, &TensorEntry)> = HashMap::new();
         for (n, file) in files.files.iter().enumerate() {
             for tensor in file.tensors() {

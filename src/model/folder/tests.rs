@@ -5,7 +5,7 @@ use safetensors::tensor::TensorView;
 use serde_json::json;
 
 use super::*;
-use crate::model::qwen2_vl::weights::{LM_HEAD, parameters};
+use crate::model::weights::{LM_HEAD, parameters};
 
 /// A model folder in the making: `config.json` and tensors, to be changed by a test before it is written.
 struct Draft {
@@ -39,7 +39,7 @@ fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
 
 impl Draft {
     fn new(config: Value, dtype: Dtype, rename: impl Fn(&str) -> String) -> Self {
-        let parsed = Qwen2VlConfig::from_json("config.json".as_ref(), &config).expect("valid config");
+        let parsed = ModelConfig::from_json("config.json".as_ref(), &config).expect("valid config");
         let tensors = parameters(&parsed)
             .into_iter()
             .enumerate()
@@ -109,7 +109,7 @@ fn refused<T>(result: Result<T>, code: u8, parts: &[&str]) {
     }
 }
 
-fn check_values(weights: &[Weight], config: &Qwen2VlConfig) {
+fn check_values(weights: &[Weight], config: &ModelConfig) {
     let expected = parameters(config);
     assert_eq!(weights.len(), expected.len());
     for (n, (weight, (name, shape))) in weights.iter().zip(&expected).enumerate() {

@@ -1,7 +1,9 @@
 //! The rewards of a model's text: the completion stands before the first zero byte, the dataset's `solution` after it.
 
 use othink::data::{PromptTemplate, Sample};
-use othink::reward::{Completed, RewardSet, extract, is_correct, parsed};
+use othink::reward::{
+    Accuracy, AccuracyR1v, Completed, Format, Reward, RewardSet, extract, is_correct, parsed,
+};
 
 use super::{Outcome, Target, halves};
 
@@ -113,8 +115,8 @@ fn body(input: &[u8]) -> Outcome {
     symmetric(answer, solution.trim());
 
     let sample = Sample::from_problem(0, vec![], "?", PromptTemplate::None, Some(solution.into()));
-    let names = ["accuracy", "format", "accuracy_r1v"].map(String::from);
-    let rewards = RewardSet::new(&names, &[]).expect("known names");
+    let rewards = vec![Box::new(Accuracy) as Box<dyn Reward>, Box::new(Format), Box::new(AccuracyR1v)];
+    let rewards = RewardSet::from_rewards(rewards, &[]).expect("three rewards");
     let completed = Completed { sample: &sample, text: &completion, tokens: &[] };
     let scores = rewards.score(&[completed], &|_| Ok(())).expect("nothing can fail").remove(0);
     let format = scores[1];

@@ -7,9 +7,9 @@ use std::path::Path;
 use othink::cli::arguments::{Command, Request, parse};
 use othink::config::Options;
 use othink::files::parse_json;
+use othink::model::config::ModelConfig;
 use othink::model::generation::GenerationConfig;
-use othink::model::qwen2_vl::config::Qwen2VlConfig;
-use othink::model::qwen2_vl::weights::parameters;
+use othink::model::weights::parameters;
 use othink::processor::decode::RgbImage;
 use othink::processor::patches::patches_of;
 use othink::processor::{ChatTemplate, ImageConfig};
@@ -25,6 +25,7 @@ pub const TARGET: Target = Target {
     seeds,
     dictionary: &[
         b"\"model_type\":\"qwen2_vl\",",
+        b"\"model_type\":\"qwen2_5_vl\",",
         b"\"text_config\":{",
         b"\"vision_config\":{",
         b"\"hidden_size\":",
@@ -40,6 +41,10 @@ pub const TARGET: Target = Target {
         b"\"mrope_section\":[",
         b"\"mlp_ratio\":",
         b"\"embed_dim\":",
+        b"\"out_hidden_size\":",
+        b"\"window_size\":",
+        b"\"fullatt_block_indexes\":[0],",
+        b"\"tokens_per_second\":",
         b"\"in_chans\":",
         b"\"tie_word_embeddings\":true,",
         b"\"layer_types\":[\"full_attention\"],",
@@ -105,7 +110,7 @@ fn checkpoint_settings(input: &[u8]) -> Outcome {
         Ok(root) => root,
         Err(error) => return refused(&error, &[65]),
     };
-    let model = match Qwen2VlConfig::from_json(path, &root) {
+    let model = match ModelConfig::from_json(path, &root) {
         Ok(config) => {
             sizes_hold(&config);
             Outcome::of("model")
@@ -121,7 +126,7 @@ fn checkpoint_settings(input: &[u8]) -> Outcome {
 
 /// What every later computation takes for granted: no product of sizes overflows (this is built with overflow checks under
 /// libFuzzer), the parameters are those of the memory plan, and the sizes read back as themselves.
-fn sizes_hold(config: &Qwen2VlConfig) {
+fn sizes_hold(config: &ModelConfig) {
     config.check().expect("from_json has checked it");
     let count =
         |shape: &[usize]| shape.iter().try_fold(1u64, |product, &side| product.checked_mul(side as u64));
@@ -138,6 +143,7 @@ fn sizes_hold(config: &Qwen2VlConfig) {
         image_tok: 1280,
         freeze_vision: false,
         reference: true,
+        reference_follows: false,
         exact_kl: true,
         truncates: true,
         recompute: true,
@@ -240,12 +246,14 @@ fn of_the_run(mut request: Request) -> Request {
 }
 
 fn seeds() -> Vec<Vec<u8>> {
-    let files: [&[u8]; 12] = [
+    let files: [&[u8]; 14] = [
         include_bytes!("../../bundles/dialect_v5/config.json"),
         include_bytes!("../../bundles/dialect_v4_52/config.json"),
         include_bytes!("../../bundles/dialect_flat_f16/config.json"),
         include_bytes!("../../bundles/dialect_language_model/config.json"),
         include_bytes!("../../bundles/tied_kv1_odd/config.json"),
+        include_bytes!("../../bundles/qwen2_5_tied_odd/config.json"),
+        include_bytes!("../../bundles/qwen2_5_bf16_sharded/config.json"),
         include_bytes!("../../bundles/dialect_v5/preprocessor_config.json"),
         include_bytes!("../../bundles/bf16_sharded/preprocessor_config.json"),
         include_bytes!("../../bundles/dialect_v5/generation_config.json"),

@@ -14,6 +14,7 @@ mod config;
 mod image;
 mod jsonl;
 mod safetensors;
+mod table;
 mod template;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -44,8 +45,15 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 6] =
-    [safetensors::TARGET, config::TARGET, jsonl::TARGET, image::TARGET, template::TARGET, answer::TARGET];
+pub const TARGETS: [Target; 7] = [
+    safetensors::TARGET,
+    config::TARGET,
+    jsonl::TARGET,
+    table::TARGET,
+    image::TARGET,
+    template::TARGET,
+    answer::TARGET,
+];
 
 /// The target of that name.
 pub fn target(name: &str) -> &'static Target {

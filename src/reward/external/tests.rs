@@ -1,0 +1,200 @@
+//! Processes that do all that a process can do wrong. Each is a line of `sh`.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, test_kill_process};
+
+use super::External;
+use crate::data::Sample;
+use crate::error::{Error, Result};
+use crate::reward::{Completed, Reward};
+
+/// Answers each request with its id.
+const ECHO: &str =
+    r#"while read -r line; do id=${line#*:}; id=${id%%,*}; echo "{\"id\":$id,\"reward\":$id}"; done"#;
+
+/// Other work may be going on.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Shown = Arc<Mutex<Vec<String>>>;
+
+fn external(command: &str, timeout: f64) -> (External, Shown) {
+    let shown = Shown::default();
+    let notes = shown.clone();
+    let notes = Arc::new(move |line: &str| notes.lock().unwrap().push(line.to_owned()));
+    (External::new("mine", command, Duration::from_secs_f64(timeout), notes), shown)
+}
+
+fn score(reward: &External, count: usize) -> Result<Vec<Option<f64>>> {
+    let samples: Vec<Sample> = (0..count).map(|row| Sample { row, ..Sample::default() }).collect();
+    let completed = |sample| Completed { sample, text: "x", tokens: &[] };
+    reward.score(&samples.iter().map(completed).collect::<Vec<_>>(), &|_| Ok(()))
+}
+
+fn numbers(range: std::ops::Range<u32>) -> Vec<Option<f64>> {
+    range.map(|i| Some(f64::from(i))).collect()
+}
+
+/// The message of the error that `command` leads to, in bounded time.
+fn failure(command: &str, timeout: f64, count: usize) -> String {
+    let start = Instant::now();
+    let error = score(&external(command, timeout).0, count).unwrap_err();
+    assert!(start.elapsed() < PATIENCE, "{command}: {:?}", start.elapsed());
+    assert_eq!(error.exit_code(), 69, "{error}");
+    error.to_string()
+}
+
+/// Whether the process whose number stands in `file` has gone.
+fn is_gone(file: &Path) -> bool {
+    let number = std::fs::read_to_string(file).unwrap();
+    let process = Pid::from_raw(number.trim().parse().unwrap()).unwrap();
+    let start = Instant::now();
+    // One that was killed is gone once its new parent has noticed.
+    while test_kill_process(process).is_ok() && !is_zombie(process) && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    test_kill_process(process).is_err() || is_zombie(process)
+}
+
+/// Whether a process has ended and only its number is left: in a container nobody may care for orphans.
+fn is_zombie(process: Pid) -> bool {
+    let stat =
+        std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
+}
+
+#[test]
+fn answers_belong_to_their_ids_whatever_their_order() {
+    let (reward, _) = external(ECHO, 60.0);
+    reward.start().unwrap();
+    assert_eq!(score(&reward, 3).unwrap(), numbers(0..3));
+    assert_eq!(score(&reward, 0).unwrap(), []);
+    // Ids go on, and more requests than a pipe holds are no trouble.
+    assert_eq!(score(&reward, 3000).unwrap(), numbers(3..3003));
+    let backwards = r#"all=; while read -r line; do id=${line#*:}; id=${id%%,*}; all="{\"id\":$id,\"reward\":$id}
+$all"; case $line in *'"last":true'*) printf %s "$all"; all=;; esac; done"#;
+    let (reward, _) = external(backwards, 60.0);
+    assert_eq!(score(&reward, 20).unwrap(), numbers(0..20));
+    assert_eq!(score(&reward, 2).unwrap(), numbers(20..22));
+}
+
+#[test]
+fn a_reward_may_not_apply() {
+    let none = ECHO.replace(r#"\"reward\":$id"#, r#"\"reward\":null"#);
+    assert_eq!(score(&external(&none, 60.0).0, 2).unwrap(), [None, None]);
+}
+
+#[test]
+fn what_crashes_is_started_again_and_asked_again() {
+    let twice = ECHO.replace("; done", "; n=$((n+1)); [ $n = 2 ] && { echo bye >&2; exit 3; }; done");
+    let (reward, shown) = external(&twice, 60.0);
+    assert_eq!(score(&reward, 7).unwrap(), numbers(0..7));
+    let shown = shown.lock().unwrap();
+    assert!(shown.iter().any(|line| line == "reward mine: bye"), "{shown:?}");
+    let told = "reward mine: ended with exit code 3; starting it again";
+    assert!(shown.iter().any(|line| line == told), "{shown:?}");
+}
+
+#[test]
+fn case_48_what_fails_three_times_in_a_row_is_given_up_with_its_last_words() {
+    let message = failure("echo 'no such model' >&2; exit 7", 60.0, 4);
+    assert!(message.contains("row 0: the reward `mine` cannot be computed"), "{message}");
+    assert!(message.contains("ended with exit code 7; it said: no such model"), "{message}");
+    // Completion 2 kills it; the others are answered.
+    let choosy = ECHO.replace("echo \"", "[ $id = 2 ] && kill -9 $$; echo \"");
+    let message = failure(&choosy, 60.0, 4);
+    assert!(message.contains("row 2: ") && message.contains("ended by signal 9"), "{message}");
+    let message = failure("exec <&- ; exec >&-; sleep 60", 60.0, 2);
+    assert!(message.contains("closed its standard input or output"), "{message}");
+}
+
+#[test]
+fn case_48_what_cannot_be_started_is_known_at_the_start() {
+    for (command, said) in [("no-such-program-at-all", "not found"), ("exit 1", "exit code 1")] {
+        let error = external(command, 60.0).0.start().unwrap_err();
+        assert_eq!(error.exit_code(), 69);
+        assert!(error.to_string().contains(said), "{error}");
+    }
+    let error = external("echo hello; sleep 60", 60.0).0.start().unwrap_err().to_string();
+    assert!(error.contains("was asked nothing yet, and wrote hello"), "{error}");
+}
+
+#[test]
+fn case_49_what_does_not_answer_is_late() {
+    for command in [
+        // Reads nothing; more is written than the pipe holds.
+        "sleep 60",
+        // Ignores what asks it to end.
+        "trap '' TERM; while :; do sleep 1; done",
+        // Writes empty lines without end, or speaks without end, or an answer without end of line.
+        "yes ''",
+        "yes >&2",
+        "printf '{\"id\":0,\"reward\":1}'; sleep 60",
+    ] {
+        let message = failure(command, 0.3, 3000);
+        assert!(message.contains("gave no answer for 0.3 s (--reward_timeout)"), "{message}");
+    }
+    // One completion of four.
+    let message = failure(&ECHO.replace("echo \"", "[ $id = 2 ] && sleep 60; echo \""), 1.0, 4);
+    assert!(message.contains("row 2: "), "{message}");
+}
+
+#[test]
+fn case_47_mistakes_are_errors_at_once() {
+    for (command, said) in [
+        ("read -r line; echo hello; sleep 60", "wrote a line that is no answer: hello"),
+        ("read -r line; cat /dev/zero", "wrote a line of more than 1048576 bytes"),
+        ("read -r line; yes '{'", "no answer"),
+        ("read -r line; echo '{\"id\":0,\"reward\":NaN}'; sleep 60", "no answer"),
+        ("read -r line; echo '{\"id\":0,\"reward\":1e300}'; sleep 60", "not between -1e9 and 1e9"),
+        ("read -r line; echo '{\"id\":7,\"reward\":1}'; sleep 60", "answered the id 7, which it was not"),
+        ("yes '{\"id\":0,\"reward\":1}'", "answered the id 0 twice"),
+        (
+            "read -r line; echo '{\"id\":1,\"error\":\"no key\"}'; sleep 60",
+            "row 1: the reward `mine` failed: no key",
+        ),
+    ] {
+        let message = failure(command, 60.0, 2);
+        assert!(message.contains(said), "{command}: {message}");
+    }
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pid");
+    let path = file.display();
+    // A child that holds the pipes, ignores SIGTERM and outlives the process.
+    let parent = format!("(trap '' TERM; sleep 1000) & echo $! > {path}; exit 1");
+    assert!(failure(&parent, 60.0, 1).contains("exit code 1"));
+    assert!(is_gone(&file));
+    // A run that is stopped.
+    let (reward, _) = external(&format!("echo $$ > {path}; trap '' TERM; while :; do sleep 1; done"), 60.0);
+    let sample = Sample::default();
+    let stopped = |_| if file.exists() { Err(Error::Interrupted("stopped".into())) } else { Ok(()) };
+    std::fs::remove_file(&file).unwrap();
+    let completion = Completed { sample: &sample, text: "", tokens: &[] };
+    assert_eq!(reward.score(&[completion], &stopped).unwrap_err().exit_code(), 75);
+    assert!(is_gone(&file));
+}
+
+#[test]
+fn at_the_end_it_may_tidy_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (reward, _) = external(&format!("{ECHO}; echo bye > {}/bye", dir.path().display()), 60.0);
+    assert_eq!(score(&reward, 1).unwrap(), numbers(0..1));
+    drop(reward);
+    assert!(dir.path().join("bye").exists());
+}
+
+#[test]
+fn case_50_a_flood_of_words_is_not_shown() {
+    let flood =
+        ECHO.replace("; done", "; i=0; while [ $i -lt 5000 ]; do i=$((i+1)); echo $i >&2; done; done");
+    let (reward, shown) = external(&flood, 60.0);
+    assert_eq!(score(&reward, 3).unwrap(), numbers(0..3));
+    let count = shown.lock().unwrap().len();
+    assert!((1..200).contains(&count), "{count}");
+}
