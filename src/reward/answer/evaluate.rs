@@ -234,7 +234,7 @@ impl Evaluator<'_> {
     fn root(&mut self, value: &Value, n: u32) -> Result<Value, Failure> {
         if let Value::Exact(value) = value {
             self.fuel.burn_bits(value.bits().saturating_mul(2))?;
-            if value.is_negative() && n % 2 == 0 {
+            if value.is_negative() && n.is_multiple_of(2) {
                 return Err(Failure::Undefined);
             }
             if let Some(root) = value.root(n) {
