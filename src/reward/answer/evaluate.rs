@@ -253,7 +253,7 @@ impl Evaluator<'_> {
         // An exact logarithm, if it is a small integer.
         if let (Value::Exact(base), Value::Exact(value)) = (base, value) {
             let exponent = (value.to_f64().ln() / base.to_f64().ln()).round();
-            if exponent.abs() <= 1000.0 {
+            if exponent.abs() <= 1000.0 && !base.is_zero() {
                 self.fuel.burn_bits(value.bits().saturating_mul(2))?;
                 if base.pow(exponent as i64).as_ref() == Some(value) {
                     return Ok(Value::Exact(Rational::integer(exponent as i64)));
