@@ -249,9 +249,9 @@ impl<'a> Experiment<'a> {
         let (init, dir) = (plan.seed_dir(seed).join(INIT), plan.seed_dir(seed).join(WARM_UP));
         let file = dir.join(LOOKS);
         let mut looks: Vec<Look> = if file.exists() { read_json(&file)? } else { Vec::new() };
-        let reached = |look: &Look| {
-            look.accuracy.iter().zip(&warm_up.target).all(|(accuracy, target)| accuracy >= target)
-        };
+        let high = warm_up.band[1];
+        let is_good = |accuracy: f64, target: f64| (target..=high).contains(&accuracy);
+        let reached = |look: &Look| (0..2).all(|task| is_good(look.accuracy[task], warm_up.target[task]));
         if !looks.last().is_some_and(reached) {
             self.tell(describe::Kind::WarmUp, format!("seed {seed}, warm-up"));
             let started = Instant::now();
@@ -264,7 +264,7 @@ impl<'a> Experiment<'a> {
                     return Err(self.cold(&looks, seed));
                 }
                 let last = looks.last().map_or([0.0; 2], |look| look.accuracy);
-                let mixture = Mixture::after(last, warm_up.target);
+                let mixture = Mixture::after(last, warm_up);
                 let saved = self.commands.sft(&plan.warm_up(warm_up, seed, steps, mixture)?, None)?;
                 let mut accuracy = [0.0; 2];
                 for (task, accuracy) in accuracy.iter_mut().enumerate() {
@@ -284,7 +284,7 @@ impl<'a> Experiment<'a> {
     }
 
     fn write_random(&self, warm_up: &WarmUp, dir: &Path, seed: u64) -> Result<()> {
-        let mixture = self.plan.mixture(Mixture { mostly: 1 });
+        let mixture = self.plan.mixture(Mixture::EACH[0]);
         let read = ReadOptions { need_target: true, ..ReadOptions::default() };
         let samples = dataset::read(&mixture, &read)?.supervised();
         tiny::write(dir, &samples, warm_up.image_side as usize, seed)
@@ -295,8 +295,8 @@ impl<'a> Experiment<'a> {
         let last = looks.last().map_or([0.0; 2], |look| look.accuracy);
         let best = |task: usize| looks.iter().map(|look| look.accuracy[task]).fold(0.0, f64::max);
         Error::Protect(format!(
-            "the warm-up of seed {seed} has not reached its targets in {} steps: {} stands at {:.2} (best {:.2}), {} at \
-             {:.2} (best {:.2}); name other seeds, or raise max_looks of the recipe",
+            "the warm-up of seed {seed} has not brought both tasks between their targets and the band's end in {} steps: {} stands \
+             at {:.2} (best {:.2}), {} at {:.2} (best {:.2}); name other seeds, or raise max_looks of the recipe",
             looks.last().map_or(0, |look| look.steps),
             names[0],
             last[0],

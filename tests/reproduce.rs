@@ -240,7 +240,7 @@ fn case_84_a_start_outside_the_band_or_below_the_target_is_a_clear_failure() {
     let cold = with(|warm_up| warm_up.target = [0.99, 0.0]);
     let error = run(&temp.path().join("cold"), &cold, &["--seeds", "3"]).expect_err("never reached");
     assert_eq!(error.exit_code(), 70);
-    assert!(error.to_string().contains("has not reached its targets in 4 steps"), "{error}");
+    assert!(error.to_string().contains("band's end in 4 steps"), "{error}");
     let outside = with(|warm_up| warm_up.band = [0.5, 0.6]);
     let error = run(&temp.path().join("outside"), &outside, &["--seeds", "3"]).expect_err("outside the band");
     assert_eq!(error.exit_code(), 70);

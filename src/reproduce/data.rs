@@ -128,11 +128,10 @@ fn draw(recipe: &Recipe, warm_up: &WarmUp, dir: &Path, quiet: bool) -> Result<()
         set_aside[index] = moved.collect::<Result<_>>()?;
         write("train.jsonl", &rows[..train])?;
     }
-    let [one, two] = &set_aside;
-    let few = |rows: &[String]| rows[..rows.len() / warm_up.few].to_vec();
-    for (mostly, rows) in [[one.clone(), few(two)], [few(one), two.clone()]].into_iter().enumerate() {
-        let text = rows.concat().join("\n") + "\n";
-        replace_file(&SystemDisk, &dir.join(Mixture { mostly }.file(recipe)), text.as_bytes())?;
+    for mixture in Mixture::EACH {
+        let (all, other) = (&set_aside[mixture.all_of], &set_aside[1 - mixture.all_of]);
+        let text = [&all[..], &other[..other.len() / mixture.one_in]].concat().join("\n") + "\n";
+        replace_file(&SystemDisk, &dir.join(mixture.file(recipe)), text.as_bytes())?;
     }
     Ok(())
 }

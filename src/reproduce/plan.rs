@@ -221,25 +221,44 @@ pub const INIT: &str = "init";
 /// Run folder of a seed's warm-up.
 pub const WARM_UP: &str = "warm-up";
 
-/// The rows of a stretch of the warm-up: all that were set aside of one task, and few of the other, so that it is not
-/// forgotten. (Of both at once a small model learns neither for long.)
+/// The rows of a stretch of the warm-up: all that were set aside of one task, and some of the other. Of both at once a
+/// small model learns neither for long, and of one alone it forgets the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mixture {
-    /// Index of the task that it is mostly of.
-    pub mostly: usize,
+    /// Index of the task of which it has all rows.
+    pub all_of: usize,
+    /// Of the other task, one row in so many.
+    pub one_in: usize,
 }
 
 impl Mixture {
-    /// What comes after these accuracies: the first task that lags behind its target.
-    pub fn after(accuracy: [f64; 2], target: [f64; 2]) -> Mixture {
-        Mixture { mostly: usize::from(accuracy[0] >= target[0]) }
+    /// Every mixture that a warm-up may ask for.
+    pub const EACH: [Mixture; 4] = [
+        Mixture { all_of: 0, one_in: HOLD },
+        Mixture { all_of: 0, one_in: FADE },
+        Mixture { all_of: 1, one_in: HOLD },
+        Mixture { all_of: 1, one_in: FADE },
+    ];
+
+    /// What comes after these accuracies: the first task that lags behind its target, with as much of the other as holds
+    /// it between its target and the upper end of the band.
+    pub fn after(accuracy: [f64; 2], warm_up: &WarmUp) -> Mixture {
+        let all_of = usize::from(accuracy[0] >= warm_up.target[0]);
+        let (held, target) = (accuracy[1 - all_of], warm_up.target[1 - all_of]);
+        let middle = (target + warm_up.band[1]) / 2.0;
+        Mixture { all_of, one_in: if (target..middle).contains(&held) { HOLD } else { FADE } }
     }
 
     /// Its file among the data.
     pub fn file(self, recipe: &Recipe) -> String {
-        format!("mixture-{}.jsonl", recipe.tasks[self.mostly].name)
+        format!("mixture-{}-{}.jsonl", recipe.tasks[self.all_of].name, self.one_in)
     }
 }
+
+/// One row in so many keeps what was learned.
+const HOLD: usize = 2;
+/// One row in so many lets it fade slowly.
+const FADE: usize = 8;
 
 /// A path as an option's value.
 ///
@@ -261,4 +280,25 @@ fn settled<T: clap::Args + Options>(words: Vec<String>, set: impl FnOnce(&mut T)
     options.resolve();
     options.check().map_err(|violation| broken(Error::from(violation).to_string()))?;
     Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::recipe::Start;
+    use super::*;
+
+    #[test]
+    fn a_warm_up_brings_up_what_lags_and_holds_the_rest() {
+        let Start::WarmUp(mut warm_up) = Recipe::tiny().start else { panic!("the tiny recipe warms up") };
+        (warm_up.target, warm_up.band) = ([0.35, 0.25], [0.1, 0.6]);
+        for (accuracy, all_of, one_in) in [
+            ([0.0, 0.0], 0, FADE),
+            ([0.36, 0.14], 1, HOLD),
+            ([0.55, 0.14], 1, FADE),
+            ([0.30, 0.26], 0, HOLD),
+            ([0.30, 0.50], 0, FADE),
+        ] {
+            assert_eq!(Mixture::after(accuracy, &warm_up), Mixture { all_of, one_in }, "{accuracy:?}");
+        }
+    }
 }

@@ -56,8 +56,6 @@ pub struct WarmUp {
     pub validation_rows: usize,
     /// Rows of each task in the mixture; no arm sees them.
     pub mixture_rows: [usize; 2],
-    /// Of the task that a stretch of the warm-up is not mostly of, one in so many rows is in the mixture.
-    pub few: usize,
     /// Further options of `sft`.
     pub sft: Vec<String>,
     /// Rows of an SFT step.
@@ -66,7 +64,7 @@ pub struct WarmUp {
     pub look_steps: u64,
     /// Looks at most.
     pub max_looks: u64,
-    /// The warm-up ends at the first look with at least this accuracy on each task.
+    /// The warm-up ends at the first look with at least this accuracy on each task, and at most the band's upper end.
     pub target: [f64; 2],
     /// Accuracies on validation rows between which every start must lie.
     pub band: [f64; 2],
@@ -138,14 +136,13 @@ impl Recipe {
                 test_rows: 500,
                 validation_rows: 200,
                 mixture_rows: [3000, 3000],
-                few: 8,
                 sft: words(
                     "--learning_rate 1.5e-3 --lr_scheduler_type constant_with_warmup --warmup_steps 10",
                 ),
                 rows_per_step: 32,
                 look_steps: 20,
-                max_looks: 60,
-                target: [0.35, 0.25],
+                max_looks: 100,
+                target: [0.35, 0.22],
                 band: [0.10, 0.60],
             })),
             tasks: [
