@@ -97,6 +97,7 @@ pub(super) fn train_until_done(
         max_steps: steps,
     };
     let mut trainer = trainer(options, placement, policy, rewards, limit, stream, steps)?;
+    trainer.read_ahead(options.order.dataloader_num_workers);
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
     let run_options = RunOptions {

@@ -85,7 +85,13 @@ pub(super) fn learning_rate(options: &OptimiserOptions, total_steps: u64) -> Res
 
 /// The order in which a run sees its rows.
 pub(super) fn stream(samples: &Dataset, order: &OrderOptions, seed: u64) -> Result<Stream> {
-    Stream::over(samples, &order.dataset_weights, order.stopping_strategy, seed, order.shuffle_dataset)
+    Stream::over(
+        samples,
+        &order.dataset_weights,
+        order.stopping_strategy.unwrap_or_default(),
+        seed,
+        order.shuffle_dataset,
+    )
 }
 
 /// Where a run writes, and how often, an epoch having `epoch_steps`; completions are not logged.

@@ -80,9 +80,10 @@ pub struct OrderOptions {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dataset_weights: Vec<f64>,
 
-    /// With weights, an epoch ends when the first dataset has been seen whole, or when all have
-    #[arg(long, value_enum, default_value = "first_exhausted", value_name = "WHEN")]
-    pub stopping_strategy: StoppingStrategy,
+    /// With weights, an epoch ends when the first dataset has been seen whole, or when all have [default: first_exhausted]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopping_strategy: Option<StoppingStrategy>,
 
     /// Threads that read, decode and tokenise the next step's rows meanwhile; 0 does it at the step
     #[arg(long, default_value = "1", value_name = "N")]
@@ -106,6 +107,10 @@ impl OrderOptions {
             ));
         }
         match self.dataset_weights.len() {
+            0 if self.stopping_strategy.is_some() => Err(Violation::new(
+                "stopping_strategy",
+                "says when an epoch over weighted datasets ends: give --dataset_weights with it",
+            )),
             0 => Ok(()),
             weights if weights == datasets => Ok(()),
             weights => Err(Violation::new(

@@ -8,6 +8,9 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 
+/// Threads that make the next step's rows ready, unless the caller says otherwise.
+pub const READ_AHEAD: usize = 1;
+
 /// Makes the next step's rows ready while the present one is computed: at most one step's rows are held.
 ///
 /// What comes out is what would come out at the step itself, errors included, which are told at the step that needs the

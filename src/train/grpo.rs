@@ -5,6 +5,7 @@ mod groups;
 mod reference;
 mod scored;
 
+use super::ahead::{Ahead, READ_AHEAD};
 use super::guard::Watched;
 use super::policy::Policy;
 use super::stream::Stream;
@@ -84,6 +85,7 @@ pub struct GrpoTrainer {
     stream: Stream,
     /// Where the rollout that was made last stands in the stream.
     position: StreamPosition,
+    ahead: Ahead<(Sample, Prompt)>,
     tokens: u64,
     /// Whether targets without a gradient stay out of the head's backward products.
     leaves_out: bool,
@@ -136,11 +138,17 @@ impl GrpoTrainer {
             optimiser,
             stream,
             position: StreamPosition { rollout: 0, first: 0, used: groups as u64 },
+            ahead: Ahead::new(READ_AHEAD),
             tokens: 0,
             leaves_out: true,
             rollout: None,
             suspect: Vec::new(),
         })
+    }
+
+    /// Sets how many threads make the next rollout's prompts ready; 0 makes them ready at the step.
+    pub fn read_ahead(&mut self, workers: usize) {
+        self.ahead = Ahead::new(workers);
     }
 
     /// From now on also computes gradients that are known to be 0, as a check that leaving them out changes no bit.
@@ -234,11 +242,6 @@ impl GrpoTrainer {
     /// Passes over the rows after the rollout of `step`.
     fn epoch(&self, step: u64) -> f64 {
         self.next_place(step) as f64 / self.stream.rows() as f64
-    }
-
-    fn encode(&self, chosen: &[(u64, Sample)]) -> Result<Vec<Prompt>> {
-        let rows: Vec<&Sample> = chosen.iter().map(|(_, s)| s).collect();
-        self.policy.encode(&rows, self.options.prompt_limit)
     }
 
     /// Waits for a GPU, so that what follows is not timed with what was asked for before.

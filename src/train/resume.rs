@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use xxhash_rust::xxh3::Xxh3Default;
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
 
 use super::policy::Policy;
 use crate::checkpoint::{Identity, SavePlan};
@@ -34,8 +34,8 @@ pub fn model_hash(policy: &Policy, chat_template: Option<&Path>) -> Result<Strin
     Ok(format!("{:032x}", hasher.digest128()))
 }
 
-/// Hash of what a run sees of its rows: texts, solutions, other columns, and the names of the images. The folder may have
-/// moved, and a broken image may have been mended.
+/// Hash of what a run sees of its rows: texts, solutions, other columns, and the names of the images, or their bytes where
+/// the dataset holds them. The folder may have moved, and a broken image file may have been mended.
 ///
 /// # Errors
 /// Those of reading the rows.
@@ -64,7 +64,7 @@ pub fn dataset_hash(samples: &Dataset) -> Result<String> {
                     parts.reverse();
                     parts.iter().for_each(|part| text(&part.as_os_str().to_string_lossy()));
                 }
-                ImageSource::Bytes(bytes) => text(&bytes.len().to_string()),
+                ImageSource::Bytes(bytes) => text(&format!("{:032x}", xxh3_128(bytes))),
             }
         }
         text(sample.solution.as_deref().unwrap_or_default());

@@ -1,6 +1,6 @@
 //! Supervised fine-tuning: cross-entropy on completion tokens, over the same data path as GRPO.
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, READ_AHEAD};
 use super::guard::Watched;
 use super::policy::{Policy, check_length};
 use super::stream::Stream;
@@ -39,9 +39,6 @@ pub struct SftOptions {
     /// Where the model is put and computes.
     pub placement: Placement,
 }
-
-/// Threads that make the next step's rows ready, unless the caller says otherwise.
-pub const READ_AHEAD: usize = 1;
 
 /// State of a run.
 pub struct SftTrainer {

@@ -63,7 +63,7 @@ fn check_lists_every_bad_row() {
     let lines: Vec<&str> = shown.lines().collect();
     for (line, parts) in lines.iter().zip([
         ["row 1: ", "rows.jsonl: line 2", "not valid JSON"],
-        ["row 2: ", "rows.jsonl: line 3", "broken png image"],
+        ["row 2: ", "rows.jsonl: line 3", "broken PNG image"],
         ["row 4: ", "rows.jsonl: line 5", "`no.png` not found"],
         ["5 rows: 2 good, 3 bad", "1 images", "1 rows with a solution"],
     ]) {
@@ -108,7 +108,7 @@ fn datasets_are_mixed_by_weight() {
     assert!(fs::read_to_string(&config).unwrap().contains("dataset_weights = [2.0, 1.0]"));
     let again = success(&["sft", "--config", text(&config), "--dry_run"]);
     assert!(again.contains("dataset = [") && again.contains("10 rows, 1 optimiser steps"), "{again}");
-    // Rows say where they come from.
+    // Their rows are numbered as one dataset.
     let evaluated = ROOT.join("mixed.jsonl");
     let words =
         ["eval", "--model", bundle(), "--dataset", train, &test, "--max_completion_length", "2", "-q"];

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::processor::Prompt;
 use crate::reward::Completed;
 use crate::rollout::{Completion, Request, Watch};
+use crate::train::policy::check_length;
 
 /// A group as it was sampled.
 struct Group {
@@ -63,6 +64,43 @@ impl GrpoTrainer {
         places.iter().map(|&place| Ok((place, samples.sample(self.stream.row(place))?))).collect()
     }
 
+    /// The rows at some places of the stream with their prompts, as they were made ready ahead, or made now.
+    ///
+    /// # Errors
+    /// Those of reading and encoding them.
+    fn ready_at(&mut self, places: &[u64], samples: &Dataset) -> Result<Vec<(Sample, Prompt)>> {
+        let rows: Vec<usize> = places.iter().map(|&place| self.stream.row(place)).collect();
+        self.ahead.take(&rows, self.making_ready(samples))
+    }
+
+    /// Begins with the rows of the rollout behind `position`.
+    fn ready_next(&mut self, step: u64, position: StreamPosition, samples: &Dataset) {
+        let next_step = (self.rollout_of(step) + 1) * self.options.num_iterations as u64;
+        if next_step >= self.options.schedule.total_steps {
+            return;
+        }
+        let first = position.first + position.used;
+        let places = first..first + self.prompts_per_rollout() as u64;
+        let rows = places.map(|place| self.stream.row(place)).collect();
+        let work = self.making_ready(samples);
+        self.ahead.start(rows, work);
+    }
+
+    /// What makes a row ready.
+    fn making_ready(
+        &self,
+        samples: &Dataset,
+    ) -> impl Fn(usize) -> Result<(Sample, Prompt)> + Send + Sync + use<> {
+        let (processor, limit, samples) =
+            (self.policy.processor.clone(), self.options.prompt_limit, samples.clone());
+        move |row| {
+            let sample = samples.sample(row)?;
+            let prompt = processor.encode(&sample, true)?;
+            check_length(&sample, prompt.tokens.len(), limit)?;
+            Ok((sample, prompt))
+        }
+    }
+
     /// The first places of the rollout of `step`.
     pub(super) fn first_places(&self, step: u64) -> Vec<u64> {
         let first = self.first_place(step);
@@ -87,27 +125,30 @@ impl GrpoTrainer {
             used: self.prompts_per_rollout() as u64,
         };
         let mut sampled_seconds = 0.0;
-        let scored =
-            self.groups(&mut position, samples, &mut sampled_seconds, watch).and_then(|(groups, refills)| {
-                let rollout = SavedRollout {
-                    beta,
-                    places: groups.iter().map(|group| group.place).collect(),
-                    prompts: groups.iter().map(|group| prompt_hash(&group.prompt)).collect(),
-                    scores: groups.iter().flat_map(|group| group.scores.iter().cloned()).collect(),
-                    difference: None,
-                    refills,
-                    completions: Vec::new(),
-                };
-                let (mut chosen, mut prompts, mut completions) = (Vec::new(), Vec::new(), Vec::new());
-                for Group { place, sample, prompt, completions: of_group, .. } in groups {
-                    chosen.push((place, sample));
-                    prompts.push(prompt);
-                    completions.push(of_group);
-                }
-                let scored = self.scored(chosen, prompts, SavedRollout { completions, ..rollout }, watch)?;
-                self.finish_work()?;
-                Ok(scored)
-            });
+        let sampled = self.groups(&mut position, samples, &mut sampled_seconds, watch);
+        if sampled.is_ok() {
+            self.ready_next(step, position, samples);
+        }
+        let scored = sampled.and_then(|(groups, refills)| {
+            let rollout = SavedRollout {
+                beta,
+                places: groups.iter().map(|group| group.place).collect(),
+                prompts: groups.iter().map(|group| prompt_hash(&group.prompt)).collect(),
+                scores: groups.iter().flat_map(|group| group.scores.iter().cloned()).collect(),
+                difference: None,
+                refills,
+                completions: Vec::new(),
+            };
+            let (mut chosen, mut prompts, mut completions) = (Vec::new(), Vec::new(), Vec::new());
+            for Group { place, sample, prompt, completions: of_group, .. } in groups {
+                chosen.push((place, sample));
+                prompts.push(prompt);
+                completions.push(of_group);
+            }
+            let scored = self.scored(chosen, prompts, SavedRollout { completions, ..rollout }, watch)?;
+            self.finish_work()?;
+            Ok(scored)
+        });
         match scored {
             Ok(scored) => {
                 Ok((scored, position, [sampled_seconds, start.elapsed().as_secs_f64() - sampled_seconds]))
@@ -133,8 +174,10 @@ impl GrpoTrainer {
             let places: Vec<u64> = (next..next + vacant.len() as u64).collect();
             next += vacant.len() as u64;
             position.used = next - position.first;
-            let chosen = self.rows_at(&places, samples)?;
-            for (&slot, group) in vacant.iter().zip(self.sample(chosen, sampled_seconds, watch)?) {
+            let start = Instant::now();
+            let ready = self.ready_at(&places, samples)?;
+            *sampled_seconds += start.elapsed().as_secs_f64();
+            for (&slot, group) in vacant.iter().zip(self.sample(&places, ready, sampled_seconds, watch)?) {
                 match groups.get_mut(slot) {
                     Some(before) => {
                         refills.dropped += 1;
@@ -165,16 +208,16 @@ impl GrpoTrainer {
     /// Samples G completions for each row and asks the rewards for their worth.
     fn sample(
         &self,
-        chosen: Vec<(u64, Sample)>,
+        places: &[u64],
+        ready: Vec<(Sample, Prompt)>,
         sampled_seconds: &mut f64,
         watch: Watch<'_>,
     ) -> Result<Vec<Group>> {
         let start = Instant::now();
-        let prompts = self.encode(&chosen)?;
-        let requests: Vec<_> = chosen
+        let requests: Vec<_> = places
             .iter()
-            .zip(&prompts)
-            .map(|((place, _), prompt)| Request { place: *place as u32, prompt })
+            .zip(&ready)
+            .map(|(&place, (_, prompt))| Request { place: place as u32, prompt })
             .collect();
         let detokenize = |ids: &[u32]| self.policy.detokenize(ids);
         let completions = self.policy.engine(&self.policy.params, &self.decoding, &detokenize).generate(
@@ -184,16 +227,16 @@ impl GrpoTrainer {
             watch,
         )?;
         *sampled_seconds += start.elapsed().as_secs_f64();
-        let completed: Vec<Completed<'_>> = chosen
+        let completed: Vec<Completed<'_>> = ready
             .iter()
             .zip(&completions)
-            .flat_map(|((_, sample), group)| {
+            .flat_map(|((sample, _), group)| {
                 group.iter().map(move |c| Completed { sample, text: &c.text, tokens: &c.tokens })
             })
             .collect();
         let mut scores = self.rewards.score(&completed, watch)?.into_iter();
-        let groups = chosen.into_iter().zip(prompts).zip(completions);
-        let groups = groups.map(|(((place, sample), prompt), completions)| {
+        let groups = places.iter().zip(ready).zip(completions);
+        let groups = groups.map(|((&place, (sample, prompt)), completions)| {
             let scores = scores.by_ref().take(completions.len()).collect();
             Group { place, sample, prompt, completions, scores }
         });
@@ -213,8 +256,9 @@ impl GrpoTrainer {
         let groups = self.prompts_per_rollout();
         // An older checkpoint does not tell them.
         let places = if rollout.places.is_empty() { self.first_places(step) } else { rollout.places.clone() };
-        let chosen = if places.len() == groups { self.rows_at(&places, samples)? } else { Vec::new() };
-        let prompts = self.encode(&chosen)?;
+        let ready = if places.len() == groups { self.ready_at(&places, samples)? } else { Vec::new() };
+        let ready = places.into_iter().zip(ready).map(|(place, (sample, prompt))| ((place, sample), prompt));
+        let (chosen, prompts): (Vec<_>, Vec<_>) = ready.unzip();
         let group = self.options.num_generations;
         let same_prompts = prompts.iter().map(prompt_hash).eq(rollout.prompts.iter().cloned());
         if !same_prompts
