@@ -23,5 +23,6 @@ pub use save::{WeightRef, save_model};
 pub use saver::{Log, Saver, check_space};
 pub use series::{Newest, checkpoint_dir, list_checkpoints, newest_whole, sweep};
 pub use state::{
-    Best, GuardState, Identity, ResumeState, SavedRollout, SavedRun, Snapshot, TrainerState, checkpoint_bytes,
+    Best, GuardState, Identity, Refills, ResumeState, SavedReference, SavedRollout, SavedRun, Snapshot,
+    StreamPosition, TrainerState, checkpoint_bytes,
 };

@@ -39,8 +39,8 @@ pub use reproduce::{RecipeName, ReproduceConfig};
 pub use reward::RewardOptions;
 pub use rollout::{OwnRolloutOptions, RolloutOptions};
 pub use run::{
-    CheckpointOptions, CompletionLogOptions, DryRunOptions, FileOptions, LoggingOptions, QuietOptions,
-    ResumeFrom, SeedOptions,
+    CheckpointOptions, CompletionLogOptions, DryRunOptions, EvaluationOptions, FileOptions, LoggingOptions,
+    QuietOptions, ReportTo, ResumeFrom, SeedOptions, Strategy,
 };
 pub use tools::{
     CheckDataConfig, DemoConfig, Difficulty, DoctorConfig, InspectConfig, InspectDataConfig, MakeTaskConfig,

@@ -331,6 +331,9 @@ impl Run<'_> {
                 max_completion_length: recipe.max_completion_tok,
             },
             mask_truncated: false,
+            max_resample_times: None,
+            log_exact_kl: false,
+            reference_sync: None,
             prompt_limit: policy.prompt_limit(None, recipe.max_completion_tok)?,
             schedule: LrSchedule {
                 scheduler_type: LrSchedulerType::Linear,
@@ -368,6 +371,8 @@ fn run_options(dir: &Path, quiet: bool) -> RunOptions {
         save_only_model: true,
         metric_for_best_model: String::new(),
         logging_steps: 0,
+        logging_first_step: false,
+        events: None,
         log_completions: true,
         print_completions: 0,
         quiet,
@@ -423,6 +428,7 @@ fn write_report(
         ],
         sft: read_rows(dir.join("sft_metrics.jsonl"))?,
         grpo: read_rows(dir.join("metrics.jsonl"))?,
+        evaluations: Vec::new(),
         completions: html::sample_completions(dir.join("completions.jsonl"), 3)?,
         config: config.to_string(),
     };

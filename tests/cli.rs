@@ -27,7 +27,7 @@ fn grpo<'a>(options: &[&'a str]) -> Vec<&'a str> {
     GRPO.iter().chain(options).copied().collect()
 }
 
-const COMMANDS: [&[&str]; 10] = [
+const COMMANDS: [&[&str]; 11] = [
     &["demo"],
     &["grpo"],
     &["sft"],
@@ -35,6 +35,7 @@ const COMMANDS: [&[&str]; 10] = [
     &["generate"],
     &["parity"],
     &["score"],
+    &["reward"],
     &["tasks", "make", "counting"],
     &["tasks", "make", "geometry"],
     &["inspect"],
@@ -63,9 +64,19 @@ fn every_command_explains_itself_with_examples() {
 #[test]
 fn help_of_grpo_has_every_heading() {
     let help = String::from_utf8(othink(&["grpo", "--help"]).stdout).unwrap();
-    for heading in
-        ["Model", "Data", "GRPO", "KL", "Rollout", "Optimiser", "Checkpoint", "Logging", "Hardware", "Run"]
-    {
+    for heading in [
+        "Model",
+        "Data",
+        "GRPO",
+        "Rewards",
+        "KL",
+        "Rollout",
+        "Optimiser",
+        "Checkpoint",
+        "Logging",
+        "Hardware",
+        "Run",
+    ] {
         assert!(help.contains(&format!("\n{heading}:\n")), "{heading}");
     }
 }

@@ -5,6 +5,7 @@
 //! | `trainer_state.json` | [`TrainerState`]: the step, what the run is, counters, the KL weight, the guard |
 //! | `optimizer.safetensors` | `exp_avg.NAME` and `exp_avg_sq.NAME` in f32; `master.NAME`, the f32 weights of parameters that the model's own file rounds |
 //! | `rollout.safetensors` | within `num_iterations`: tokens and log-probabilities of the completions in use |
+//! | `reference.safetensors` | once the reference has followed the policy: its trained weights in f32 |
 //! | `MANIFEST.json` | sizes and checksums of all files |
 //!
 //! Random numbers need no state: they are a function of (seed, place, completion, position).
@@ -34,6 +35,7 @@ use crate::tensor::Tensor;
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const ROLLOUT_FILE: &str = "rollout.safetensors";
+const REFERENCE_FILE: &str = "reference.safetensors";
 
 /// Largest `trainer_state.json` read; the texts of a rollout are in it.
 const MAX_STATE_BYTES: u64 = 1 << 30;
@@ -93,6 +95,45 @@ pub struct TrainerState {
     pub evaluated_step: u64,
     /// The best checkpoint so far, where evaluations tell.
     pub best: Option<Best>,
+    /// Where the stream of rows stands, with dynamic sampling; else it follows from the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamPosition>,
+    /// The step before which the reference last followed the policy, if it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_synced: Option<u64>,
+}
+
+/// A rollout's place in the stream of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamPosition {
+    /// Which rollout of the run, from 0.
+    pub rollout: u64,
+    /// The place at which it begins.
+    pub first: u64,
+    /// Rows that it has used, those of dropped groups included.
+    pub used: u64,
+}
+
+/// What dynamic sampling did for a rollout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refills {
+    /// Groups with equal rewards that were dropped.
+    pub dropped: usize,
+    /// Times at which vacant places were filled again.
+    pub times: usize,
+    /// Groups with equal rewards that stayed.
+    pub still_equal: usize,
+    /// Tokens of the dropped completions, each with its whole prompt.
+    pub dropped_tokens: u64,
+}
+
+/// A reference that is not the model that its run began with.
+#[derive(Clone, Debug)]
+pub struct SavedReference {
+    /// The step before which it last followed the policy.
+    pub synced: u64,
+    /// The weights, in host memory in f32.
+    pub weights: Arc<Params>,
 }
 
 /// The rollout that a step has left to the next ones of its `num_iterations`. Rewards are kept, since a reward need not
@@ -101,6 +142,10 @@ pub struct TrainerState {
 pub struct SavedRollout {
     /// The KL weight at the step that made it.
     pub beta: f64,
+    /// The prompts' places in the stream.
+    pub places: Vec<u64>,
+    /// What dynamic sampling did.
+    pub refills: Refills,
     /// A hash of each prompt's tokens and images: the completions belong to these prompts and no others.
     pub prompts: Vec<String>,
     /// `[P][G]`.
@@ -120,6 +165,8 @@ pub struct ResumeState {
     pub optimiser: AdamW,
     /// The rollout in use.
     pub rollout: Option<SavedRollout>,
+    /// The reference's weights, once they are not those that the run began with.
+    pub reference: Option<Arc<Params>>,
 }
 
 /// A run at one moment, to be written while it goes on: the weights are shared until the next update copies them.
@@ -145,6 +192,9 @@ impl Snapshot {
         save_model(folder, plan, weights)?;
         if let Some(resume) = &self.resume {
             self.write_optimizer(folder, plan, &resume.optimiser)?;
+            if let Some(reference) = &resume.reference {
+                write_reference(folder, reference)?;
+            }
             write_state(folder, resume)?;
         }
         folder.manifest()
@@ -167,6 +217,16 @@ impl Snapshot {
             .collect();
         write_tensors(folder, OPTIMIZER_FILE, &tensors)
     }
+}
+
+fn write_reference(folder: &mut NewFolder, reference: &Params) -> Result<()> {
+    let trained: Vec<_> =
+        reference.iter().filter(|(_, p)| p.trainable).map(|(_, p)| (p, p.value.to_f32())).collect();
+    let tensors: Vec<_> = trained
+        .iter()
+        .map(|(p, values)| NamedTensor { name: &p.name, shape: p.value.shape(), values: Values::F32(values) })
+        .collect();
+    write_tensors(folder, REFERENCE_FILE, &tensors)
 }
 
 /// Bytes of a checkpoint, but for small files.
@@ -208,6 +268,10 @@ struct StateFile {
 #[derive(Serialize, Deserialize)]
 struct RolloutFile {
     beta: f64,
+    #[serde(default)]
+    places: Vec<u64>,
+    #[serde(default)]
+    refills: Refills,
     prompts: Vec<String>,
     group: usize,
     finish: Vec<FinishReason>,
@@ -225,6 +289,8 @@ fn write_state(folder: &mut NewFolder, resume: &ResumeState) -> Result<()> {
             let all = || rollout.completions.iter().flatten();
             RolloutFile {
                 beta: rollout.beta,
+                places: rollout.places.clone(),
+                refills: rollout.refills,
                 prompts: rollout.prompts.clone(),
                 group: rollout.completions.first().map_or(0, Vec::len),
                 finish: all().map(|c| c.finish).collect(),
@@ -262,6 +328,8 @@ pub struct SavedRun {
     pub moments: Vec<SavedMoments>,
     /// The rollout in use.
     pub rollout: Option<SavedRollout>,
+    /// The reference's trained weights in f32, by name, where they are not those that the run began with.
+    pub reference: Option<Vec<(String, Vec<f32>)>>,
 }
 
 /// AdamW's state of one parameter.
@@ -320,7 +388,8 @@ impl SavedRun {
             }
         }
         let rollout = file.rollout.map(|rollout| read_rollout(dir, rollout)).transpose()?;
-        Ok(SavedRun { state: file.state, weights, moments, rollout })
+        let reference = file.state.reference_synced.map(|_| read_reference(dir)).transpose()?;
+        Ok(SavedRun { state: file.state, weights, moments, rollout, reference })
     }
 }
 
@@ -350,6 +419,12 @@ fn read_state_file(dir: &Path) -> Result<StateFile> {
     }
     let bytes = read_bounded(&path, MAX_STATE_BYTES)?;
     serde_json::from_slice(&bytes).map_err(|e| Error::content(&path, format!("is no trainer state: {e}")))
+}
+
+fn read_reference(dir: &Path) -> Result<Vec<(String, Vec<f32>)>> {
+    let file = SafetensorsFile::open(&dir.join(REFERENCE_FILE))?;
+    let reader = file.read()?;
+    file.tensors().iter().map(|entry| Ok((entry.name.clone(), reader.read_f32(entry)?))).collect()
 }
 
 fn read_rollout(dir: &Path, rollout: RolloutFile) -> Result<SavedRollout> {
@@ -382,6 +457,8 @@ fn read_rollout(dir: &Path, rollout: RolloutFile) -> Result<SavedRollout> {
     }
     Ok(SavedRollout {
         beta: rollout.beta,
+        places: rollout.places,
+        refills: rollout.refills,
         prompts: rollout.prompts,
         completions: flat.chunks(rollout.group).map(<[Completion]>::to_vec).collect(),
         scores: rollout.scores,

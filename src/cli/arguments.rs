@@ -489,6 +489,10 @@ mod tests {
             grpo_error(&["--learnin-rate", "1"]),
             "unknown option --learnin_rate; did you mean --learning_rate? (see `othink-train grpo --help`)"
         );
+        assert_eq!(
+            grpo_error(&["--bf16", "true"]),
+            "unknown option --bf16: --dtype names the type that the model computes in (see `othink-train grpo --help`)"
+        );
         assert!(grpo_error(&["--bundle", "x"]).contains("`othink-train parity` has it"));
         assert_eq!(
             grpo_error(&["--loss_type", "gpro"]),

@@ -4,7 +4,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::arguments::{PROGRAM, known_options};
 use crate::config::file::ConfigFile;
-use crate::config::names::nearest;
+use crate::config::names::{foreign, nearest};
 
 /// One sentence for clap's error, with the nearest known name and the place in the config file.
 pub(super) fn explain(
@@ -27,6 +27,9 @@ pub(super) fn explain(
     match error.kind() {
         ErrorKind::UnknownArgument if option.starts_with("--") => {
             let name = option.trim_start_matches("--");
+            if let Some(advice) = foreign(name) {
+                return format!("unknown option {option}: {advice} ({see})");
+            }
             let names = known_options(command);
             match nearest(name, names.iter().map(|known| known.name.as_str())) {
                 Some(nearest) => format!("unknown option {option}; did you mean --{nearest}? ({see})"),

@@ -1,33 +1,35 @@
 //! `othink-train grpo`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::{inputs, training};
 use crate::checkpoint::Identity;
-use crate::config::{BetaScheduleType, GrpoConfig, KlEstimator, KlOptions, Options, RolloutOptions};
-use crate::data::{Dataset, ReadOptions, nearest};
+use crate::config::{
+    BetaScheduleType, GrpoConfig, KlEstimator, KlOptions, Options, RolloutOptions, Strategy,
+};
+use crate::data::{Dataset, ImageSource, ReadOptions};
 use crate::disk::SystemDisk;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kl::{Adaptive, BetaController, BetaSchedule, Constant, Cosine, Linear, Othink};
 use crate::loss::LossConfig;
 use crate::processor::check_images;
 use crate::report::html::{RunSummary, sample_completions};
-use crate::report::read_rows;
+use crate::report::{CompletionRecord, read_rows};
 use crate::reward::RewardSet;
 use crate::rollout::Limits;
 use crate::rollout::sampler::SamplingParams;
 use crate::tensor::Placement;
 use crate::train::evaluate::EvaluationOptions;
 use crate::train::folder::{RunFolder, refuse_occupied};
-use crate::train::grpo::{GrpoOptions, GrpoTrainer};
+use crate::train::grpo::{GrpoOptions, GrpoTrainer, ReferenceSync};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
 use crate::train::policy::{Policy, prompt_limit};
 use crate::train::resume::{dataset_hash, identity_options, model_hash};
 use crate::train::run::{COMPLETIONS, Evaluation, METRICS, RunOptions, run};
-use crate::train::stream::{Stream, total_steps};
+use crate::train::stream::{Stream, epoch_steps, total_steps};
 
 /// Groups whose completions are shown in the report, for each of three steps.
 const REPORTED_GROUPS: usize = 3;
@@ -38,7 +40,7 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
     training::check(&placement)?;
     if options.dry_run.dry_run {
         let rewards = rewards(options)?;
-        check_metric(options, &rewards)?;
+        training::check_metric(&options.completions.metric_for_best_model, &Evaluation::keys(&rewards))?;
         let read = inputs::read_options(&options.data, rewards.needs_solution())?;
         let samples = inputs::read_rows(&options.data, &read, options.logging.quiet.quiet)?.prompts();
         return dry_run(options, &samples, &placement);
@@ -56,7 +58,7 @@ pub(super) fn train_until_done(
     let start = Instant::now();
     let quiet = options.logging.quiet.quiet;
     let rewards = rewards(options)?;
-    check_metric(options, &rewards)?;
+    training::check_metric(&options.completions.metric_for_best_model, &Evaluation::keys(&rewards))?;
     let read = inputs::read_options(&options.data, rewards.needs_solution())?;
     let dir = &options.checkpoint.output_dir;
     refuse_occupied(&options.checkpoint)?;
@@ -83,6 +85,10 @@ pub(super) fn train_until_done(
     }
     let stream = training::stream(&samples, &options.order, options.seed.seed)?;
     let steps = steps(options, stream.rows());
+    let epoch = epoch_steps(stream.rows(), options.prompts_per_step(), options.group.num_iterations);
+    if let Some(evaluation) = &mut evaluation {
+        evaluation.every = options.evaluation.every(epoch);
+    }
     let identity = Identity {
         command: GrpoConfig::COMMAND.into(),
         options: identity_options(options, placement)?,
@@ -97,15 +103,23 @@ pub(super) fn train_until_done(
         log_completions: options.completions.log_completions,
         print_completions: options.completions.num_completions_to_print,
         metric_for_best_model: options.completions.metric_for_best_model.clone(),
-        ..training::run_options(&folder, &options.checkpoint, &options.logging, interrupt)
+        ..training::run_options(
+            &folder,
+            &options.checkpoint,
+            &options.logging,
+            interrupt,
+            options.to_toml()?,
+            epoch,
+        )
     };
     let saved = run(&mut trainer, &samples, &run_options, identity, resumed, evaluation.as_ref())?;
     let summary = RunSummary {
         title: format!("othink-train grpo: {}", options.model.model),
         facts: facts(options, &trainer, samples.rows(), steps, start),
         grpo: read_rows(dir.join(METRICS))?,
+        evaluations: training::evaluations(dir, evaluation.is_some())?,
         completions: match run_options.log_completions {
-            true => sample_completions(dir.join(COMPLETIONS), REPORTED_GROUPS)?,
+            true => shown(options, dir, &samples)?,
             false => Vec::new(),
         },
         config: options.to_toml()?,
@@ -121,19 +135,22 @@ fn rewards(options: &GrpoConfig) -> Result<RewardSet> {
     RewardSet::new(names, &weights, &options.rewards, &inputs::notes(options.logging.quiet.quiet))
 }
 
-/// Refuses a metric that no evaluation has.
-fn check_metric(options: &GrpoConfig, rewards: &RewardSet) -> Result<()> {
-    let metric = &options.completions.metric_for_best_model;
-    let known = Evaluation::keys(rewards);
-    if known.contains(metric) {
-        return Ok(());
+/// The completions of the report, with the images of their rows.
+fn shown(options: &GrpoConfig, dir: &Path, samples: &Dataset) -> Result<Vec<CompletionRecord>> {
+    let mut stream = training::stream(samples, &options.order, options.seed.seed)?;
+    let mut records = sample_completions(dir.join(COMPLETIONS), REPORTED_GROUPS)?;
+    let mut group: Option<(usize, Vec<ImageSource>)> = None;
+    for record in &mut records {
+        let place = record.prompt_index;
+        let pictures = match group.take().filter(|(of, _)| *of == place) {
+            Some((_, pictures)) => pictures,
+            // Of rows that have changed since, what is named is shown.
+            None => samples.sample(stream.row(place as u64)).map(|row| row.images).unwrap_or_default(),
+        };
+        record.pictures = pictures.clone();
+        group = Some((place, pictures));
     }
-    let hint = nearest(metric, known.iter().map(String::as_str));
-    let hint = hint.map_or(String::new(), |name| format!("; did you mean {name}?"));
-    Err(Error::Usage(format!(
-        "--metric_for_best_model {metric} is no key of eval_metrics.jsonl, which has {}{hint}",
-        known.join(", ")
-    )))
+    Ok(records)
 }
 
 fn steps(options: &GrpoConfig, rows: usize) -> u64 {
@@ -170,6 +187,13 @@ fn trainer(
             max_completion_length: options.rollout.max_completion_length,
         },
         mask_truncated: group.mask_truncated_completions,
+        max_resample_times: group.resample_times(),
+        log_exact_kl: options.kl.log_exact_kl,
+        reference_sync: options.kl.sync_ref_model.then_some(ReferenceSync {
+            every: options.kl.ref_model_sync_steps as u64,
+            mixup_alpha: options.kl.ref_model_mixup_alpha,
+            resets_optimizer: options.kl.ref_model_sync_resets_optimizer,
+        }),
         prompt_limit,
         schedule: training::learning_rate(optimiser, steps)?,
         max_grad_norm: optimiser.max_grad_norm,
@@ -219,13 +243,15 @@ fn beta_schedule(kl: &KlOptions) -> BetaSchedule {
 
 /// The evaluation during training: one greedy completion for each row of `eval_dataset`, as `eval` makes it.
 fn evaluation(options: &GrpoConfig, read: &ReadOptions, rewards: &RewardSet) -> Result<Option<Evaluation>> {
-    let (Some(dataset), every @ 1..) = (&options.completions.eval_dataset, options.completions.eval_steps)
+    let Some(dataset) =
+        options.evaluation.eval_dataset.as_ref().filter(|_| options.evaluation.strategy() != Strategy::No)
     else {
         return Ok(None);
     };
     let read = ReadOptions { split: "test".into(), max_samples: None, ..read.clone() };
     Ok(Some(Evaluation {
         samples: crate::data::read(dataset, &read)?.prompts(),
+        supervised: None,
         rewards: rewards.clone(),
         options: EvaluationOptions {
             sampling: SamplingParams {
@@ -235,10 +261,14 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions, rewards: &RewardSet) -> 
             },
             stop_strings: options.rollout.stop_strings.clone(),
             max_prompt_length: options.rollout.max_prompt_length,
-            batch_size: options.optimiser.per_device_train_batch_size,
+            batch_size: options
+                .evaluation
+                .per_device_eval_batch_size
+                .unwrap_or(options.optimiser.per_device_train_batch_size),
             seed: options.seed.seed,
         },
-        every: every as u64,
+        // Known when the rows are.
+        every: 0,
     }))
 }
 
@@ -260,7 +290,9 @@ fn dry_run(options: &GrpoConfig, samples: &Dataset, placement: &Placement) -> Re
         image_tok: longest.image_tok.min(limit),
         freeze_vision: options.optimiser.freeze_vision_modules,
         reference: options.kl.needs_reference(),
-        exact_kl: options.kl.needs_reference() && options.kl.estimator() == KlEstimator::Full,
+        reference_follows: options.kl.sync_ref_model,
+        exact_kl: options.kl.needs_reference()
+            && (options.kl.log_exact_kl || options.kl.estimator() == KlEstimator::Full),
         truncates: options.rollout.top_k > 0 || options.rollout.top_p < 1.0,
         recompute: options.optimiser.gradient_checkpointing,
     };

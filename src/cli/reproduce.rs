@@ -63,6 +63,7 @@ fn evaluation(look: &EvalConfig, every: u64) -> Result<Evaluation> {
     let read = inputs::read_options(&look.data, true)?;
     Ok(Evaluation {
         samples: inputs::read_rows(&look.data, &read, look.quiet.quiet)?.prompts(),
+        supervised: None,
         rewards: RewardSet::from_rewards(vec![Box::new(Accuracy), Box::new(Format)], &[])?,
         options: EvaluationOptions {
             sampling: grpo::sampling(&look.rollout),

@@ -6,21 +6,26 @@ use std::time::Instant;
 
 use super::{inputs, training};
 use crate::checkpoint::Identity;
-use crate::config::{Options, SftConfig};
+use crate::config::{Options, SftConfig, Strategy};
 use crate::data::{Dataset, ReadOptions};
 use crate::disk::SystemDisk;
 use crate::error::Result;
 use crate::model::config::ModelConfig;
+use crate::processor::check_images;
 use crate::report::html::RunSummary;
 use crate::report::read_rows;
+use crate::reward::{Accuracy, RewardSet};
+use crate::rollout::sampler::SamplingParams;
 use crate::tensor::Placement;
+use crate::train::evaluate::EvaluationOptions;
 use crate::train::folder::{RunFolder, refuse_occupied};
 use crate::train::interrupt::Interrupt;
 use crate::train::plan::{TrainingShape, memory_plan};
+use crate::train::policy::Policy;
 use crate::train::resume::{dataset_hash, identity_options, model_hash};
-use crate::train::run::{Evaluation, METRICS, run};
+use crate::train::run::{Evaluation, METRICS, RunOptions, run};
 use crate::train::sft::{SftOptions, SftTrainer};
-use crate::train::stream::total_steps;
+use crate::train::stream::{epoch_steps, total_steps};
 
 /// Runs the command; with `--dry_run` only prints what it would run with.
 pub fn train(options: &SftConfig) -> Result<()> {
@@ -35,8 +40,12 @@ pub fn train(options: &SftConfig) -> Result<()> {
 
 /// The rows, each with its target.
 fn read(options: &SftConfig) -> Result<Dataset> {
-    let read = ReadOptions { need_target: true, ..inputs::read_options(&options.data, false)? };
+    let read = read_options(options)?;
     Ok(inputs::read_rows(&options.data, &read, options.logging.quiet.quiet)?.supervised())
+}
+
+fn read_options(options: &SftConfig) -> Result<ReadOptions> {
+    Ok(ReadOptions { need_target: true, ..inputs::read_options(&options.data, false)? })
 }
 
 /// Trains where `placement` says until the last step, with an evaluation while it goes where one is given, and writes the
@@ -50,6 +59,11 @@ pub(super) fn train_until_done(
     let start = Instant::now();
     let dir = &options.checkpoint.output_dir;
     let (optimiser, quiet) = (&options.optimiser, options.logging.quiet.quiet);
+    let rewards = RewardSet::from_rewards(vec![Box::new(Accuracy)], &[])?;
+    if evaluation.is_none() {
+        let keys = [vec!["eval_loss".to_owned()], Evaluation::keys(&rewards)].concat();
+        training::check_metric(&options.metric_for_best_model, &keys)?;
+    }
     refuse_occupied(&options.checkpoint)?;
     let samples = read(options)?;
     let policy = training::load(
@@ -63,8 +77,13 @@ pub(super) fn train_until_done(
     let limit = max_length(options, policy.model.config());
     let fit = training::Fit { limit, supervised: true, overlong: options.order.overlong, interrupt };
     let samples = fit.keep(&policy.processor, samples, quiet)?;
+    let mut own = own_evaluation(options, rewards, &fit, &policy)?;
     let stream = training::stream(&samples, &options.order, options.seed.seed)?;
     let steps = steps(options, stream.rows());
+    let epoch = epoch_steps(stream.rows(), optimiser.sequences_per_step(), 1);
+    if let Some(evaluation) = &mut own {
+        evaluation.every = options.evaluation.every(epoch);
+    }
     let trainer_options = SftOptions {
         micro_batch: optimiser.per_device_train_batch_size,
         accumulation: optimiser.gradient_accumulation_steps,
@@ -85,7 +104,17 @@ pub(super) fn train_until_done(
     trainer.read_ahead(options.order.dataloader_num_workers);
     let folder = RunFolder::take(Arc::new(SystemDisk), &options.checkpoint, quiet)?;
     let resumed = folder.begin(&identity, &mut trainer, &samples, &options.to_toml()?)?;
-    let run_options = training::run_options(&folder, &options.checkpoint, &options.logging, interrupt);
+    let run_options = training::run_options(
+        &folder,
+        &options.checkpoint,
+        &options.logging,
+        interrupt,
+        options.to_toml()?,
+        epoch,
+    );
+    let run_options =
+        RunOptions { metric_for_best_model: options.metric_for_best_model.clone(), ..run_options };
+    let evaluation = evaluation.or(own.as_ref());
     let saved = run(&mut trainer, &samples, &run_options, identity, resumed, evaluation)?;
     let (all, trained) = trainer.policy.params.count();
     let summary = RunSummary {
@@ -99,11 +128,62 @@ pub(super) fn train_until_done(
             training::fact("seconds", format!("{:.1}", start.elapsed().as_secs_f64())),
         ],
         sft: read_rows(dir.join(METRICS))?,
+        evaluations: training::evaluations(dir, evaluation.is_some())?,
         config: options.to_toml()?,
         ..RunSummary::default()
     };
     training::write_report(dir, &summary)?;
     Ok(saved)
+}
+
+/// The evaluation during training: the loss of the answers of `eval_dataset`, and one greedy completion for each row that
+/// has a reference answer.
+fn own_evaluation(
+    options: &SftConfig,
+    rewards: RewardSet,
+    fit: &training::Fit<'_>,
+    policy: &Policy,
+) -> Result<Option<Evaluation>> {
+    let given = options.evaluation.eval_dataset.as_ref();
+    let Some(dataset) = given.filter(|_| options.evaluation.strategy() != Strategy::No) else {
+        return Ok(None);
+    };
+    let quiet = options.logging.quiet.quiet;
+    let read = ReadOptions { split: "test".into(), max_samples: None, ..read_options(options)? };
+    let rows = crate::data::read(dataset, &read)?;
+    let answers = fit.keep(&policy.processor, rows.supervised(), quiet)?;
+    // Found now and not in the middle of the run.
+    answers.each(|_, sample| check_images(&sample?), |_, check| check)?;
+    let longest = options.max_completion_length;
+    let prompts = match longest {
+        0 => rows.view(Vec::new()),
+        _ => {
+            let mut judged = Vec::new();
+            for (row, sample) in (0..).zip(rows.iter()) {
+                judged.extend(sample?.solution.is_some().then_some(row));
+            }
+            let limit = policy.prompt_limit(None, longest)?;
+            let fit = training::Fit { limit, supervised: false, ..*fit };
+            fit.keep(&policy.processor, rows.view(judged).prompts(), quiet)?
+        }
+    };
+    Ok(Some(Evaluation {
+        samples: prompts,
+        supervised: Some((answers, fit.limit)),
+        rewards,
+        options: EvaluationOptions {
+            sampling: SamplingParams { greedy: true, max_new_tokens: longest, ..SamplingParams::default() },
+            stop_strings: Vec::new(),
+            max_prompt_length: None,
+            batch_size: options
+                .evaluation
+                .per_device_eval_batch_size
+                .unwrap_or(options.optimiser.per_device_train_batch_size),
+            seed: options.seed.seed,
+        },
+        // Known when the rows are.
+        every: 0,
+    }))
 }
 
 /// Longest row: what the options say, within the model's context.
@@ -134,6 +214,7 @@ fn dry_run(options: &SftConfig, samples: &Dataset, placement: &Placement) -> Res
         image_tok: longest.image_tok.min(limit),
         freeze_vision: options.optimiser.freeze_vision_modules,
         reference: false,
+        reference_follows: false,
         exact_kl: false,
         truncates: false,
         recompute: options.optimiser.gradient_checkpointing,

@@ -5,16 +5,16 @@ use std::path::Path;
 use super::inputs;
 use crate::config::{
     CheckpointOptions, LoggingOptions, ModelOptions, OptimiserOptions, OrderOptions, Overlong,
-    OwnPixelOptions,
+    OwnPixelOptions, ReportTo,
 };
-use crate::data::{Dataset, Part, Sample};
+use crate::data::{Dataset, Part, Sample, nearest};
 use crate::error::{Error, Result};
 use crate::model::folder::ModelFolder;
 use crate::optim::schedule::warmup_steps;
 use crate::optim::{AdamWConfig, LrSchedule};
 use crate::processor::Processor;
 use crate::report::html::{self, RunSummary};
-use crate::report::{MemoryPlan, Progress};
+use crate::report::{MemoryPlan, Progress, Row, read_rows};
 use crate::tensor::{DType, Device, Placement};
 use crate::train::folder::RunFolder;
 use crate::train::interrupt::Interrupt;
@@ -22,7 +22,7 @@ use crate::train::plan::{
     RowLength, VISION_PREFIX, available_memory, check_memory, image_tokens_at_most, weights_plan,
 };
 use crate::train::policy::{Policy, check_length};
-use crate::train::run::RunOptions;
+use crate::train::run::{EVAL_METRICS, Events, RunOptions};
 use crate::train::stream::Stream;
 
 /// Refuses a storage type that training does not have.
@@ -88,22 +88,28 @@ pub(super) fn stream(samples: &Dataset, order: &OrderOptions, seed: u64) -> Resu
     Stream::over(samples, &order.dataset_weights, order.stopping_strategy, seed, order.shuffle_dataset)
 }
 
-/// Where a run writes, and how often; completions are not logged.
+/// Where a run writes, and how often, an epoch having `epoch_steps`; completions are not logged.
 pub(super) fn run_options(
     folder: &RunFolder,
     checkpoint: &CheckpointOptions,
     logging: &LoggingOptions,
     interrupt: &Interrupt,
+    config: String,
+    epoch_steps: u64,
 ) -> RunOptions {
+    let dir = &checkpoint.output_dir;
+    let events = || Events { dir: dir.join("runs").join(logging.run_name(dir)), config };
     RunOptions {
+        events: (logging.report_to == ReportTo::Tensorboard).then(events),
         dir: checkpoint.output_dir.clone(),
         disk: folder.disk.clone(),
         interrupt: interrupt.clone(),
-        save_steps: checkpoint.save_steps,
+        save_steps: checkpoint.every(epoch_steps) as usize,
         save_total_limit: checkpoint.save_total_limit,
         save_only_model: checkpoint.save_only_model,
         metric_for_best_model: String::new(),
         logging_steps: logging.logging_steps,
+        logging_first_step: logging.logging_first_step,
         log_completions: false,
         print_completions: 0,
         quiet: logging.quiet.quiet,
@@ -262,4 +268,25 @@ const REPORT: &str = "report.html";
 /// Says where the report is and where the last checkpoint is.
 pub(super) fn finish(dir: &Path, saved: &Path) -> Result<()> {
     super::print(&format!("checkpoint: {}\nreport: {}\n", saved.display(), dir.join(REPORT).display()))
+}
+
+/// The rows of a run's evaluations, where there were to be any.
+pub(super) fn evaluations(dir: &Path, are_made: bool) -> Result<Vec<Row>> {
+    if are_made { read_rows(dir.join(EVAL_METRICS)) } else { Ok(Vec::new()) }
+}
+
+/// Refuses a metric that no evaluation has.
+///
+/// # Errors
+/// [`Error::Usage`] with the nearest of the `known` ones.
+pub(super) fn check_metric(metric: &str, known: &[String]) -> Result<()> {
+    if known.iter().any(|name| name == metric) {
+        return Ok(());
+    }
+    let hint = nearest(metric, known.iter().map(String::as_str));
+    let hint = hint.map_or(String::new(), |name| format!("; did you mean {name}?"));
+    Err(Error::Usage(format!(
+        "--metric_for_best_model {metric} is no key of eval_metrics.jsonl, which has {}{hint}",
+        known.join(", ")
+    )))
 }

@@ -7,9 +7,10 @@ use serde::Serialize;
 use super::check::{Checked, Violation, at_least, if_set, positive};
 use super::names::boolean;
 use super::{
-    CheckpointOptions, CompletionLogOptions, DataOptions, DryRunOptions, FileOptions, GroupOptions,
-    HardwareOptions, KlOptions, LoggingOptions, ModelOptions, OptimiserOptions, Options, OrderOptions,
-    OwnPixelOptions, OwnRolloutOptions, QuietOptions, RewardOptions, RolloutOptions, SeedOptions,
+    CheckpointOptions, CompletionLogOptions, DataOptions, DryRunOptions, EvaluationOptions, FileOptions,
+    GroupOptions, HardwareOptions, KlOptions, LoggingOptions, ModelOptions, OptimiserOptions, Options,
+    OrderOptions, OwnPixelOptions, OwnRolloutOptions, QuietOptions, RewardOptions, RolloutOptions,
+    SeedOptions,
 };
 
 /// `grpo`: with the defaults, the recipe of OThink-MR1 on R1-V.
@@ -52,6 +53,9 @@ pub struct GrpoConfig {
     pub completions: CompletionLogOptions,
     #[command(flatten)]
     #[serde(flatten)]
+    pub evaluation: EvaluationOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub hardware: HardwareOptions,
     #[command(flatten)]
     #[serde(flatten)]
@@ -89,7 +93,7 @@ impl Options for GrpoConfig {
         self.optimiser.check()?;
         self.checkpoint.check()?;
         self.logging.check()?;
-        self.completions.check()?;
+        self.evaluation.check()?;
         self.hardware.check()?;
         let (batch, accumulation) =
             (self.optimiser.per_device_train_batch_size, self.optimiser.gradient_accumulation_steps);
@@ -100,6 +104,16 @@ impl Options for GrpoConfig {
                 format!(
                     "is {batch}, times --gradient_accumulation_steps {accumulation} makes {step} completions a step, \
                      which must be a multiple of --num_generations {group}: groups are never split over steps"
+                ),
+            ));
+        }
+        let (every, iterations) = (self.kl.ref_model_sync_steps, self.group.num_iterations);
+        if self.kl.sync_ref_model && !every.is_multiple_of(iterations) {
+            return Err(Violation::new(
+                "ref_model_sync_steps",
+                format!(
+                    "is {every}, but must be a multiple of --num_iterations {iterations}: a rollout is learned from with one \
+                     reference"
                 ),
             ));
         }
@@ -147,6 +161,16 @@ pub struct SftConfig {
     pub logging: LoggingOptions,
     #[command(flatten)]
     #[serde(flatten)]
+    pub evaluation: EvaluationOptions,
+    /// Longest completion in an evaluation, which completes the rows with a reference answer greedily; 0 makes none
+    #[arg(long, default_value = "512", value_name = "TOKENS", help_heading = "Evaluation")]
+    pub max_completion_length: usize,
+    /// Key of eval_metrics.jsonl whose best value makes a checkpoint the best one, which save_total_limit keeps: the largest,
+    /// of a loss the smallest
+    #[arg(long, default_value = "eval_loss", value_name = "KEY", help_heading = "Evaluation")]
+    pub metric_for_best_model: String,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub hardware: HardwareOptions,
     #[command(flatten)]
     #[serde(flatten)]
@@ -169,6 +193,7 @@ impl Options for SftConfig {
         self.optimiser.check()?;
         self.checkpoint.check()?;
         self.logging.check()?;
+        self.evaluation.check()?;
         self.hardware.check()
     }
 }

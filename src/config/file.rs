@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::names::nearest;
+use super::names::{foreign, nearest};
 use crate::error::{Error, Result};
 
 /// Longest config file, in bytes.
@@ -84,6 +84,9 @@ impl ConfigFile {
             let written = key.get_ref().as_ref();
             let name = written.replace('-', "_");
             let Some(option) = known.iter().find(|option| option.answers_to(&name)) else {
+                if let Some(advice) = foreign(&name) {
+                    return Err(fail(line, format!("unknown option `{written}`: {advice}")));
+                }
                 let names = known.iter().map(|option| option.name.as_str());
                 let hint =
                     nearest(&name, names).map_or(String::new(), |name| format!("; did you mean `{name}`?"));
@@ -192,6 +195,10 @@ mod tests {
             "run.toml:2: unknown option `learnin_rate`; did you mean `learning_rate`?"
         );
         assert_eq!(message("x = 1"), "run.toml:1: unknown option `x`");
+        assert_eq!(
+            message("filter_groups = true"),
+            "run.toml:1: unknown option `filter_groups`: --dynamic_sample does that"
+        );
         assert_eq!(
             message("learning_rate = 1\nlearning-rate = 2"),
             "run.toml:2: `learning-rate` was already set on line 1"

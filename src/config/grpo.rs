@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{Checked, Violation, count, fraction, if_set, non_negative, positive, positive_fraction};
+use super::check::{
+    Checked, Violation, at_least, count, fraction, if_set, non_negative, positive, positive_fraction,
+};
 use super::names::boolean;
 
 /// Groups, rewards, advantages and the clipped surrogate.
@@ -58,9 +60,24 @@ pub struct GroupOptions {
     #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = boolean,
           action = clap::ArgAction::Set, value_name = "BOOL")]
     pub mask_truncated_completions: bool,
+
+    /// Dynamic sampling (DAPO): drop groups whose rewards are all equal, which teach nothing, and fill their places from the
+    /// next rows. Uses more rows than num_train_epochs counts; verl's filter_groups, EasyR1's online_filtering
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = boolean,
+          action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub dynamic_sample: bool,
+
+    /// Times that dynamic sampling fills a step's places again; then it trains with what there is
+    #[arg(long, default_value = "3", value_name = "N")]
+    pub max_resample_times: usize,
 }
 
 impl GroupOptions {
+    /// How often places are filled again, if at all.
+    pub fn resample_times(&self) -> Option<usize> {
+        self.dynamic_sample.then_some(self.max_resample_times)
+    }
+
     /// The upper clipping width: `epsilon_high`, or `epsilon` where it is not given.
     pub fn epsilon_high(&self) -> f64 {
         self.epsilon_high.unwrap_or(self.epsilon)
@@ -86,6 +103,7 @@ impl GroupOptions {
             ));
         }
         count("num_iterations", self.num_iterations, 1000)?;
+        count("max_resample_times", self.max_resample_times, 1000)?;
         positive_fraction("epsilon", self.epsilon)?;
         if_set("epsilon_high", self.epsilon_high, positive)?;
         if_set("delta", self.delta, positive)?;
@@ -215,6 +233,31 @@ pub struct KlOptions {
           action = clap::ArgAction::Set, value_name = "BOOL")]
     #[serde(skip)]
     pub use_bias_correction_kl: bool,
+
+    /// Log the exact KL beside the sampled estimates k1 and k3 (kl/exact, kl/k1, kl/k3), whichever is in force: one forward
+    /// pass of the policy more for each rollout. Changes nothing else
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = boolean,
+          action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub log_exact_kl: bool,
+
+    /// Let the reference follow the policy: every ref_model_sync_steps it becomes ref_model_mixup_alpha x policy + (1 -
+    /// ref_model_mixup_alpha) x reference
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = boolean,
+          action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub sync_ref_model: bool,
+
+    /// The policy's share in the new reference; 1 resets the reference to the policy
+    #[arg(long, default_value = "0.6", allow_negative_numbers = true, value_name = "FLOAT")]
+    pub ref_model_mixup_alpha: f64,
+
+    /// Optimiser steps from one such update to the next
+    #[arg(long, default_value = "512", value_name = "STEPS")]
+    pub ref_model_sync_steps: usize,
+
+    /// Begin AdamW's moments anew at each such update, as ProRL does with its resets
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true", value_parser = boolean,
+          action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub ref_model_sync_resets_optimizer: bool,
 }
 
 /// KL weight of the constant schedule where none is given: TRL's at the time of the paper, and R1-V's.
@@ -289,6 +332,23 @@ impl KlOptions {
         if_set("beta", self.beta, non_negative)?;
         if_set("beta_start", self.beta_start, non_negative)?;
         if_set("beta_end", self.beta_end, non_negative)?;
+        positive_fraction("ref_model_mixup_alpha", self.ref_model_mixup_alpha)?;
+        at_least("ref_model_sync_steps", self.ref_model_sync_steps, 1)?;
+        for (option, is_on) in [("sync_ref_model", self.sync_ref_model), ("log_exact_kl", self.log_exact_kl)]
+        {
+            if is_on && !self.needs_reference() {
+                return Err(Violation::new(
+                    option,
+                    "is on, but beta is 0 throughout, so that there is no reference: give a KL weight above 0",
+                ));
+            }
+        }
+        if self.ref_model_sync_resets_optimizer && !self.sync_ref_model {
+            return Err(Violation::new(
+                "ref_model_sync_resets_optimizer",
+                "does nothing without --sync_ref_model",
+            ));
+        }
         positive("kl_target", self.kl_target)?;
         positive("kl_horizon", self.kl_horizon)?;
         let takes_beta = matches!(self.schedule(), BetaScheduleType::Constant | BetaScheduleType::Adaptive);

@@ -53,6 +53,43 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .map(|(_, candidate)| candidate)
 }
 
+/// What to do about an option of Hugging Face's trainer, TRL, verl, EasyR1 or ms-swift that has another name here, or no
+/// place.
+pub fn foreign(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "bf16" | "fp16" | "tf32" | "torch_dtype" => "--dtype names the type that the model computes in",
+        "attn_implementation" | "use_liger_kernel" => "attention and loss have one implementation: drop it",
+        "use_vllm" | "vllm_mode" | "vllm_gpu_memory_utilization" | "vllm_server_host" => {
+            "rollout and training share one engine and one copy of the weights: drop it"
+        }
+        "deepspeed" | "fsdp" | "ddp_find_unused_parameters" => {
+            "a run has one process and one device: drop it; --gradient_checkpointing saves memory"
+        }
+        "use_peft" | "lora_r" | "lora_alpha" | "load_in_4bit" | "load_in_8bit" => {
+            "all weights are trained (--freeze_vision_modules leaves out the vision tower): drop it"
+        }
+        "optim" => "the optimiser is AdamW: drop it",
+        "dataset_train_split" => "--dataset_split names it",
+        "dataset_test_split" => "--eval_dataset PATH@SPLIT names it",
+        "online_filtering" | "filter_groups" => "--dynamic_sample does that",
+        "max_try_make_batch" | "max_num_gen_batches" => "--max_resample_times bounds that",
+        "kl_coef" | "kl_loss_coef" => "--beta is the KL weight",
+        "logging_dir" => "event files stand in OUTPUT_DIR/runs/NAME: --run_name names the folder",
+        "logging_strategy" => "a line is printed every --logging_steps",
+        "eval_on_start" => "`othink-train eval` measures the checkpoint that a run starts from",
+        "load_best_model_at_end" => {
+            "--save_total_limit keeps the checkpoint that is best by --metric_for_best_model: drop it"
+        }
+        "greater_is_better" => {
+            "of a metric that ends with loss the smallest value is best, of others the largest: drop it"
+        }
+        "push_to_hub" | "hub_model_id" => {
+            "nothing is uploaded: a checkpoint is a folder that `hf upload` takes"
+        }
+        _ => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

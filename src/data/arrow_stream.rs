@@ -353,13 +353,17 @@ mod tests {
         let file = File::open(dir.path().join("x.arrow")).unwrap();
         let head = read_up_to(&file, message.at, message.head as usize).unwrap();
         let all = table.body(&file, message, &head, 0..4).unwrap();
-        let start = message.at as usize;
-        assert_eq!(all, STREAM[start..start + all.len()]);
+        // Between the buffers there is padding, which is not read.
+        let of_file = |read: &[u8]| {
+            let file = &STREAM[message.at as usize..];
+            read.iter().zip(file).all(|(read, file)| read == file || *read == 0)
+        };
+        assert!(of_file(&all));
         let filled = |body: &[u8]| body.iter().filter(|byte| **byte != 0).count();
         let mut least = all.len();
         for row in 0..4 {
             let one = table.body(&file, message, &head, row..row + 1).unwrap();
-            assert!(one.iter().zip(&all).all(|(one, all)| one == all || *one == 0));
+            assert!(of_file(&one));
             least = least.min(filled(&one));
         }
         assert!(least * 3 < filled(&all) * 2, "{least} of {}", filled(&all));

@@ -431,7 +431,7 @@ mod tests {
         let mut page = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         page.write_all(&vec![0; 10 << 20]).unwrap();
         let page = page.finish().unwrap();
-        assert!(page.len() < 100_000);
+        assert!(page.len() < 1 << 18);
         assert_eq!(check_gzip(&page, 10 << 20), Ok(()));
         assert!(check_gzip(&page, 1 << 20).unwrap_err().contains("inflates to more than its 1048576 bytes"));
         assert!(check_gzip(&page[..100], 1 << 20).unwrap_err().contains("cannot be inflated"));

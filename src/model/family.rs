@@ -1,6 +1,6 @@
 //! The families of models: what `model_type` decides.
 //!
-//! A family is a file beside this one with its [`Spec`], a variant and an arm here: which keys its vision tower has, with which
+//! A family is a file beside this one with its `Spec`, a variant and an arm here: which keys its vision tower has, with which
 //! defaults, and what its blocks are made of.
 
 use super::config::VisionConfig;

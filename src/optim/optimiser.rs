@@ -134,6 +134,19 @@ impl Optimiser {
         }
     }
 
+    /// Begins anew: moments of 0 and no steps made.
+    ///
+    /// # Errors
+    /// Those of copying.
+    pub fn forget(&mut self) -> Result<()> {
+        let state = self.state()?;
+        for slot in state.state() {
+            let zeros = vec![0.0; slot.exp_avg.len()];
+            self.restore(TensorState { name: slot.name, step: 0, exp_avg: &zeros, exp_avg_sq: &zeros })?;
+        }
+        Ok(())
+    }
+
     /// Number of parameters that have state.
     pub fn len(&self) -> usize {
         self.trained.len()

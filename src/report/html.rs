@@ -13,7 +13,6 @@ use crate::error::Result;
 mod chart;
 pub mod comparison;
 mod gallery;
-mod thumbnail;
 
 /// Everything the report shows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,6 +27,8 @@ pub struct RunSummary {
     pub sft: Vec<Row>,
     /// Rows of the GRPO run's `metrics.jsonl`; empty without GRPO.
     pub grpo: Vec<Row>,
+    /// Rows of the run's `eval_metrics.jsonl`; empty without evaluations.
+    pub evaluations: Vec<Row>,
     /// Completions to show, as [`sample_completions`] picks them.
     pub completions: Vec<CompletionRecord>,
     /// The resolved config.
@@ -93,8 +94,8 @@ pub fn render(summary: &RunSummary) -> String {
         |header| facts(header, &summary.facts),
         |main| {
             accuracies(main, &summary.accuracies);
-            section(main, "GRPO", &chart::grpo_cards(&summary.grpo));
-            section(main, "Supervised fine-tuning", &chart::sft_cards(&summary.sft));
+            section(main, "GRPO", &chart::grpo_cards(&summary.grpo, &summary.evaluations));
+            section(main, "Supervised fine-tuning", &chart::sft_cards(&summary.sft, &summary.evaluations));
             gallery::write(main, &summary.completions);
         },
     )
@@ -226,6 +227,7 @@ mod tests {
             accuracies: vec![Accuracy { name: "GRPO".into(), accuracy: 0.875, note: "after".into() }],
             sft: (0..3).map(|step| SftReport { step, loss: 2.0, ..SftReport::default() }.row()).collect(),
             grpo: grpo.collect(),
+            evaluations: Vec::new(),
             completions: vec![completion(0, 0, "</script><script>alert(1)</script>\u{1b}[2J")],
             config: "beta_min = 0.04".into(),
         }

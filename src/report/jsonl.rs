@@ -1,17 +1,17 @@
 //! JSON lines: one object per line, on disk as soon as it is written.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::appended::{Appended, open_regular};
 use super::console::escape_json;
-use crate::checkpoint::Log;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 
 /// One object of a JSON-lines file, its keys in the file's order.
@@ -20,43 +20,16 @@ pub type Row = serde_json::Map<String, Value>;
 /// Appends objects to a file, one per line.
 #[derive(Debug)]
 pub struct JsonLines {
-    log: Arc<LineLog>,
-}
-
-/// The file of a [`JsonLines`], which the saving thread forces to disk while lines are appended.
-#[derive(Debug)]
-struct LineLog {
-    path: PathBuf,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    file: Box<dyn DiskFile>,
-    /// Bytes of whole lines in the file.
-    length: u64,
-    /// Of these, what was forced to disk.
-    forced: u64,
-    /// Lines that could not be written yet.
-    pending: Vec<u8>,
-    /// Whether a refused write may have left half a line behind them.
-    torn: bool,
-    /// Whether forcing to disk has failed: the system may have dropped what is not forced, and call it written.
-    in_doubt: bool,
+    file: Arc<Appended>,
 }
 
 impl JsonLines {
-    /// Most bytes that wait for a disk that refuses them.
-    const MAX_PENDING_BYTES: usize = 64 << 20;
-
     /// Starts an empty file, replacing what was there.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Missing`] when the file cannot be created.
     pub fn create(disk: &dyn Disk, path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let file = disk.create(path).map_err(|error| Error::io(path, "create", error))?;
-        Ok(Self::of(path, file, 0))
+        Ok(JsonLines { file: Arc::new(Appended::create(disk, path.as_ref())?) })
     }
 
     /// Continues a file at `first_step`: rows of that step and later ones, and a last line that a crash cut short, are
@@ -66,33 +39,21 @@ impl JsonLines {
     /// [`Error::Io`] when it cannot be read or written.
     pub fn resume(disk: &dyn Disk, path: impl AsRef<Path>, first_step: u64) -> Result<Self> {
         let path = path.as_ref();
-        // Asked before opening: a device may never end, a pipe would wait for a writer.
-        let length = match path.metadata() {
-            Ok(metadata) if !metadata.is_file() => {
-                return Err(Error::content(path, "is no regular file, so no run can go on with it"));
-            }
-            Ok(_) => File::open(path).and_then(|file| rows_before(file, first_step)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Self::create(disk, path),
-            Err(error) => Err(error),
+        let length = match open_regular(path)? {
+            Some(file) => rows_before(file, first_step).map_err(|error| Error::io(path, "read", error))?,
+            None => return Self::create(disk, path),
         };
-        let length = length.map_err(|error| Error::io(path, "read", error))?;
-        let file = disk.append(path, length).map_err(|error| Error::io(path, "open", error))?;
-        Ok(Self::of(path, file, length))
-    }
-
-    fn of(path: &Path, file: Box<dyn DiskFile>, length: u64) -> Self {
-        let state = State { file, length, forced: length, pending: Vec::new(), torn: false, in_doubt: false };
-        JsonLines { log: Arc::new(LineLog { path: path.to_path_buf(), state: Mutex::new(state) }) }
+        Ok(JsonLines { file: Arc::new(Appended::go_on(disk, path, length)?) })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.log.path
+        self.file.path()
     }
 
-    /// What forces it to disk.
-    pub fn log(&self) -> Arc<dyn Log> {
-        self.log.clone()
+    /// The file, to be flushed and forced to disk.
+    pub fn file(&self) -> &Arc<Appended> {
+        &self.file
     }
 
     /// Writes one record as one line. When the disk refuses, the line is kept and goes first the next time, so that
@@ -103,107 +64,8 @@ impl JsonLines {
     pub fn append(&mut self, record: &impl Serialize) -> Result<()> {
         let json = serde_json::to_string(record)
             .map_err(|error| Error::Internal(format!("a record is not JSON: {error}")))?;
-        let mut state = self.log.lock();
-        state.pending.extend_from_slice(escape_json(&json).as_bytes());
-        state.pending.push(b'\n');
-        state.flush(&self.log.path)
+        self.file.append(&[escape_json(&json).as_bytes(), b"\n"].concat())
     }
-
-    /// Writes the lines that were refused before.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when the disk still refuses.
-    pub fn flush(&mut self) -> Result<()> {
-        self.log.lock().flush(&self.log.path)
-    }
-
-    /// Whether lines wait that the disk has refused, and whether they have become too many to wait on.
-    pub fn backlog(&self) -> Backlog {
-        match self.log.lock().pending.len() {
-            0 => Backlog::None,
-            n if n <= Self::MAX_PENDING_BYTES => Backlog::Some,
-            _ => Backlog::TooMuch,
-        }
-    }
-}
-
-impl LineLog {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic between two of its changes leaves lines that are written again.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Log for LineLog {
-    fn force(&self, disk: &dyn Disk) -> Result<()> {
-        let length = {
-            let mut state = self.lock();
-            if state.in_doubt {
-                state.take_back(&self.path)?;
-            }
-            state.flush(&self.path)?;
-            state.length
-        };
-        // Without the lock: a step that appends a line does not wait for the disk.
-        let forced = match disk.sync(&self.path) {
-            // Somebody has removed it while the run goes on: nothing is left to be kept.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        };
-        let mut state = self.lock();
-        match forced {
-            Ok(()) => state.forced = length,
-            Err(_) => state.in_doubt = true,
-        }
-        forced.map_err(|error| Error::io(&self.path, "force to disk", error))
-    }
-}
-
-impl State {
-    fn flush(&mut self, path: &Path) -> Result<()> {
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        let io = |error| Error::io(path, "append to", error);
-        if self.torn {
-            self.file.truncate(self.length).map_err(io)?;
-            self.torn = false;
-        }
-        if let Err(error) = self.file.write_all(&self.pending) {
-            // When the cut is refused as well, the next try begins with it.
-            self.torn = self.file.truncate(self.length).is_err();
-            return Err(io(error));
-        }
-        self.length += self.pending.len() as u64;
-        self.pending.clear();
-        Ok(())
-    }
-
-    /// Takes what may have been dropped out of the file, to be written again.
-    fn take_back(&mut self, path: &Path) -> Result<()> {
-        let mut lines = Vec::new();
-        File::open(path)
-            .and_then(|mut file| {
-                file.seek(SeekFrom::Start(self.forced))?;
-                file.take(self.length - self.forced).read_to_end(&mut lines)
-            })
-            .map_err(|error| Error::io(path, "read", error))?;
-        lines.append(&mut self.pending);
-        (self.pending, self.length) = (lines, self.forced);
-        (self.torn, self.in_doubt) = (true, false);
-        Ok(())
-    }
-}
-
-/// Lines that the disk has refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Backlog {
-    /// Everything is written.
-    None,
-    /// Some lines wait in memory.
-    Some,
-    /// So many wait that it is better to stop.
-    TooMuch,
 }
 
 /// Length in bytes of the leading whole rows whose `step` is below `first_step`.

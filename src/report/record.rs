@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::jsonl::Row;
+use crate::checkpoint::Refills;
+use crate::data::ImageSource;
 
 /// What one optimiser step of GRPO measured.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,6 +24,10 @@ pub struct StepReport {
     pub beta: f64,
     /// Mean KL to the reference in nats per token, by the estimator in force; `None` without a reference.
     pub kl: Option<f64>,
+    /// The estimates k1 and k3 and the exact KL, each where it was measured, whichever is in force.
+    pub kl_estimates: [Option<f64>; 3],
+    /// What dynamic sampling did, where it is on.
+    pub refills: Option<Refills>,
     /// Mean entropy of the policy over the sampled tokens, in nats.
     pub entropy: f64,
     /// Mean weighted reward.
@@ -173,6 +179,11 @@ impl StepReport {
         put("learning_rate", self.learning_rate);
         put("beta", self.beta);
         put("kl", self.kl.unwrap_or(f64::NAN));
+        for (name, value) in ["kl/k1", "kl/k3", "kl/exact"].into_iter().zip(self.kl_estimates) {
+            if let Some(value) = value {
+                put(name, value);
+            }
+        }
         put("entropy", self.entropy);
         put("reward", self.reward);
         put("reward_std", self.reward_std);
@@ -181,6 +192,10 @@ impl StepReport {
             put(&format!("rewards/{}/std", reward.name), reward.std);
         }
         put("frac_reward_zero_std", self.frac_reward_zero_std);
+        if let Some(refills) = self.refills {
+            put("dynamic_sample/dropped_groups", refills.dropped as f64);
+            put("dynamic_sample/resample_times", refills.times as f64);
+        }
         put("completions/mean_length", self.lengths.mean);
         put("completions/min_length", self.lengths.min);
         put("completions/max_length", self.lengths.max);
@@ -303,6 +318,9 @@ pub struct CompletionRecord {
     pub prompt: String,
     /// The prompt's image files.
     pub images: Vec<String>,
+    /// The prompt's images, for who shows them; not in the file.
+    #[serde(skip)]
+    pub pictures: Vec<ImageSource>,
     /// The sampled text.
     pub completion: String,
     /// Tokens sampled.
@@ -311,8 +329,9 @@ pub struct CompletionRecord {
     pub truncated: bool,
     /// The dataset's reference answer.
     pub solution: Option<String>,
-    /// The answer read from the completion, where there is one.
-    pub answer: Option<String>,
+    /// The answer that the accuracy reward reads from the completion, where there is one.
+    #[serde(alias = "answer", default)]
+    pub parsed: Option<String>,
     /// Each reward function's value, unweighted; NaN (`null` in the file) where it does not apply.
     #[serde(with = "rewards_by_name")]
     pub rewards: Vec<(String, f64)>,
@@ -320,6 +339,14 @@ pub struct CompletionRecord {
     pub reward: f64,
     /// The advantage (Eq. 2).
     pub advantage: f64,
+}
+
+impl CompletionRecord {
+    /// The prompt's images: as they are known, else the files that are named.
+    pub fn sources(&self) -> impl Iterator<Item = ImageSource> {
+        let named = self.images.iter().filter(|_| self.pictures.is_empty());
+        self.pictures.iter().cloned().chain(named.map(|path| ImageSource::File(path.into())))
+    }
 }
 
 /// A list of (name, value) as a JSON object, in order.

@@ -1,13 +1,19 @@
-//! Accuracy on held-out rows.
+//! What held-out rows say of a model: rewards of its completions, and the loss of given ones.
 
-use super::policy::Policy;
+use super::policy::{Policy, check_length};
+use super::update::scores;
+use crate::batch::{Group, micro_batches};
 use crate::data::{Dataset, Sample};
 use crate::error::Result;
 use crate::nn::Params;
+use crate::report::{CompletionLengths, Row};
 use crate::reward::{Completed, RewardSet};
 use crate::rollout::sampler::SamplingParams;
+use crate::rollout::sequence::FinishReason;
 use crate::rollout::{Completion, Request, Watch};
+use rayon::prelude::*;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// How completions are made for an evaluation.
 #[derive(Clone, Debug)]
@@ -75,4 +81,103 @@ pub fn evaluate(
 pub fn mean_score(results: &[Evaluated], reward: usize) -> f64 {
     let scores: Vec<f64> = results.iter().filter_map(|r| r.scores.get(reward).copied().flatten()).collect();
     if scores.is_empty() { 0.0 } else { scores.iter().sum::<f64>() / scores.len() as f64 }
+}
+
+/// Mean negative log-likelihood of the answers' tokens over all rows, nats: what SFT minimises.
+///
+/// # Errors
+/// Those of reading a row, of one longer than `max_length` tokens, and of `watch`.
+pub fn supervised_loss_of(
+    policy: &Policy,
+    samples: &Dataset,
+    batch_size: usize,
+    max_length: usize,
+    watch: Watch<'_>,
+) -> Result<f64> {
+    let (mut sum, mut tokens) = (0.0, 0_usize);
+    let size = batch_size.max(1);
+    for first in (0..samples.rows()).step_by(size) {
+        let rows = first..(first + size).min(samples.rows());
+        let encoded = rows
+            .into_par_iter()
+            .map(|row| {
+                let sample = samples.sample(row)?;
+                let (prompt, completion) = policy.processor.encode_with_completion(&sample)?;
+                check_length(&sample, prompt.tokens.len() + completion.len(), max_length)?;
+                Ok((prompt, completion))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let groups: Vec<Group<'_>> = encoded
+            .iter()
+            .map(|(prompt, completion)| Group { prompt, completions: vec![completion.as_slice()] })
+            .collect();
+        for batch in micro_batches(&groups, batch_size, policy.layout())? {
+            watch(0)?;
+            let scores = scores(&policy.model, &policy.params, &batch, 1.0)?.to_cpu()?;
+            sum -= scores.to_f32().chunks_exact(3).map(|score| f64::from(score[0])).sum::<f64>();
+            tokens += batch.targets.len();
+        }
+    }
+    Ok(sum / tokens.max(1) as f64)
+}
+
+/// Held-out rows on which a run is measured while it goes.
+pub struct Evaluation {
+    /// The rows, as prompts; without any no completions are made.
+    pub samples: Dataset,
+    /// The rows with their answers, and the most tokens of one, where the loss of these is measured.
+    pub supervised: Option<(Dataset, usize)>,
+    /// What is measured: the mean of each reward, and of their weighted sum.
+    pub rewards: RewardSet,
+    /// How completions are made.
+    pub options: EvaluationOptions,
+    /// Optimiser steps from one evaluation to the next, the last one after the last step; 0 is never.
+    pub every: u64,
+}
+
+impl Evaluation {
+    /// The numbers of a row of `eval_metrics.jsonl` by which checkpoints can be compared.
+    pub fn keys(rewards: &RewardSet) -> Vec<String> {
+        let each = rewards.names().into_iter().map(|name| format!("eval_rewards/{name}/mean"));
+        let lengths = ["eval_completions/mean_length", "eval_completions/clipped_ratio"].map(String::from);
+        ["eval_reward".to_owned()].into_iter().chain(each).chain(lengths).collect()
+    }
+
+    /// Whether there is one after `done` steps of `steps`.
+    pub(super) fn is_due(&self, done: u64, steps: u64) -> bool {
+        done > 0 && self.every > 0 && (done.is_multiple_of(self.every) || done == steps)
+    }
+
+    /// The row of `eval_metrics.jsonl` for the weights that optimiser step `step` left.
+    pub(super) fn row(&self, policy: &Policy, step: u64, watch: Watch<'_>) -> Result<Row> {
+        let start = Instant::now();
+        let mut row = Row::new();
+        row.insert("step".into(), step.into());
+        if let Some((samples, max_length)) = &self.supervised {
+            let loss = supervised_loss_of(policy, samples, self.options.batch_size, *max_length, watch)?;
+            row.insert("eval_loss".into(), loss.into());
+        }
+        if self.samples.rows() > 0 {
+            self.complete(policy, &mut row, watch)?;
+        }
+        row.insert("eval_runtime".into(), start.elapsed().as_secs_f64().into());
+        Ok(row)
+    }
+
+    /// What one completion of each row says.
+    fn complete(&self, policy: &Policy, row: &mut Row, watch: Watch<'_>) -> Result<()> {
+        let results = evaluate(policy, &policy.params, &self.samples, &self.rewards, &self.options, watch)?;
+        let totals: Vec<f64> = results.iter().filter_map(|r| self.rewards.total(&r.scores)).collect();
+        let mean = totals.iter().sum::<f64>() / totals.len().max(1) as f64;
+        let lengths = CompletionLengths::of(
+            results.iter().map(|r| (r.completion.tokens.len(), r.completion.finish == FinishReason::Length)),
+        );
+        row.insert("eval_reward".into(), mean.into());
+        for (i, name) in self.rewards.names().iter().enumerate() {
+            row.insert(format!("eval_rewards/{name}/mean"), mean_score(&results, i).into());
+        }
+        row.insert("eval_completions/mean_length".into(), lengths.mean.into());
+        row.insert("eval_completions/clipped_ratio".into(), lengths.clipped_ratio.into());
+        Ok(())
+    }
 }

@@ -1,5 +1,8 @@
 //! GRPO with the dynamic KL weight of OThink-MR1 (GRPO-D).
 
+mod estimates;
+mod groups;
+mod reference;
 mod scored;
 
 use super::guard::Watched;
@@ -9,7 +12,7 @@ use super::trainer::{Skipped, Step, Trainer, TrainerParts, restore_weights, samp
 use super::update::{ForwardOptions, Pass, check_finite, each_micro_batch};
 use crate::autograd::GradSink;
 use crate::batch::MicroBatch;
-use crate::checkpoint::{SavedRollout, SavedRun};
+use crate::checkpoint::{SavedRun, StreamPosition};
 use crate::config::{KlEstimator, ScaleRewards};
 use crate::cuda::Gpu;
 use crate::data::{Dataset, Sample};
@@ -20,11 +23,14 @@ use crate::nn::Params;
 use crate::optim::{AdamWConfig, LrSchedule, Optimiser};
 use crate::processor::Prompt;
 use crate::report::{ClipRatio, CompletionRecord, Phases, Row, StepReport};
-use crate::reward::{Completed, RewardSet};
+use crate::reward::RewardSet;
 use crate::rollout::sequence::FinishReason;
-use crate::rollout::{Completion, Decoding, Request, Watch};
+use crate::rollout::{Completion, Decoding, Watch};
 use crate::tensor::Placement;
-use scored::{Scored, prompt_hash};
+use estimates::Estimates;
+use reference::Reference;
+pub use reference::ReferenceSync;
+use scored::Scored;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -45,6 +51,12 @@ pub struct GrpoOptions {
     pub loss: LossConfig,
     /// Leave completions cut by the length limit out of the loss.
     pub mask_truncated: bool,
+    /// Groups with equal rewards are dropped and filled up at most so many times (dynamic sampling); `None` keeps all.
+    pub max_resample_times: Option<usize>,
+    /// Every KL estimate is measured, at the cost of a forward pass for each rollout.
+    pub log_exact_kl: bool,
+    /// How the reference follows the policy, if it does.
+    pub reference_sync: Option<ReferenceSync>,
     /// Longest prompt, tokens.
     pub prompt_limit: usize,
     /// Learning rate over the run.
@@ -63,13 +75,15 @@ pub struct GrpoOptions {
 pub struct GrpoTrainer {
     /// The policy being trained.
     pub policy: Policy,
-    reference: Option<Arc<Params>>,
+    reference: Option<Reference>,
     options: GrpoOptions,
     decoding: Decoding,
     rewards: RewardSet,
     beta: BetaController,
     optimiser: Optimiser,
     stream: Stream,
+    /// Where the rollout that was made last stands in the stream.
+    position: StreamPosition,
     tokens: u64,
     /// Whether targets without a gradient stay out of the head's backward products.
     leaves_out: bool,
@@ -85,6 +99,14 @@ pub struct StepOutcome {
     pub report: StepReport,
     /// The rows of `completions.jsonl`; empty on the further iterations over one rollout.
     pub completions: Vec<CompletionRecord>,
+    /// Groups with equal rewards that dynamic sampling could not replace.
+    pub still_equal: usize,
+}
+
+/// Why a rollout was not made, and what of the stream it has used.
+struct StepFailure {
+    position: StreamPosition,
+    error: Error,
 }
 
 impl GrpoTrainer {
@@ -100,9 +122,10 @@ impl GrpoTrainer {
     ) -> Result<GrpoTrainer> {
         let optimiser = Optimiser::new(adamw, &mut policy.params, false, &options.placement)?;
         let reference = match beta.needs_reference() {
-            true => Some(Arc::new(policy.params.detached()?)),
+            true => Some(Reference::of(&policy.params)?),
             false => None,
         };
+        let groups = options.micro_batch * options.accumulation / options.num_generations;
         Ok(GrpoTrainer {
             policy,
             reference,
@@ -112,6 +135,7 @@ impl GrpoTrainer {
             beta,
             optimiser,
             stream,
+            position: StreamPosition { rollout: 0, first: 0, used: groups as u64 },
             tokens: 0,
             leaves_out: true,
             rollout: None,
@@ -137,19 +161,28 @@ impl GrpoTrainer {
     /// be read, and of `watch`. The trainer is as it was then.
     pub fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<StepOutcome> {
         let start = Instant::now();
+        self.follow_policy(step)?;
         let beta = self.beta.beta(step);
         let kept = self.rollout.take().filter(|_| self.iteration(step) > 0);
         let is_new = kept.is_none();
-        let (mut rollout, sampling_seconds) = match kept {
-            Some(rollout) => (rollout, [0.0; 2]),
-            None => {
-                let chosen = self.chosen(step, samples)?;
-                self.roll_out(chosen, beta, watch)?
-            }
+        let rolled = match kept {
+            Some(rollout) => Ok((rollout, self.position, [0.0; 2])),
+            None => self.roll_out(step, samples, beta, watch),
         };
+        let (mut rollout, position, sampling_seconds) =
+            rolled.map_err(|StepFailure { position, error }| {
+                // What a step that is skipped has used of the stream is gone.
+                if matches!(error, Error::Protect(_)) {
+                    self.position = position;
+                }
+                error
+            })?;
         // As TRL counts: every completion with its whole prompt, though the prompt is computed once.
         let tokens = self.tokens + if is_new { rollout.tokens() } else { 0 };
         let learned = self.learn(step, beta, tokens, &mut rollout, watch);
+        if matches!(learned, Ok(_) | Err(Error::Protect(_))) {
+            self.position = position;
+        }
         let completions = match (&learned, is_new) {
             (Ok(_), true) | (Err(Error::Protect(_)), _) => self.records(step, &rollout),
             _ => Vec::new(),
@@ -158,6 +191,7 @@ impl GrpoTrainer {
         match learned {
             Ok(mut report) => {
                 self.tokens = tokens;
+                let still_equal = rollout.refills.still_equal;
                 self.rollout = more.then_some(rollout);
                 report.epoch = self.epoch(step);
                 report.step_time = start.elapsed().as_secs_f64();
@@ -165,7 +199,7 @@ impl GrpoTrainer {
                     if is_new { sampling_seconds } else { [0.0; 2] };
                 report.memory =
                     self.options.placement.device.gpu().map_or_else(Vec::new, |gpu| gpu.ledger().peaks());
-                Ok(StepOutcome { report, completions })
+                Ok(StepOutcome { report, completions, still_equal: if is_new { still_equal } else { 0 } })
             }
             Err(error) => {
                 self.suspect = completions;
@@ -178,6 +212,20 @@ impl GrpoTrainer {
         }
     }
 
+    /// Lets the reference follow the policy where that is due before `step`; a step that is made again finds it done.
+    fn follow_policy(&mut self, step: u64) -> Result<()> {
+        let (Some(sync), Some(reference)) = (&self.options.reference_sync, &mut self.reference) else {
+            return Ok(());
+        };
+        if reference.is_due(sync, step) {
+            reference.follow(&self.policy.params, sync.mixup_alpha, step)?;
+            if sync.resets_optimizer {
+                self.optimiser.forget()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Which of the `num_iterations` over its rollout a step is, from 0.
     fn iteration(&self, step: u64) -> u64 {
         step % self.options.num_iterations as u64
@@ -185,57 +233,12 @@ impl GrpoTrainer {
 
     /// Passes over the rows after the rollout of `step`.
     fn epoch(&self, step: u64) -> f64 {
-        let rollouts = step / self.options.num_iterations as u64 + 1;
-        (rollouts * self.prompts_per_rollout() as u64) as f64 / self.stream.rows() as f64
-    }
-
-    /// The rows of the rollout of `step`, with their places in the stream.
-    fn chosen(&mut self, step: u64, samples: &Dataset) -> Result<Vec<(u64, Sample)>> {
-        let prompts = self.prompts_per_rollout() as u64;
-        let first = step / self.options.num_iterations as u64 * prompts;
-        (first..first + prompts).map(|place| Ok((place, samples.sample(self.stream.row(place))?))).collect()
+        self.next_place(step) as f64 / self.stream.rows() as f64
     }
 
     fn encode(&self, chosen: &[(u64, Sample)]) -> Result<Vec<Prompt>> {
         let rows: Vec<&Sample> = chosen.iter().map(|(_, s)| s).collect();
         self.policy.encode(&rows, self.options.prompt_limit)
-    }
-
-    /// Samples G completions for each prompt and scores them. Gives the seconds of the two as well.
-    fn roll_out(
-        &self,
-        chosen: Vec<(u64, Sample)>,
-        beta: f64,
-        watch: Watch<'_>,
-    ) -> Result<(Scored, [f64; 2])> {
-        let start = Instant::now();
-        let prompts = self.encode(&chosen)?;
-        let requests: Vec<_> = chosen
-            .iter()
-            .zip(&prompts)
-            .map(|((place, _), prompt)| Request { place: *place as u32, prompt })
-            .collect();
-        let detokenize = |ids: &[u32]| self.policy.detokenize(ids);
-        let completions = self.policy.engine(&self.policy.params, &self.decoding, &detokenize).generate(
-            &requests,
-            self.options.num_generations,
-            self.options.seed,
-            watch,
-        )?;
-        let sampled = start.elapsed().as_secs_f64();
-        let completed: Vec<Completed<'_>> = chosen
-            .iter()
-            .zip(&completions)
-            .flat_map(|((_, sample), group)| {
-                group.iter().map(move |c| Completed { sample, text: &c.text, tokens: &c.tokens })
-            })
-            .collect();
-        let scores = self.rewards.score(&completed, watch)?;
-        let prompt_hashes = prompts.iter().map(prompt_hash).collect();
-        let rollout = SavedRollout { beta, prompts: prompt_hashes, completions, scores, difference: None };
-        let scored = self.scored(chosen, prompts, rollout, watch)?;
-        self.finish_work()?;
-        Ok((scored, [sampled, start.elapsed().as_secs_f64() - sampled]))
     }
 
     /// Waits for a GPU, so that what follows is not timed with what was asked for before.
@@ -273,7 +276,7 @@ impl GrpoTrainer {
         // Whether the KL moves the policy at this step, and not the rewards (k1).
         let kl_pulls = beta != 0.0 && self.options.loss.kl_estimator != KlEstimator::K1;
         let (model, params) = (&self.policy.model, &self.policy.params);
-        let reference = self.reference.as_ref().filter(|_| exact);
+        let reference = self.reference.as_ref().map(|reference| &reference.params).filter(|_| exact);
         let work = |i: usize, batch: &MicroBatch, sink: &mut dyn GradSink| {
             watch(0)?;
             let members = &completions[batch.members.clone()];
@@ -285,31 +288,34 @@ impl GrpoTrainer {
             let frozen =
                 frozen.flat_map(|(c, teaches)| std::iter::repeat_n(leaves_out && !teaches, c.tokens.len()));
             let pass = Pass::run(model, params, batch, options, reference, frozen.collect())?;
-            let output = loss_of_scores(
-                &loss_config,
-                &ScoreInputs {
-                    offsets: &batch.offsets,
-                    scores: pass.scores(),
-                    sampled: rollout.sampled.of_batch(batch),
-                    off_policy: !on_policy,
-                    reference: rollout.reference.as_ref().map(|r| &r[i]),
-                    exact_kl: reference.is_some(),
-                    counts_b: &counts_b,
-                    advantages_b,
-                    window: Window {
-                        sequences: completions.len(),
-                        tokens: window_tokens,
-                        micro_batches: rollout.batches.len(),
-                        micro_batch_tokens: counted(members) as f64,
-                    },
+            let inputs = ScoreInputs {
+                offsets: &batch.offsets,
+                scores: pass.scores(),
+                sampled: rollout.sampled.of_batch(batch),
+                off_policy: !on_policy,
+                reference: rollout.reference.as_ref().map(|r| &r[i]),
+                exact_kl: reference.is_some(),
+                counts_b: &counts_b,
+                advantages_b,
+                window: Window {
+                    sequences: completions.len(),
+                    tokens: window_tokens,
+                    micro_batches: rollout.batches.len(),
+                    micro_batch_tokens: counted(members) as f64,
                 },
-            )?;
+            };
+            let output = loss_of_scores(&loss_config, &inputs)?;
             check_finite("loss", output.loss, step)?;
+            // Later passes over a rollout have other weights than those whose exact KL was taken.
+            let exact = rollout.exact.as_ref().filter(|_| first_iteration).map(|exact| &exact[i]);
+            let estimates = Estimates::of(&loss_config, &inputs, &output.metrics, exact)?;
             pass.backward_by(output.dscores.clone(), sink)?;
-            Ok((counted(members), output))
+            Ok((counted(members), output, estimates))
         };
         self.optimiser.begin()?;
-        each_micro_batch(params, &rollout.batches, &mut self.optimiser, work, |(counted, output)| {
+        let mut estimates = Estimates::default();
+        each_micro_batch(params, &rollout.batches, &mut self.optimiser, work, |(counted, output, part)| {
+            estimates.merge(&part);
             difference_sum += output.difference_sum;
             difference_max = match output.difference_max <= difference_max || difference_max.is_nan() {
                 true => difference_max,
@@ -348,6 +354,8 @@ impl GrpoTrainer {
             learning_rate,
             beta,
             kl: metrics.kl(),
+            kl_estimates: estimates.means(),
+            refills: self.options.max_resample_times.map(|_| rollout.refills),
             entropy: entropy / tokens.max(1) as f64,
             reward: rollout.judged.reward.unwrap_or(f64::NAN),
             reward_std: rollout.judged.reward_std.unwrap_or(f64::NAN),
@@ -376,7 +384,7 @@ impl Trainer for GrpoTrainer {
     }
 
     fn step(&mut self, step: u64, samples: &Dataset, watch: Watch<'_>) -> Result<Step> {
-        let StepOutcome { report, completions } = GrpoTrainer::step(self, step, samples, watch)?;
+        let StepOutcome { report, completions, still_equal } = GrpoTrainer::step(self, step, samples, watch)?;
         let mut watched = vec![
             Watched { name: "loss", floor: 0.1, value: report.loss },
             Watched { name: "grad_norm", floor: 0.0, value: report.grad_norm },
@@ -388,6 +396,13 @@ impl Trainer for GrpoTrainer {
             row: report.row(),
             completions,
             watched,
+            told: Vec::from_iter((still_equal > 0).then(|| {
+                format!(
+                    "step {step}: {still_equal} of {} groups have equal rewards after {} refills, and teach nothing",
+                    self.prompts_per_rollout(),
+                    self.options.max_resample_times.unwrap_or(0)
+                )
+            })),
         })
     }
 
@@ -412,7 +427,8 @@ impl Trainer for GrpoTrainer {
         };
         // Without completions the rollout itself has failed.
         let batch = if completions.is_empty() {
-            let chosen = self.chosen(step, samples).unwrap_or_default();
+            let places = self.first_places(step);
+            let chosen = self.rows_at(&places, samples).unwrap_or_default();
             chosen.iter().map(|(_, sample)| sample_row(sample)).collect()
         } else {
             completions.into_iter().map(as_row).collect()
@@ -431,6 +447,8 @@ impl Trainer for GrpoTrainer {
             tokens: self.tokens,
             beta: Some(self.beta.state()),
             rollout,
+            stream: self.options.max_resample_times.map(|_| self.position),
+            reference: self.reference.as_ref().map_or(Ok(None), Reference::saved)?,
         })
     }
 
@@ -440,24 +458,16 @@ impl Trainer for GrpoTrainer {
         if let Some(beta) = saved.state.beta {
             self.beta.restore(beta)?;
         }
+        if let Some(position) = saved.state.stream {
+            self.position = position;
+        }
+        if let (Some(reference), Some(synced), Some(weights)) =
+            (&mut self.reference, saved.state.reference_synced, saved.reference)
+        {
+            reference.restore(synced, weights)?;
+        }
         if let Some(rollout) = saved.rollout {
-            // The rollout that step `global_step` would go on with.
-            let chosen = self.chosen(saved.state.global_step, samples)?;
-            let prompts = self.encode(&chosen)?;
-            let group = self.options.num_generations;
-            let same_prompts = prompts.iter().map(prompt_hash).eq(rollout.prompts.iter().cloned());
-            if !same_prompts
-                || rollout.completions.len() != prompts.len()
-                || rollout.completions.iter().any(|completions| completions.len() != group)
-            {
-                return Err(Error::Input(
-                    "the checkpoint stands in the middle of a rollout of other prompts, or of other numbers of them, than \
-                     this run would go on with: resume from one at the end of a rollout (a multiple of the num_iterations \
-                     it was made with), or without --allow_change"
-                        .into(),
-                ));
-            }
-            self.rollout = Some(self.scored(chosen, prompts, rollout, &|_| Ok(()))?);
+            self.rollout = Some(self.resume_rollout(saved.state.global_step, rollout, samples)?);
         }
         Ok(())
     }

@@ -108,6 +108,8 @@ pub struct TrainingShape {
     pub freeze_vision: bool,
     /// Whether a reference policy is kept.
     pub reference: bool,
+    /// Whether it follows the policy, and so is saved.
+    pub reference_follows: bool,
     /// Whether the exact KL to it is taken, from logits of both.
     pub exact_kl: bool,
     /// Whether top-k or top-p cuts the distribution that is sampled from.
@@ -189,6 +191,12 @@ pub fn available_memory() -> Option<u64> {
 /// Bytes by purpose: exact for weights, gradients and optimiser; for the rest the largest that `shape` allows.
 pub fn memory_plan(config: &ModelConfig, shape: TrainingShape, placement: &Placement) -> MemoryPlan {
     let mut plan = weights_plan(config, shape.freeze_vision, shape.reference, placement);
+    if shape.reference_follows && placement.device == Device::Cpu {
+        // Of a GPU's memory it takes nothing, as the rest of a checkpoint.
+        let reference = plan.rows.iter().find(|(purpose, _)| purpose == "reference weights");
+        let bytes = reference.map_or(0, |(_, bytes)| *bytes);
+        plan.add("reference in the checkpoint being written", bytes);
+    }
     let stored = placement.dtype.size() as u64;
     let text = &config.text;
     let prompts = shape.micro_batch.div_ceil(shape.group);
@@ -335,6 +343,7 @@ mod tests {
             image_tok: 20,
             freeze_vision: false,
             reference: true,
+            reference_follows: false,
             exact_kl: false,
             truncates: false,
             recompute: true,
@@ -358,6 +367,8 @@ mod tests {
             .map(|p| p.shape.iter().product::<usize>() as u64)
             .sum();
         assert_eq!(bytes(TrainingShape { freeze_vision: true, ..shape })[1], all - 4 * vision);
+        let follows = bytes(TrainingShape { reference_follows: true, ..shape });
+        assert_eq!((follows.len(), follows[5]), (plan.len() + 1, all));
         let kept = |recompute| bytes(TrainingShape { recompute, ..shape })[5];
         assert!(kept(true) < kept(false));
         assert_eq!(bytes(TrainingShape { rollout_prompts: 0, reference: false, ..shape }).len(), 6);

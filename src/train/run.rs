@@ -1,30 +1,29 @@
 //! Whole runs: the loop over steps, what it leaves in the run folder, and how it ends.
 
+mod logs;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
-use super::evaluate::{EvaluationOptions, evaluate, mean_score};
+pub use super::evaluate::Evaluation;
 use super::guard::off_policy;
 use super::interrupt::Interrupt;
-use super::policy::Policy;
 use super::trainer::{Skipped, Step, Trainer};
 use crate::checkpoint::{
-    Best, Identity, Log, ResumeState, SavePlan, Saver, Snapshot, TrainerState, list_checkpoints,
+    Best, Identity, ResumeState, SavePlan, Saver, Snapshot, TrainerState, list_checkpoints,
 };
 use crate::data::Dataset;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::report::console::escape_control;
-use crate::report::{Backlog, CompletionLengths, JsonLines, Progress, Row};
-use crate::reward::RewardSet;
-use crate::rollout::Watch;
-use crate::rollout::sequence::FinishReason;
+use crate::report::{Backlog, CompletionRecord, JsonLines, Progress, Row};
+use logs::Logs;
 
 /// One object per optimiser step.
 pub const METRICS: &str = "metrics.jsonl";
@@ -41,6 +40,18 @@ const MAX_PUT_OFF_SAVES: usize = 3;
 /// Pauses of 1, 2, ... seconds after each of which the logs are tried again where there is no next step.
 const LAST_PAUSES_S: u64 = 2;
 
+/// Times in a run at which completions are shown in the event file, beside its first and last step.
+const SHOWN_COMPLETIONS: u64 = 20;
+
+/// TensorBoard's event files of a run.
+#[derive(Clone, Debug)]
+pub struct Events {
+    /// Their folder.
+    pub dir: PathBuf,
+    /// The resolved options, as they are shown.
+    pub config: String,
+}
+
 /// Where a run writes, and how often.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
@@ -54,10 +65,14 @@ pub struct RunOptions {
     pub save_total_limit: Option<usize>,
     /// Checkpoints hold the model alone, and no run can resume from them.
     pub save_only_model: bool,
-    /// Key of `eval_metrics.jsonl` whose largest value makes a checkpoint the best one.
+    /// Key of `eval_metrics.jsonl` whose largest value (of a loss the smallest) makes a checkpoint the best one.
     pub metric_for_best_model: String,
     /// A line on the console every so many steps, 0 for none. Every step has its row of metrics.
     pub logging_steps: usize,
+    /// A line after the first step too.
+    pub logging_first_step: bool,
+    /// What TensorBoard gets, if anything.
+    pub events: Option<Events>,
     /// Whether completions are logged.
     pub log_completions: bool,
     /// Completions printed with each line.
@@ -66,52 +81,6 @@ pub struct RunOptions {
     pub quiet: bool,
     /// What asks the run to stop.
     pub interrupt: Interrupt,
-}
-
-/// Held-out rows on which a run is measured while it goes.
-pub struct Evaluation {
-    /// The rows.
-    pub samples: Dataset,
-    /// What is measured: the mean of each reward, and of their weighted sum.
-    pub rewards: RewardSet,
-    /// How completions are made.
-    pub options: EvaluationOptions,
-    /// Optimiser steps from one evaluation to the next; 0 is never.
-    pub every: u64,
-}
-
-impl Evaluation {
-    /// The numbers of a row of `eval_metrics.jsonl` by which checkpoints can be compared.
-    pub fn keys(rewards: &RewardSet) -> Vec<String> {
-        let each = rewards.names().into_iter().map(|name| format!("eval_rewards/{name}/mean"));
-        let lengths = ["eval_completions/mean_length", "eval_completions/clipped_ratio"].map(String::from);
-        ["eval_reward".to_owned()].into_iter().chain(each).chain(lengths).collect()
-    }
-
-    fn is_due(&self, done: u64) -> bool {
-        done > 0 && self.every > 0 && done.is_multiple_of(self.every)
-    }
-
-    /// The row of `eval_metrics.jsonl` for the weights that optimiser step `step` left: one completion per row.
-    fn row(&self, policy: &Policy, step: u64, watch: Watch<'_>) -> Result<Row> {
-        let start = Instant::now();
-        let results = evaluate(policy, &policy.params, &self.samples, &self.rewards, &self.options, watch)?;
-        let totals: Vec<f64> = results.iter().filter_map(|r| self.rewards.total(&r.scores)).collect();
-        let mean = totals.iter().sum::<f64>() / totals.len().max(1) as f64;
-        let lengths = CompletionLengths::of(
-            results.iter().map(|r| (r.completion.tokens.len(), r.completion.finish == FinishReason::Length)),
-        );
-        let mut row = Row::new();
-        row.insert("step".into(), step.into());
-        row.insert("eval_reward".into(), mean.into());
-        for (i, name) in self.rewards.names().iter().enumerate() {
-            row.insert(format!("eval_rewards/{name}/mean"), mean_score(&results, i).into());
-        }
-        row.insert("eval_completions/mean_length".into(), lengths.mean.into());
-        row.insert("eval_completions/clipped_ratio".into(), lengths.clipped_ratio.into());
-        row.insert("eval_runtime".into(), start.elapsed().as_secs_f64().into());
-        Ok(row)
-    }
 }
 
 /// Trains until the last step of `identity`, from `resumed` (what the trainer was restored from) or from the start.
@@ -155,40 +124,6 @@ struct Run<'a> {
     progress: Progress,
 }
 
-/// The logs of a run.
-struct Logs {
-    metrics: JsonLines,
-    completions: Option<JsonLines>,
-    evaluations: Option<JsonLines>,
-}
-
-impl Logs {
-    /// Starts the logs, or continues them where `state` stands.
-    fn open(options: &RunOptions, state: &TrainerState, evaluation: Option<&Evaluation>) -> Result<Logs> {
-        let (disk, done) = (&*options.disk, state.global_step);
-        let open = |name: &str, first_step: u64| {
-            let path = options.dir.join(name);
-            if done == 0 { JsonLines::create(disk, path) } else { JsonLines::resume(disk, path, first_step) }
-        };
-        // An evaluation after the last step that this state does not know of is made again.
-        let due = evaluation.is_some_and(|evaluation| evaluation.is_due(done));
-        let evaluated = if due && state.evaluated_step < done { done.saturating_sub(1) } else { done };
-        Ok(Logs {
-            metrics: open(METRICS, done)?,
-            completions: options.log_completions.then(|| open(COMPLETIONS, done)).transpose()?,
-            evaluations: evaluation.map(|_| open(EVAL_METRICS, evaluated)).transpose()?,
-        })
-    }
-
-    fn all(&mut self) -> impl Iterator<Item = &mut JsonLines> {
-        [Some(&mut self.metrics), self.completions.as_mut(), self.evaluations.as_mut()].into_iter().flatten()
-    }
-
-    fn handles(&mut self) -> Vec<Arc<dyn Log>> {
-        self.all().map(|log| log.log()).collect()
-    }
-}
-
 impl<'a> Run<'a> {
     fn new(
         trainer: &'a mut dyn Trainer,
@@ -215,9 +150,11 @@ impl<'a> Run<'a> {
                 guard: Default::default(),
                 evaluated_step: 0,
                 best: None,
+                stream: None,
+                reference_synced: None,
             },
         };
-        let mut logs = Logs::open(options, &state, evaluation)?;
+        let logs = Logs::open(options, &state, evaluation)?;
         let kept = list_checkpoints(&options.dir)?.into_iter().filter(|&s| s <= state.global_step).collect();
         let saver = Saver::new(
             options.disk.clone(),
@@ -303,6 +240,7 @@ impl<'a> Run<'a> {
     fn accept(&mut self, step: u64, done: Step) -> Result<()> {
         let mut told = self.state.guard.accept(step, &done.watched);
         told.extend(off_policy(step, &done.row));
+        told.extend(done.told);
         self.tell(told);
         self.log_step(done.row)?;
         if self.is_logged(step) {
@@ -312,13 +250,22 @@ impl<'a> Run<'a> {
             }
         }
         self.progress.note(&done.note);
-        if let Some(log) = &mut self.logs.completions {
-            let results: Vec<_> = done.completions.iter().map(|record| log.append(record)).collect();
-            // One report for a step: a refused line keeps those behind it waiting.
-            let refused = results.into_iter().find(Result::is_err).unwrap_or(Ok(()));
-            self.lenient(refused)?;
+        self.log_completions(step, &done.completions)
+    }
+
+    fn log_completions(&mut self, step: u64, completions: &[CompletionRecord]) -> Result<()> {
+        let Some(log) = &mut self.logs.completions else { return Ok(()) };
+        let mut results: Vec<_> = completions.iter().map(|record| log.append(record)).collect();
+        let steps = self.state.identity.max_steps;
+        let every = steps.div_ceil(SHOWN_COMPLETIONS);
+        if let Some(events) = &self.logs.events
+            && (step.is_multiple_of(every) || step + 1 == steps)
+        {
+            results.push(events.completions(completions));
         }
-        Ok(())
+        // One report for a step: what is refused keeps what is behind it waiting.
+        let refused = results.into_iter().find(Result::is_err).unwrap_or(Ok(()));
+        self.lenient(refused)
     }
 
     /// Leaves a step out: the weights stay as they were, the batch is kept to be looked at.
@@ -355,7 +302,8 @@ impl<'a> Run<'a> {
     fn log_step(&mut self, mut row: Row) -> Result<()> {
         row.insert("skipped_steps".into(), self.state.guard.skipped_steps.into());
         let result = self.logs.metrics.append(&row);
-        self.lenient(result)
+        let shown = self.logs.events.as_ref().map_or(Ok(()), |events| events.row(&row));
+        self.lenient(result.and(shown))
     }
 
     /// A line that the disk refuses waits, and is told of; only too many of them end the run.
@@ -374,7 +322,8 @@ impl<'a> Run<'a> {
 
     /// Whether there was an evaluation.
     fn evaluate_if_due(&mut self, done: u64) -> Result<bool> {
-        let Some(evaluation) = self.evaluation.filter(|evaluation| evaluation.is_due(done)) else {
+        let steps = self.state.identity.max_steps;
+        let Some(evaluation) = self.evaluation.filter(|evaluation| evaluation.is_due(done, steps)) else {
             return Ok(false);
         };
         if self.state.evaluated_step == done {
@@ -384,16 +333,15 @@ impl<'a> Run<'a> {
         let row = evaluation.row(self.trainer.policy(), done - 1, &|_| interrupt.check())?;
         self.progress.line(&format!("evaluation after step {done}: {}", Value::from(row.clone())));
         let value = row.get(&self.options.metric_for_best_model).and_then(Value::as_f64);
-        if let Some(log) = &mut self.logs.evaluations {
-            let result = log.append(&row);
-            self.lenient(result)?;
-        }
+        let result = self.logs.evaluations.as_mut().map_or(Ok(()), |log| log.append(&row));
+        let shown = self.logs.events.as_ref().map_or(Ok(()), |events| events.row(&row));
+        self.lenient(result.and(shown))?;
         self.state.evaluated_step = done;
         // Only what is saved can be kept.
         let every = self.options.save_steps as u64;
         let is_saved = done == self.state.identity.max_steps || (every > 0 && done.is_multiple_of(every));
         if let Some(value) = value.filter(|_| is_saved)
-            && self.state.best.as_ref().is_none_or(|best| value > best.value)
+            && self.state.best.as_ref().is_none_or(|best| self.is_better(value, best.value))
         {
             let metric = self.options.metric_for_best_model.clone();
             self.state.best = Some(Best { step: done, value, metric });
@@ -401,14 +349,25 @@ impl<'a> Run<'a> {
         Ok(true)
     }
 
+    /// As Hugging Face's trainer compares: a loss is better the smaller it is.
+    fn is_better(&self, value: f64, than: f64) -> bool {
+        if self.options.metric_for_best_model.ends_with("loss") { value < than } else { value > than }
+    }
+
     fn snapshot(&self) -> Result<Snapshot> {
         // A run that is stopped is to go on, whatever the options say.
         let resumes = self.stopping || !self.options.save_only_model;
         let resume = resumes.then(|| -> Result<ResumeState> {
             let parts = self.trainer.state()?;
-            let state =
-                TrainerState { num_input_tokens_seen: parts.tokens, beta: parts.beta, ..self.state.clone() };
-            Ok(ResumeState { state, optimiser: parts.optimiser, rollout: parts.rollout })
+            let state = TrainerState {
+                num_input_tokens_seen: parts.tokens,
+                beta: parts.beta,
+                stream: parts.stream,
+                reference_synced: parts.reference.as_ref().map(|reference| reference.synced),
+                ..self.state.clone()
+            };
+            let reference = parts.reference.map(|reference| reference.weights);
+            Ok(ResumeState { state, optimiser: parts.optimiser, rollout: parts.rollout, reference })
         });
         Ok(Snapshot {
             step: self.state.global_step,
@@ -456,7 +415,7 @@ impl<'a> Run<'a> {
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.logs.all().try_for_each(JsonLines::flush)
+        self.logs.all().try_for_each(|file| file.flush())
     }
 
     /// Saves what is done before an error ends the run, and waits for what is being written.
@@ -517,7 +476,9 @@ impl<'a> Run<'a> {
     /// Whether step number `step` (from 0) prints a line.
     fn is_logged(&self, step: u64) -> bool {
         let every = self.options.logging_steps as u64;
-        every > 0 && ((step + 1).is_multiple_of(every) || step + 1 == self.state.identity.max_steps)
+        let is_first = step == 0 && self.options.logging_first_step;
+        every > 0
+            && (is_first || (step + 1).is_multiple_of(every) || step + 1 == self.state.identity.max_steps)
     }
 
     /// Warnings go out whatever the options say of progress.

@@ -162,6 +162,7 @@ impl Trainer for SftTrainer {
                 Watched { name: "loss", floor: 0.1, value: report.loss },
                 Watched { name: "grad_norm", floor: 0.0, value: report.grad_norm },
             ],
+            told: Vec::new(),
         })
     }
 
@@ -185,8 +186,7 @@ impl Trainer for SftTrainer {
     }
 
     fn state(&self) -> Result<TrainerParts> {
-        let optimiser = self.optimiser.state()?;
-        Ok(TrainerParts { optimiser, tokens: self.tokens, beta: None, rollout: None })
+        Ok(TrainerParts::new(self.optimiser.state()?, self.tokens))
     }
 
     fn restore(&mut self, saved: SavedRun, _: &Dataset) -> Result<()> {

@@ -164,6 +164,11 @@ pub fn total_steps(
     )
 }
 
+/// Optimiser steps of one pass over the rows, the one that ends it included.
+pub fn epoch_steps(rows: usize, prompts_per_step: usize, updates: usize) -> u64 {
+    (rows.div_ceil(prompts_per_step.max(1)).max(1) * updates) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,5 +248,6 @@ mod tests {
         assert_eq!(total_steps(None, 2.0, 100, 16, 1), 12);
         assert_eq!(total_steps(None, 1.0, 100, 16, 2), 12);
         assert_eq!(total_steps(None, 1.0, 3, 16, 1), 1);
+        assert_eq!((epoch_steps(100, 16, 2), epoch_steps(96, 16, 1), epoch_steps(3, 16, 1)), (14, 6, 1));
     }
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::guard::Watched;
 use super::policy::Policy;
-use crate::checkpoint::{SavedRollout, SavedRun};
+use crate::checkpoint::{SavedReference, SavedRollout, SavedRun, StreamPosition};
 use crate::data::{Dataset, Part, Sample};
 use crate::error::{Error, Result};
 use crate::kl::BetaState;
@@ -61,6 +61,8 @@ pub struct Step {
     pub completions: Vec<CompletionRecord>,
     /// Numbers to be watched for spikes.
     pub watched: Vec<Watched>,
+    /// What else a user should know.
+    pub told: Vec<String>,
 }
 
 /// What a skipped step leaves.
@@ -83,6 +85,17 @@ pub struct TrainerParts {
     pub beta: Option<BetaState>,
     /// The rollout that later steps go on with.
     pub rollout: Option<SavedRollout>,
+    /// Where the stream of rows stands, where that does not follow from the number of steps.
+    pub stream: Option<StreamPosition>,
+    /// The reference, once it is not the model that the run began with.
+    pub reference: Option<SavedReference>,
+}
+
+impl TrainerParts {
+    /// Of a trainer with no more state than this.
+    pub fn new(optimiser: AdamW, tokens: u64) -> TrainerParts {
+        TrainerParts { optimiser, tokens, beta: None, rollout: None, stream: None, reference: None }
+    }
 }
 
 /// Puts saved weights and moments in place.

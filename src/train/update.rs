@@ -80,6 +80,29 @@ pub fn scores(model: &Model, params: &Arc<Params>, batch: &MicroBatch, temperatu
     Ok(run(model, &Scope { tape: &tape, params }, batch, options, head)?.value().clone())
 }
 
+/// [`scores`] of the reference, and those of the policy with the exact KL to it. Costs a forward pass of either and the
+/// head's product for both a second time.
+pub fn scores_of_both(
+    model: &Model,
+    reference: &Arc<Params>,
+    policy: &Arc<Params>,
+    batch: &MicroBatch,
+    temperature: f64,
+) -> Result<[Tensor; 2]> {
+    let tape = Tape::off();
+    let score = |params: &Arc<Params>, against: Option<Reference>| -> Result<(Tensor, Reference)> {
+        let hidden = model.infer(params, &batch.packed)?;
+        let head = params.of(model.head()).value.clone();
+        let op = LogSoftmaxKl { reference: against, ..LogSoftmaxKl::new(batch.targets.clone(), temperature) };
+        let inputs = [Var::constant(hidden.clone()), Var::constant(head.clone())];
+        let scores = tape.apply(op, [&inputs[0], &inputs[1]])?.value().clone();
+        Ok((scores, Reference { hidden, head }))
+    };
+    let (of_reference, against) = score(reference, None)?;
+    let (of_policy, _) = score(policy, Some(against))?;
+    Ok([of_reference, of_policy])
+}
+
 fn run(
     model: &Model,
     scope: &Scope<'_>,

@@ -196,6 +196,16 @@ fn case_78_options_that_cannot_be() {
     let free = ROOT.join("never");
     let with = |options: &[&'static str]| [&grpo(&free)[..], options].concat();
     fails(&with(&["--dtype", "bf16"]), 2, &["--dtype is bf16", "f32"]);
+    fails(&with(&["--report_to", "wandb"]), 2, &["--report_to is 'wandb'", "wandb sync"]);
+    fails(&with(&["--run_name", "../x"]), 2, &["--run_name", "no path"]);
+    fails(&with(&["--eval_strategy", "epoch"]), 2, &["--eval_strategy is epoch", "--eval_dataset"]);
+    fails(&with(&["--eval_strategy", "steps"]), 2, &["--eval_strategy is steps", "--eval_steps"]);
+    fails(&with(&["--beta", "0", "--sync_ref_model"]), 2, &["--sync_ref_model", "no reference"]);
+    fails(&with(&["--ref_model_mixup_alpha", "0"]), 2, &["--ref_model_mixup_alpha", "above 0 and at most 1"]);
+    let often = ["--sync_ref_model", "--num_iterations", "2", "--ref_model_sync_steps", "3"];
+    fails(&with(&often), 2, &["--ref_model_sync_steps is 3", "--num_iterations 2"]);
+    fails(&with(&["--max_resample_times", "0"]), 2, &["--max_resample_times is 0", "from 1 to 1000"]);
+    fails(&with(&["--online_filtering"]), 2, &["--online_filtering", "--dynamic_sample"]);
     fails(&with(&["--device", "cuda"]), 69, &["compute on the CPU (--device cpu)"]);
     fails(&with(&["--prompt_template", "r1w"]), 2, &["did you mean `r1v`"]);
     fails(&with(&["--reward_funcs", "acuracy"]), 2, &["did you mean `accuracy`"]);

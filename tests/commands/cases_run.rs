@@ -627,6 +627,36 @@ fn case_71_old_checkpoints_go_and_the_best_stays() {
     assert_eq!(kept(&dir), expected, "{values:?}");
 }
 
+/// Event files stand where Hugging Face's trainer puts them, and a run that goes on begins one of its own.
+#[test]
+fn case_67_event_files_go_on_with_the_run() {
+    let dir = ROOT.join("events");
+    let mut words = four_steps(&dir);
+    let steps = words.iter().position(|word| *word == "--max_steps").unwrap() + 1;
+    words[steps] = "2";
+    success(&words);
+    let files = || {
+        let entries = fs::read_dir(dir.join("runs/events")).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<PathBuf> = entries.collect();
+        files.sort();
+        files
+    };
+    let count = |path: &Path, tag: &[u8]| {
+        let bytes = fs::read(path).unwrap();
+        bytes.windows(tag.len()).filter(|window| *window == tag).count()
+    };
+    assert_eq!(files().len(), 1);
+    assert_eq!((count(&files()[0], b"train/loss"), count(&files()[0], b"args/text_summary")), (2, 1));
+    words[steps] = "4";
+    success(&[&words[..], &["--resume_from_checkpoint", "--allow_change", "max_steps"]].concat());
+    let counts: Vec<_> = files().iter().map(|path| count(path, b"train/loss")).collect();
+    assert_eq!(counts, [2, 2]);
+    assert!(count(&files()[1], b"completions/group_0/text_summary") > 0);
+    let none = ROOT.join("no_events");
+    success(&[&four_steps(&none)[..], &["--report_to", "none"]].concat());
+    assert!(!none.join("runs").exists());
+}
+
 #[cfg(unix)]
 #[test]
 fn case_72_files_have_the_modes_of_the_umask() {

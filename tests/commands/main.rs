@@ -9,6 +9,7 @@ mod cases_processor;
 mod cases_rewards;
 mod cases_run;
 mod cases_weights;
+mod data;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -18,7 +18,7 @@ use othink::rng::{Purpose, Stream};
 use othink::rollout::sampler::SamplingParams;
 use othink::rollout::{Completion, Decoding, Request, Watch};
 use othink::tensor::{DType, Placement};
-use othink::train::grpo::{GrpoOptions, GrpoTrainer};
+use othink::train::grpo::{GrpoOptions, GrpoTrainer, ReferenceSync};
 use othink::train::policy::Policy;
 use othink::train::sft::{SftOptions, SftTrainer};
 use othink::train::trainer::Trainer;
@@ -217,6 +217,10 @@ pub struct Recipe {
     pub beta: [f64; 2],
     pub stop_strings: Vec<String>,
     pub mask_truncated: bool,
+    /// Dynamic sampling, if at all.
+    pub max_resample_times: Option<usize>,
+    pub log_exact_kl: bool,
+    pub reference_sync: Option<ReferenceSync>,
     pub learning_rate: f64,
     pub recompute: bool,
     pub placement: Placement,
@@ -236,6 +240,9 @@ impl Default for Recipe {
             beta: [0.04, 0.1],
             stop_strings: Vec::new(),
             mask_truncated: false,
+            max_resample_times: None,
+            log_exact_kl: false,
+            reference_sync: None,
             learning_rate: 1e-3,
             recompute: false,
             placement: Placement::HOST,
@@ -266,6 +273,9 @@ pub fn grpo_trainer(policy: Policy, recipe: &Recipe, reward: Box<dyn Reward>, ro
             max_completion_length: recipe.sampling.max_new_tokens,
         },
         mask_truncated: recipe.mask_truncated,
+        max_resample_times: recipe.max_resample_times,
+        log_exact_kl: recipe.log_exact_kl,
+        reference_sync: recipe.reference_sync,
         prompt_limit: 1024,
         schedule: constant(recipe.learning_rate),
         max_grad_norm: 1.0,

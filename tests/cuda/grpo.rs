@@ -1,15 +1,24 @@
 //! GRPO-D on the device: after the CPU step by step, to the bit with itself, and without numbers that go back and forth.
 
-use crate::common::{Recipe, Vowels, conversations, grpo_trainer, policy, prompts, uneven_steps};
+use crate::common::{
+    EvenInTheFirstRow, Recipe, Vowels, conversations, grpo_trainer, policy, prompts, uneven_steps,
+};
 use crate::harness::{gpu, is_checked, is_rerun};
+use othink::checkpoint::{
+    Identity, OnExisting, ResumeState, SavePlan, SavedRun, Snapshot, TrainerState, write_folder,
+};
 use othink::config::KlEstimator;
 use othink::cuda::Gpu;
 use othink::data::Dataset;
+use othink::disk::SystemDisk;
+use othink::report::StepReport;
 use othink::rollout::sampler::SamplingParams;
 use othink::tensor::{DType, Device, Placement};
-use othink::train::grpo::GrpoTrainer;
+use othink::train::grpo::{GrpoTrainer, ReferenceSync};
+use othink::train::trainer::Trainer;
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 const BUNDLE: &str = "tied_kv1_odd";
@@ -63,6 +72,87 @@ fn steps_follow_the_cpus() {
         }
         assert!(cpu.iter().any(|step| step[2] > 1e-4), "the policy has not moved: {cpu:?}");
     }
+}
+
+/// Dynamic sampling, the exact KL beside the estimates, and a reference that follows the policy and is saved in the middle.
+#[test]
+fn more_state_follows_the_cpus_and_goes_on_to_the_bit() {
+    let Some(gpu) = gpu() else { return };
+    if is_rerun() {
+        return;
+    }
+    let sync = ReferenceSync { every: 2, mixup_alpha: 0.6, resets_optimizer: true };
+    let base = Recipe {
+        steps: 4,
+        prompts: 1,
+        max_resample_times: Some(1),
+        log_exact_kl: true,
+        reference_sync: Some(sync),
+        ..Recipe::default()
+    };
+    let samples = samples();
+    let new = |recipe: &Recipe| {
+        grpo_trainer(policy(BUNDLE, DType::F32), recipe, Box::new(EvenInTheFirstRow), samples.rows())
+    };
+    let go_on = |trainer: &mut GrpoTrainer, steps: std::ops::Range<u64>| -> Vec<StepReport> {
+        steps.map(|step| trainer.step(step, &samples, &|_| Ok(())).unwrap().report).collect()
+    };
+    let cpu = go_on(&mut new(&base), 0..4);
+    assert!(cpu.iter().any(|report| report.refills.unwrap().dropped > 0), "{cpu:?}");
+    for dtype in if is_checked() { &[DType::F32][..] } else { &[DType::F32, DType::Bf16] } {
+        let recipe = Recipe { placement: on(gpu, *dtype), ..base.clone() };
+        let mut trainer = new(&recipe);
+        let mut device = go_on(&mut trainer, 0..3);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint-3");
+        save(&trainer, &path, 3);
+        device.extend(go_on(&mut trainer, 3..4));
+        for (ours, theirs) in device.iter().zip(&cpu).filter(|_| *dtype == DType::F32) {
+            assert_eq!(ours.refills, theirs.refills);
+            let numbers = |report: &StepReport| {
+                let estimates = report.kl_estimates.map(Option::unwrap);
+                [report.grad_norm, report.kl.unwrap(), estimates[0], estimates[1], estimates[2]]
+            };
+            let (ours, theirs) = (numbers(ours), numbers(theirs));
+            for (ours, theirs) in ours.into_iter().zip(theirs) {
+                assert!(close(ours, theirs, 1e-2), "{ours} and {theirs}");
+            }
+        }
+        let mut resumed = new(&recipe);
+        Trainer::restore(&mut resumed, SavedRun::read(&path).unwrap(), &samples).unwrap();
+        let again = go_on(&mut resumed, 3..4);
+        let numbers = |report: &StepReport| (report.loss, report.grad_norm, report.kl, report.kl_estimates);
+        assert_eq!(numbers(&again[0]), numbers(&device[3]), "{dtype:?}");
+        assert!(device[3].kl.unwrap() > 0.0);
+    }
+}
+
+/// Writes the checkpoint of a run after `step` steps.
+fn save(trainer: &GrpoTrainer, dir: &Path, step: u64) {
+    let parts = Trainer::state(trainer).unwrap();
+    let identity = Identity {
+        command: "grpo".into(),
+        options: Default::default(),
+        model_hash: "m".into(),
+        dataset_hash: "d".into(),
+        max_steps: 4,
+    };
+    let state = TrainerState {
+        global_step: step,
+        num_input_tokens_seen: parts.tokens,
+        identity,
+        beta: parts.beta,
+        guard: Default::default(),
+        evaluated_step: 0,
+        best: None,
+        stream: parts.stream,
+        reference_synced: parts.reference.as_ref().map(|reference| reference.synced),
+    };
+    let reference = parts.reference.map(|reference| reference.weights);
+    let resume = ResumeState { state, optimiser: parts.optimiser, rollout: parts.rollout, reference };
+    let snapshot = Snapshot { step, params: trainer.weights().unwrap(), resume: Some(resume) };
+    let plan = SavePlan::like(&trainer.policy.folder).unwrap();
+    write_folder(&SystemDisk, dir, OnExisting::Replace, |folder| snapshot.write(folder, &plan)).unwrap();
 }
 
 /// What has no gradient is left out of the head's backward products, whole micro-batches of it and single targets, and no bit shows it.

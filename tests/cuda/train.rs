@@ -234,8 +234,10 @@ fn save(trainer: &SftTrainer, step: u64, dir: &Path) -> Result<()> {
         guard: Default::default(),
         evaluated_step: 0,
         best: None,
+        stream: None,
+        reference_synced: None,
     };
-    let resume = Some(ResumeState { state, optimiser: parts.optimiser, rollout: None });
+    let resume = Some(ResumeState { state, optimiser: parts.optimiser, rollout: None, reference: None });
     let snapshot = Snapshot { step, params: trainer.weights()?, resume };
     let plan = SavePlan::like(&trainer.policy.folder)?;
     write_folder(&SystemDisk, dir, OnExisting::Replace, |folder| snapshot.write(folder, &plan))

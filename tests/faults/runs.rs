@@ -3,7 +3,7 @@
 use crate::common::{Recipe, Vowels, conversations, grpo_trainer, policy};
 use crate::disk::{EIO, ENOSPC, EROFS, Fault, FaultyDisk, folder};
 use othink::checkpoint::{Identity, SavedRun, checkpoint_dir, list_checkpoints, newest_whole};
-use othink::config::CheckpointOptions;
+use othink::config::{CheckpointOptions, Strategy};
 use othink::data::Dataset;
 use othink::error::Result;
 use othink::nn::Params;
@@ -114,6 +114,7 @@ fn attempt(disk: &FaultyDisk, root: &Path, start: Start) -> Result<usize> {
     let checkpoint = CheckpointOptions {
         output_dir: dir.clone(),
         overwrite_output_dir: false,
+        save_strategy: Strategy::Steps,
         save_steps: start.save_steps,
         save_total_limit: Some(2),
         save_only_model: false,
@@ -155,6 +156,8 @@ fn attempt(disk: &FaultyDisk, root: &Path, start: Start) -> Result<usize> {
         save_only_model: false,
         metric_for_best_model: "eval_reward".into(),
         logging_steps: 0,
+        logging_first_step: false,
+        events: None,
         log_completions: true,
         print_completions: 0,
         quiet: true,
@@ -167,6 +170,7 @@ fn attempt(disk: &FaultyDisk, root: &Path, start: Start) -> Result<usize> {
     };
     let evaluation = Evaluation {
         samples: samples.clone(),
+        supervised: None,
         rewards: RewardSet::from_rewards(vec![Box::new(judge)], &[]).unwrap(),
         options: EvaluationOptions {
             sampling: SamplingParams { greedy: true, max_new_tokens: 4, ..SamplingParams::default() },

@@ -59,6 +59,8 @@ fn snapshot(step: u64, variant: u64) -> Snapshot {
     };
     let rollout = SavedRollout {
         beta: f64::from(shift),
+        places: vec![3, 5],
+        refills: Default::default(),
         prompts: vec!["a".into(), "b".into()],
         completions: vec![vec![completion; 2]],
         scores: vec![vec![Some(1.0), None]; 2],
@@ -78,8 +80,14 @@ fn snapshot(step: u64, variant: u64) -> Snapshot {
         guard: Default::default(),
         evaluated_step: 0,
         best: Some(Best { step: 1, value: 0.5, metric: "eval_reward".into() }),
+        stream: None,
+        reference_synced: None,
     };
-    Snapshot { step, params, resume: Some(ResumeState { state, optimiser, rollout: Some(rollout) }) }
+    Snapshot {
+        step,
+        params,
+        resume: Some(ResumeState { state, optimiser, rollout: Some(rollout), reference: None }),
+    }
 }
 
 type Tensors = BTreeMap<String, Vec<u32>>;
@@ -175,9 +183,10 @@ impl Scenario {
             // A refused line waits; the save comes only when none does.
             let _ = log.append(&row(step));
         }
-        log.flush()?;
+        log.file().flush()?;
         let kept = list_checkpoints(&run)?.into_iter().filter(|&step| step <= self.starts()).collect();
-        let mut saver = Saver::new(shared, &run, plan(), self.limit, vec![log.log()], kept, self.best);
+        let mut saver =
+            Saver::new(shared, &run, plan(), self.limit, vec![log.file().clone()], kept, self.best);
         saver.save(snapshot(self.saves, 1), self.best)?;
         saver.finish()?;
         drop(lock);

@@ -1,10 +1,10 @@
 //! Sample completions beside their images.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
-use super::{escape, thumbnail};
+use super::escape;
 use crate::report::record::CompletionRecord;
+use crate::report::thumbnail::Picture;
 
 /// Most images shown of a prompt.
 const SHOWN_IMAGES: usize = 8;
@@ -33,19 +33,19 @@ pub fn write(page: &mut String, completions: &[CompletionRecord]) {
 
 fn write_group(page: &mut String, first: &CompletionRecord, group: &[CompletionRecord]) {
     page.push_str("<div class=\"group\"><div>");
-    for path in first.images.iter().take(SHOWN_IMAGES) {
-        match thumbnail::data_uri(Path::new(path)) {
-            Ok(uri) => {
-                let _ = write!(page, "<img src=\"{uri}\" alt=\"{}\">", escape(path));
+    for (n, source) in (1..).zip(first.sources().take(SHOWN_IMAGES)) {
+        match Picture::of(&source) {
+            Ok(picture) => {
+                let _ = write!(page, "<img src=\"{}\" alt=\"image {n}\">", picture.data_uri());
             }
             Err(reason) => {
                 let _ = write!(page, "<p class=\"missing\">{}</p>", escape(&reason.to_string()));
             }
         }
     }
-    if first.images.len() > SHOWN_IMAGES {
-        let _ =
-            write!(page, "<p class=\"missing\">and {} more images</p>", first.images.len() - SHOWN_IMAGES);
+    let more = first.sources().count().saturating_sub(SHOWN_IMAGES);
+    if more > 0 {
+        let _ = write!(page, "<p class=\"missing\">and {more} more images</p>");
     }
     let _ = write!(page, "<p class=\"prompt\">{}</p>", shown(&first.prompt));
     if let Some(solution) = &first.solution {
@@ -78,7 +78,7 @@ fn write_completion(page: &mut String, completion: &CompletionRecord) {
     }
     let cut = if completion.truncated { ", cut off" } else { "" };
     let answer = completion
-        .answer
+        .parsed
         .as_ref()
         .map_or("no answer read".to_owned(), |answer| format!("answer: {}", shown(answer)));
     let _ = writeln!(

@@ -3,7 +3,7 @@
 use super::GrpoTrainer;
 use crate::advantage::{Advantages, group_advantages, group_advantages_on};
 use crate::batch::{Group, MicroBatch, micro_batches};
-use crate::checkpoint::SavedRollout;
+use crate::checkpoint::{Refills, SavedRollout};
 use crate::config::KlEstimator;
 use crate::cuda::Purpose;
 use crate::data::Sample;
@@ -11,11 +11,11 @@ use crate::error::Result;
 use crate::loss::{Sampled, k1_penalty_of_scores};
 use crate::processor::Prompt;
 use crate::report::{CompletionLengths, CompletionRecord, RewardStatistics};
-use crate::reward::extract;
+use crate::reward::parsed;
 use crate::rollout::sequence::FinishReason;
 use crate::rollout::{Completion, LogProbs, Watch};
 use crate::tensor::{Device, Tensor};
-use crate::train::update::scores;
+use crate::train::update::{scores, scores_of_both};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -25,6 +25,8 @@ pub(super) struct Scored {
     pub(super) beta: f64,
     /// The rows, with their places in the stream, `[P]`.
     pub(super) chosen: Vec<(u64, Sample)>,
+    /// What dynamic sampling did.
+    pub(super) refills: Refills,
     pub(super) prompts: Vec<Prompt>,
     /// `[P][G]`.
     pub(super) completions: Vec<Vec<Completion>>,
@@ -41,6 +43,8 @@ pub(super) struct Scored {
     pub(super) sampled: Kept,
     /// The reference's scores of each micro-batch, `[T, 3]`.
     pub(super) reference: Option<Vec<Tensor>>,
+    /// The policy's, with the exact KL to the reference, where they were asked for beside another estimator.
+    pub(super) exact: Option<Vec<Tensor>>,
     /// Mean and largest difference between the log-probabilities of sampling and of the first training pass.
     pub(super) difference: Option<(f64, f64)>,
 }
@@ -81,11 +85,11 @@ impl Kept {
 }
 
 impl Scored {
-    /// Tokens of all completions, each with its whole prompt.
+    /// Tokens of all completions that were sampled, each with its whole prompt.
     pub(super) fn tokens(&self) -> u64 {
         let groups = self.prompts.iter().zip(&self.completions);
         let tokens = groups.flat_map(|(p, cs)| cs.iter().map(|c| p.tokens.len() + c.tokens.len()));
-        tokens.sum::<usize>() as u64
+        tokens.sum::<usize>() as u64 + self.refills.dropped_tokens
     }
 
     /// What a checkpoint keeps of it, in host memory.
@@ -99,6 +103,8 @@ impl Scored {
         completions.iter_mut().flatten().zip(&mut logps).for_each(|(c, logps)| c.logps = logps);
         Ok(SavedRollout {
             beta: self.beta,
+            places: self.chosen.iter().map(|(place, _)| *place).collect(),
+            refills: self.refills,
             prompts: self.prompts.iter().map(prompt_hash).collect(),
             completions,
             scores: self.scores.clone(),
@@ -121,7 +127,7 @@ impl GrpoTrainer {
         rollout: SavedRollout,
         watch: Watch<'_>,
     ) -> Result<Scored> {
-        let SavedRollout { beta, completions, scores: rewards_of_each, difference, .. } = rollout;
+        let SavedRollout { beta, refills, completions, scores: rewards_of_each, difference, .. } = rollout;
         let (group, device) = (self.options.num_generations, &self.options.placement.device);
         let groups: Vec<Group<'_>> = prompts
             .iter()
@@ -132,24 +138,7 @@ impl GrpoTrainer {
             })
             .collect();
         let batches = micro_batches(&groups, self.options.micro_batch, self.policy.layout())?;
-        // The exact KL takes the reference's whole distributions in the training pass instead.
-        let exact = self.options.loss.kl_estimator == KlEstimator::Full;
-        let reference = match self.reference.as_ref().filter(|_| !exact) {
-            Some(params) => {
-                let temperature = f64::from(self.decoding.sampling.score_temperature());
-                let model = &self.policy.model;
-                let score = |batch: &MicroBatch| {
-                    watch(0)?;
-                    scores(model, params, batch, temperature)
-                };
-                // Side by side, micro-batches on a GPU would only hold more memory.
-                Some(match device {
-                    Device::Cpu => batches.par_iter().map(score).collect::<Result<Vec<_>>>()?,
-                    Device::Cuda(_) => batches.iter().map(score).collect::<Result<Vec<_>>>()?,
-                })
-            }
-            None => None,
-        };
+        let (reference, exact) = self.reference_scores(&batches, watch)?;
         let rewards: Vec<f64> =
             rewards_of_each.iter().map(|s| self.rewards.total(s).unwrap_or(f64::NAN)).collect();
         let statistics = self
@@ -181,6 +170,7 @@ impl GrpoTrainer {
         Ok(Scored {
             beta,
             chosen,
+            refills,
             prompts,
             completions,
             scores: rewards_of_each,
@@ -191,8 +181,42 @@ impl GrpoTrainer {
             batches,
             sampled,
             reference,
+            exact,
             difference,
         })
+    }
+
+    /// The reference's scores of each micro-batch, and where every KL estimate is asked for the policy's own with the exact
+    /// KL. Where the exact KL is in force the training pass takes it, and only who asks gets anything here.
+    fn reference_scores(
+        &self,
+        batches: &[MicroBatch],
+        watch: Watch<'_>,
+    ) -> Result<(Option<Vec<Tensor>>, Option<Vec<Tensor>>)> {
+        let in_force = self.options.loss.kl_estimator == KlEstimator::Full;
+        let Some(reference) = self.reference.as_ref().filter(|_| !in_force || self.options.log_exact_kl)
+        else {
+            return Ok((None, None));
+        };
+        let temperature = f64::from(self.decoding.sampling.score_temperature());
+        let (model, policy) = (&self.policy.model, &self.policy.params);
+        let with_exact = self.options.log_exact_kl && !in_force;
+        let score = |batch: &MicroBatch| {
+            watch(0)?;
+            if with_exact {
+                let [of_reference, of_policy] =
+                    scores_of_both(model, &reference.params, policy, batch, temperature)?;
+                return Ok((of_reference, Some(of_policy)));
+            }
+            Ok((scores(model, &reference.params, batch, temperature)?, None))
+        };
+        // Side by side, micro-batches on a GPU would only hold more memory.
+        let both = match self.options.placement.device {
+            Device::Cpu => batches.par_iter().map(score).collect::<Result<Vec<_>>>()?,
+            Device::Cuda(_) => batches.iter().map(score).collect::<Result<Vec<_>>>()?,
+        };
+        let (of_reference, of_policy): (Vec<_>, Vec<_>) = both.into_iter().unzip();
+        Ok((Some(of_reference), with_exact.then(|| of_policy.into_iter().flatten().collect())))
     }
 
     /// The rows of `completions.jsonl`.
@@ -209,11 +233,12 @@ impl GrpoTrainer {
                     row: sample.row,
                     prompt: rollout.prompts[p].text.clone(),
                     images: sample.image_files().map(|f| f.display().to_string()).collect(),
+                    pictures: sample.images.clone(),
                     completion: completion.text.clone(),
                     length: completion.tokens.len(),
                     truncated: completion.finish == FinishReason::Length,
                     solution: sample.solution.clone(),
-                    answer: Some(extract(&completion.text).to_string()),
+                    parsed: parsed(&completion.text),
                     reward: self.rewards.total(scores).unwrap_or(f64::NAN),
                     rewards: names
                         .iter()

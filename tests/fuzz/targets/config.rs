@@ -143,6 +143,7 @@ fn sizes_hold(config: &ModelConfig) {
         image_tok: 1280,
         freeze_vision: false,
         reference: true,
+        reference_follows: false,
         exact_kl: true,
         truncates: true,
         recompute: true,
