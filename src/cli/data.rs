@@ -59,10 +59,10 @@ fn check(options: &CheckDataConfig) -> Result<()> {
                 Ok((of_row, solution)) => {
                     images += of_row;
                     solutions += usize::from(solution);
-                    return Ok(());
+                    Ok(())
                 }
                 // Memory and bugs are not the row's.
-                Err(error @ (Error::Memory(_) | Error::Internal(_))) => return Err(error),
+                Err(error @ (Error::Memory(_) | Error::Internal(_))) => Err(error),
                 Err(error) => {
                     bad += 1;
                     let text = error.to_string();
