@@ -73,7 +73,6 @@ fn small() -> Recipe {
             test_rows: 12,
             validation_rows: 10,
             mixture_rows: [10, 14],
-            rows_per_step: 4,
             sft: words(
                 "--per_device_train_batch_size 2 --gradient_accumulation_steps 2 --learning_rate 1e-3 \
                  --lr_scheduler_type constant_with_warmup --warmup_steps 1",

@@ -58,8 +58,6 @@ pub struct WarmUp {
     pub mixture_rows: [usize; 2],
     /// Further options of `sft`.
     pub sft: Vec<String>,
-    /// Rows of an SFT step.
-    pub rows_per_step: usize,
     /// Steps from one look at the validation rows to the next.
     pub look_steps: u64,
     /// Looks at most.
@@ -137,9 +135,9 @@ impl Recipe {
                 validation_rows: 200,
                 mixture_rows: [3000, 3000],
                 sft: words(
-                    "--learning_rate 1.5e-3 --lr_scheduler_type constant_with_warmup --warmup_steps 10",
+                    "--per_device_train_batch_size 8 --gradient_accumulation_steps 4 --learning_rate 1.5e-3 \
+                     --lr_scheduler_type constant_with_warmup --warmup_ratio 0 --warmup_steps 10 --adam_beta2 0.95",
                 ),
-                rows_per_step: 32,
                 look_steps: 20,
                 max_looks: 100,
                 target: [0.35, 0.22],
