@@ -167,7 +167,7 @@ fn section(page: &mut String, title: &str, cards: &[String]) {
     if cards.is_empty() {
         return;
     }
-    let _ = writeln!(page, "<section><h2>{title}</h2>\n<div class=\"cards\">");
+    let _ = writeln!(page, "<section><h2>{}</h2>\n<div class=\"cards\">", escape(title));
     for card in cards {
         page.push_str(card);
     }

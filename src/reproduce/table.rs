@@ -85,10 +85,8 @@ fn accuracies(rows: &Rows, title: &str, places: [Place<'_>; 2], what: &str) -> T
         cells.push(seeds.to_string());
         cells
     };
-    let n = rows.0.first().map_or(0, |row| row.n);
     let note = format!(
-        "{what} ({n} rows): mean over seeds ± standard error s / √n, s the standard deviation over the n seeds with n − 1 \
-         below it."
+        "{what}: mean over seeds ± standard error s / √n, s the standard deviation over the n seeds with n − 1 below it."
     );
     Table { title: title.into(), head: head.into(), body: ARMS.map(line).into(), note }
 }

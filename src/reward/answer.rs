@@ -48,7 +48,7 @@ const MAX_ANSWER_BYTES: usize = 4096;
 /// The most characters of [`parsed`].
 const MAX_SHOWN: usize = 200;
 
-/// Whether the answer found in `completion` (see [`extract`]) is `solution`'s: that of its answer tag or box, or the
+/// Whether the answer found in `completion` (see [`extract()`]) is `solution`'s: that of its answer tag or box, or the
 /// whole of it. The [module](self) says what is the same.
 pub fn is_correct(completion: &str, solution: &str) -> bool {
     let (answer, reference) = (extract(completion), extract_reference(solution));

@@ -36,7 +36,8 @@ const MAX_TEXT_BYTES: usize = 4096;
 
 /// The first box in a text.
 fn first_box(text: &str) -> Option<Corners> {
-    let groups = BOX.captures(&text[..text.floor_char_boundary(MAX_TEXT_BYTES)])?;
+    let end = (0..=text.len().min(MAX_TEXT_BYTES)).rev().find(|&end| text.is_char_boundary(end))?;
+    let groups = BOX.captures(&text[..end])?;
     let mut sides = [0.0; 4];
     for (side, group) in sides.iter_mut().zip(groups.iter().skip(1)) {
         *side = group?.as_str().parse().ok()?;

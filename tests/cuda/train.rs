@@ -83,12 +83,13 @@ fn steps_in_f32_follow_the_cpus() -> Result<()> {
     if is_rerun() {
         return Ok(());
     }
+    // None of these has a gradient so near 0 that its sign is rounding's: AdamW's first step has that sign and full size.
     for (bundle, freeze) in [
         ("qwen2_vl_a", false),
         ("qwen2_vl_a", true),
         ("tied_kv1_odd", false),
-        ("qwen2_5_tied_odd", false),
-        ("qwen2_5_tied_odd", true),
+        ("qwen2_5_bf16_sharded", false),
+        ("qwen2_5_bf16_sharded", true),
     ] {
         let host = Run { bundle, placement: Placement::HOST, micro_batch: 2, recompute: false, freeze };
         let device = Run { placement: on(gpu, DType::F32), ..host.clone() };

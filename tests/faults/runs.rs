@@ -19,7 +19,7 @@ use othink::train::grpo::GrpoTrainer;
 use othink::train::interrupt::Interrupt;
 use othink::train::policy::Policy;
 use othink::train::resume::{dataset_hash, model_hash};
-use othink::train::run::{Evaluation, RunOptions, run};
+use othink::train::run::{Evaluation, Events, RunOptions, run};
 use othink::train::trainer::{Skipped, Step, Trainer, TrainerParts};
 use std::collections::BTreeMap;
 use std::fs;
@@ -148,6 +148,7 @@ fn attempt(disk: &FaultyDisk, root: &Path, start: Start) -> Result<usize> {
     let mut trainer =
         Stopped { inner, looks: AtomicUsize::new(0), at: start.stop_at, interrupt: interrupt.clone() };
     let resumed = folder.begin(&identity, &mut trainer, &samples, "seed = 7\n")?;
+    let events = Events { dir: dir.join("runs").join("run"), config: "seed = 7\n".into() };
     let options = RunOptions {
         dir,
         disk,
@@ -157,7 +158,7 @@ fn attempt(disk: &FaultyDisk, root: &Path, start: Start) -> Result<usize> {
         metric_for_best_model: "eval_reward".into(),
         logging_steps: 0,
         logging_first_step: false,
-        events: None,
+        events: Some(events),
         log_completions: true,
         print_completions: 0,
         quiet: true,

@@ -58,7 +58,7 @@ fn template() {
 
 #[test]
 fn answer() {
-    fuzz(target("answer"), 8_000, 6);
+    fuzz(target("answer"), 8_000, 500);
 }
 
 /// Every regression, every seed, then `runs` mutations of these and of whatever came to an end that was not seen before.

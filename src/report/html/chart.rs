@@ -259,7 +259,7 @@ fn draw(chart: &Chart<'_>, rows: &[Row], evaluations: &[Row]) -> Option<(String,
     let axes = lines().map(|line| if line.class == "series-right" { &right_axis } else { &left_axis });
     let crowded = lines().count() > 1 || chart.band.is_some();
     for (line, axis) in lines().zip(axes).filter_map(|(line, axis)| Some((line, axis.as_ref()?))) {
-        series(&mut svg, line, &x, axis, !crowded);
+        series(&mut svg, line, x, axis, !crowded);
     }
     if let Some(axis) = left_axis.as_ref().or(right_axis.as_ref()) {
         for dot in &dots {

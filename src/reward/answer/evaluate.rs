@@ -234,7 +234,7 @@ impl Evaluator<'_> {
     fn root(&mut self, value: &Value, n: u32) -> Result<Value, Failure> {
         if let Value::Exact(value) = value {
             self.fuel.burn_bits(value.bits().saturating_mul(2))?;
-            if value.is_negative() && n % 2 == 0 {
+            if value.is_negative() && n.is_multiple_of(2) {
                 return Err(Failure::Undefined);
             }
             if let Some(root) = value.root(n) {
@@ -253,7 +253,7 @@ impl Evaluator<'_> {
         // An exact logarithm, if it is a small integer.
         if let (Value::Exact(base), Value::Exact(value)) = (base, value) {
             let exponent = (value.to_f64().ln() / base.to_f64().ln()).round();
-            if exponent.abs() <= 1000.0 {
+            if exponent.abs() <= 1000.0 && !base.is_zero() {
                 self.fuel.burn_bits(value.bits().saturating_mul(2))?;
                 if base.pow(exponent as i64).as_ref() == Some(value) {
                     return Ok(Value::Exact(Rational::integer(exponent as i64)));

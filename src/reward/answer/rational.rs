@@ -85,7 +85,7 @@ impl Rational {
 
     /// The exact `n`-th root, the one of the number's own sign; `None` if there is none among the fractions.
     pub(super) fn root(&self, n: u32) -> Option<Self> {
-        if n == 0 || (self.is_negative() && n % 2 == 0) {
+        if n == 0 || (self.is_negative() && n.is_multiple_of(2)) {
             return None;
         }
         let (num, den) = (self.num.nth_root(n), self.den.nth_root(n));

@@ -14,8 +14,11 @@ fn check(reference: &str, answer: &str, expected: bool) {
     assert_eq!(is_correct(&tagged(reference), answer), expected, "{reference:?} for {answer:?}");
 }
 
-/// Where we judge otherwise than math-verify, on purpose: kind, reference, answer, our verdict, reason.
-const DIFFERENCES: &[(&str, &[(&str, &str, &str, bool)])] = &[
+/// Kind, reference, answer, our verdict.
+type Pair = (&'static str, &'static str, &'static str, bool);
+
+/// Where we judge otherwise than math-verify, on purpose: the reason, and the pairs.
+const DIFFERENCES: &[(&str, &[Pair])] = &[
     (
         "a number is not seen by math-verify where a tag, bracket or letter touches it",
         &[

@@ -48,7 +48,7 @@ impl Reference {
     /// # Errors
     /// Those of device memory.
     pub(super) fn follow(&mut self, policy: &Params, alpha: f64, step: u64) -> Result<()> {
-        let (of_policy, of_reference) = (alpha as f32, (1.0 - alpha) as f32);
+        let share = alpha as f32;
         let own = Arc::make_mut(&mut self.params);
         for ((_, p), (_, r)) in policy.iter().zip(own.iter_mut()).filter(|((_, p), _)| p.trainable) {
             if alpha == 1.0 {
@@ -59,7 +59,8 @@ impl Reference {
             let (policy, reference) = (p.value.to_cpu()?, r.value.to_cpu()?);
             let (policy, reference) = (policy.to_f32(), reference.to_f32());
             let pairs = policy.iter().zip(reference.iter());
-            let blend: Vec<f32> = pairs.map(|(p, r)| r * of_reference + p * of_policy).collect();
+            // In this form what has not moved stays as it is, to the bit.
+            let blend: Vec<f32> = pairs.map(|(p, r)| r + share * (p - r)).collect();
             r.value =
                 Tensor::new(r.value.shape(), blend)?.to_dtype(dtype).to_device(&device, Purpose::Weights)?;
         }

@@ -84,6 +84,15 @@ impl Kept {
     }
 }
 
+/// Scores of each micro-batch, `[T, 3]`, as far as they are needed.
+#[derive(Default)]
+struct AgainstReference {
+    /// The reference's.
+    reference: Option<Vec<Tensor>>,
+    /// The policy's, with the exact KL to the reference.
+    exact: Option<Vec<Tensor>>,
+}
+
 impl Scored {
     /// Tokens of all completions that were sampled, each with its whole prompt.
     pub(super) fn tokens(&self) -> u64 {
@@ -138,7 +147,7 @@ impl GrpoTrainer {
             })
             .collect();
         let batches = micro_batches(&groups, self.options.micro_batch, self.policy.layout())?;
-        let (reference, exact) = self.reference_scores(&batches, watch)?;
+        let AgainstReference { reference, exact } = self.reference_scores(&batches, watch)?;
         let rewards: Vec<f64> =
             rewards_of_each.iter().map(|s| self.rewards.total(s).unwrap_or(f64::NAN)).collect();
         let statistics = self
@@ -188,15 +197,11 @@ impl GrpoTrainer {
 
     /// The reference's scores of each micro-batch, and where every KL estimate is asked for the policy's own with the exact
     /// KL. Where the exact KL is in force the training pass takes it, and only who asks gets anything here.
-    fn reference_scores(
-        &self,
-        batches: &[MicroBatch],
-        watch: Watch<'_>,
-    ) -> Result<(Option<Vec<Tensor>>, Option<Vec<Tensor>>)> {
+    fn reference_scores(&self, batches: &[MicroBatch], watch: Watch<'_>) -> Result<AgainstReference> {
         let in_force = self.options.loss.kl_estimator == KlEstimator::Full;
         let Some(reference) = self.reference.as_ref().filter(|_| !in_force || self.options.log_exact_kl)
         else {
-            return Ok((None, None));
+            return Ok(AgainstReference::default());
         };
         let temperature = f64::from(self.decoding.sampling.score_temperature());
         let (model, policy) = (&self.policy.model, &self.policy.params);
@@ -216,7 +221,8 @@ impl GrpoTrainer {
             Device::Cuda(_) => batches.iter().map(score).collect::<Result<Vec<_>>>()?,
         };
         let (of_reference, of_policy): (Vec<_>, Vec<_>) = both.into_iter().unzip();
-        Ok((Some(of_reference), with_exact.then(|| of_policy.into_iter().flatten().collect())))
+        let exact = with_exact.then(|| of_policy.into_iter().flatten().collect());
+        Ok(AgainstReference { reference: Some(of_reference), exact })
     }
 
     /// The rows of `completions.jsonl`.

@@ -53,6 +53,6 @@ impl Logs {
     }
 
     pub(super) fn handles(&self) -> Vec<Arc<dyn Log>> {
-        self.all().map(|file| -> Arc<dyn Log> { file.clone() }).collect()
+        self.all().map(|file| Arc::clone(file) as Arc<dyn Log>).collect()
     }
 }

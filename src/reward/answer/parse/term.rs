@@ -297,10 +297,9 @@ impl<'a> Parser<'a> {
 
     /// Brackets, or the factors that touch the function's name.
     fn function_argument(&mut self) -> Option<Expr> {
-        match self.peek()? {
-            // sin(x)^2 is (sin x)^2.
-            Token::Open('(' | '{') => return self.atom(),
-            _ => {}
+        // sin(x)^2 is (sin x)^2.
+        if let Token::Open('(' | '{') = self.peek()? {
+            return self.atom();
         }
         let mut factors = vec![self.power()?];
         while let Some(Token::Word(word)) = self.peek()
