@@ -110,8 +110,9 @@ fn datasets_are_mixed_by_weight() {
     assert!(again.contains("dataset = [") && again.contains("10 rows, 1 optimiser steps"), "{again}");
     // Their rows are numbered as one dataset.
     let evaluated = ROOT.join("mixed.jsonl");
+    let train = format!("{train}@train");
     let words =
-        ["eval", "--model", bundle(), "--dataset", train, &test, "--max_completion_length", "2", "-q"];
+        ["eval", "--model", bundle(), "--dataset", &train, &test, "--max_completion_length", "2", "-q"];
     success(&[&words[..], &["--output", text(&evaluated)]].concat());
     let rows: Vec<Value> = read(&evaluated).iter().map(|row| row["row"].clone()).collect();
     assert_eq!(rows, (0..10).map(|row| json!(row)).collect::<Vec<_>>());
