@@ -162,9 +162,11 @@ fn own_evaluation(
             for (row, sample) in (0..).zip(rows.iter()) {
                 judged.extend(sample?.solution.is_some().then_some(row));
             }
+            let judged = rows.view(judged).prompts();
             let limit = policy.prompt_limit(None, longest)?;
             let fit = training::Fit { limit, supervised: false, ..*fit };
-            fit.keep(&policy.processor, rows.view(judged).prompts(), quiet)?
+            // Of conversations alone, only the loss is measured.
+            if judged.rows() == 0 { judged } else { fit.keep(&policy.processor, judged, quiet)? }
         }
     };
     Ok(Some(Evaluation {

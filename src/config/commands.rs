@@ -281,7 +281,7 @@ pub struct GenerateConfig {
     /// Which split of a dataset folder
     #[arg(long, default_value = "test", value_name = "SPLIT", help_heading = "Data")]
     pub dataset_split: String,
-    /// A second folder that images may lie in, besides the JSONL file's own [default: none]
+    /// A second folder that images may lie in, besides that of the rows' file [default: none]
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_dir: Option<PathBuf>,

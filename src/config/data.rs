@@ -12,7 +12,7 @@ use super::names::boolean;
 #[command(rename_all = "snake_case", next_help_heading = "Data")]
 pub struct DataOptions {
     /// Rows: a file, a folder with splits, or ORG/NAME in the local Hugging Face cache; several are taken together.
-    /// PATH@SPLIT names the split. Columns image or images, problem, solution; or messages
+    /// PATH@SPLIT names the split. Columns image or images, and problem, prompt, messages or conversations; and solution
     #[arg(long, visible_alias = "dataset_name", num_args = 1.., required = true, value_name = "FILE|DIR")]
     #[serde(serialize_with = "one_or_list")]
     pub dataset: Vec<PathBuf>,
@@ -21,7 +21,7 @@ pub struct DataOptions {
     #[arg(long, default_value = "train", value_name = "SPLIT")]
     pub dataset_split: String,
 
-    /// A second folder that images may lie in, besides the JSONL file's own [default: none]
+    /// A second folder that images may lie in, besides that of the rows' file [default: none]
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_dir: Option<PathBuf>,

@@ -21,7 +21,7 @@ pub struct RewardOptions {
     pub reward_timeout: f64,
 
     /// cosine: of a wrong answer of no length
-    #[arg(long, default_value = "0", allow_negative_numbers = true, value_name = "FLOAT")]
+    #[arg(long, default_value = "-1", allow_negative_numbers = true, value_name = "FLOAT")]
     pub cosine_min_value_wrong: f64,
 
     /// cosine: of a wrong answer of cosine_max_len tokens

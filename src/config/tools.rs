@@ -101,7 +101,7 @@ pub struct InspectDataConfig {
     #[serde(flatten)]
     pub rows: RowsOptions,
 
-    /// Text around each problem, as in training: r1v, r1v_superclevr, r1v_geoqa or none
+    /// Text around each problem, as in training: r1v, r1v_superclevr, r1v_geoqa, vlm_r1, vlm_r1_rec or none
     #[arg(long, default_value = "r1v", value_name = "NAME", help_heading = "Data")]
     pub prompt_template: String,
 

@@ -19,7 +19,7 @@ pub(super) struct JsonlTable {
     path: Arc<Path>,
     file: File,
     /// Where each row's line begins.
-    starts: Vec<u64>,
+    starts: Starts,
     /// (row, line): from that row on, to the next entry's, rows and lines go in step. Lines from 1.
     lines: Vec<(usize, usize)>,
     max_line_bytes: usize,
@@ -31,7 +31,7 @@ impl JsonlTable {
         let (file, _) = open_regular(path)?;
         let mut reader = BufReader::with_capacity(1 << 18, &file);
         let failed = |e| Error::io(path, "read", e);
-        let (mut starts, mut lines) = (Vec::new(), Vec::new());
+        let (mut starts, mut lines) = (Starts::default(), Vec::new());
         let mark = reader.fill_buf().map_err(failed)?;
         let is_array = mark.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
         if is_array && path.extension().is_some_and(|extension| extension == "json") {
@@ -48,7 +48,7 @@ impl JsonlTable {
             }
             if !blank {
                 if !in_step {
-                    lines.push((starts.len(), line));
+                    lines.push((starts.rows(), line));
                 }
                 starts.push(at);
             }
@@ -80,6 +80,45 @@ impl JsonlTable {
     }
 }
 
+/// Ascending places in a file in 4 bytes each, in pieces, so that none is held twice while there come more.
+#[derive(Default)]
+struct Starts {
+    pieces: Vec<Starting>,
+}
+
+/// Up to [`Starting::ROWS`] rows, of which none begins 4 GiB behind the first.
+struct Starting {
+    first_row: usize,
+    base: u64,
+    behind: Vec<u32>,
+}
+
+impl Starting {
+    const ROWS: usize = 1024;
+}
+
+impl Starts {
+    fn rows(&self) -> usize {
+        self.pieces.last().map_or(0, |piece| piece.first_row + piece.behind.len())
+    }
+
+    fn push(&mut self, start: u64) {
+        let last = self.pieces.last_mut().filter(|piece| piece.behind.len() < Starting::ROWS);
+        if let Some(piece) = last
+            && let Ok(behind) = u32::try_from(start - piece.base)
+        {
+            return piece.behind.push(behind);
+        }
+        let first_row = self.rows();
+        self.pieces.push(Starting { first_row, base: start, behind: vec![0] });
+    }
+
+    fn of(&self, row: usize) -> u64 {
+        let piece = &self.pieces[self.pieces.partition_point(|piece| piece.first_row <= row) - 1];
+        piece.base + u64::from(piece.behind[row - piece.first_row])
+    }
+}
+
 /// The length of the next line with its end, 0 at the end of the file, and whether it is blank.
 fn next_line(reader: &mut impl BufRead) -> std::io::Result<(u64, bool)> {
     let (mut length, mut blank) = (0, true);
@@ -106,11 +145,11 @@ fn line_end(bytes: &[u8]) -> Option<usize> {
 
 impl Table for JsonlTable {
     fn rows(&self) -> usize {
-        self.starts.len()
+        self.starts.rows()
     }
 
     fn read(&self, row: usize) -> Result<Cells> {
-        let line = self.line(self.starts[row]).map_err(|e| Error::io(&self.path, "read", e))?;
+        let line = self.line(self.starts.of(row)).map_err(|e| Error::io(&self.path, "read", e))?;
         let object = match line.len() > self.max_line_bytes {
             true => Err(too_long(self.max_line_bytes)),
             false => parse_line(&line),
@@ -133,6 +172,15 @@ impl Table for JsonlTable {
 mod tests {
     use super::super::jsonl::objects;
     use super::*;
+
+    #[test]
+    fn places_are_kept_across_pieces_and_gaps() {
+        let places: Vec<u64> = (0..3000).map(|i| i * 7 + (i / 900) * (5 << 32)).collect();
+        let mut starts = Starts::default();
+        places.iter().for_each(|place| starts.push(*place));
+        assert_eq!(starts.rows(), places.len());
+        assert!(places.iter().enumerate().all(|(row, place)| starts.of(row) == *place));
+    }
 
     /// The table and the iterator agree on every row, error and line number.
     fn agrees_with_objects(bytes: &[u8], limit: usize) -> usize {

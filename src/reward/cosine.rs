@@ -20,9 +20,9 @@ fn half_cosine(tokens: usize, max_len: usize, at_start: f64, at_end: f64) -> f64
 /// Of n tokens, along half a cosine: a right one from `max_value_correct` at n = 0 to `min_value_correct` at `max_len`, a wrong
 /// one from `min_value_wrong` to `max_value_wrong`. What is right, `accuracy` says.
 ///
-/// Source: `get_cosine_scaled_reward` of open-r1, after "Demystifying Long Chain-of-Thought Reasoning" (arXiv 2502.03373).
-/// Differences: the length is in tokens, as in the paper and VLM-R1, where open-r1 counts characters; beyond `max_len` the
-/// reward stays what it is there, where theirs rises again.
+/// Source: "Demystifying Long Chain-of-Thought Reasoning" (arXiv 2502.03373); the names and defaults are those of TRL's
+/// `get_cosine_scaled_reward`, which comes from open-r1. As in TRL the length is in tokens (open-r1 counts characters), and beyond
+/// `max_len` the reward stays what it is there (open-r1's rises again).
 pub struct Cosine {
     /// Of a wrong one, at no length.
     pub min_value_wrong: f64,

@@ -50,7 +50,7 @@ fn write_in(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 #[test]
 fn case_29_damaged_parquet_and_arrow_files() {
     let good = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/datasets");
-    let folder = ROOT.join("damaged");
+    let folder = ROOT.join("damaged_tables");
     for (name, file) in [
         ("a.parquet", "r1v/data/test-00000-of-00001.parquet"),
         ("a.arrow", "saved/test/data-00000-of-00001.arrow"),

@@ -508,14 +508,19 @@ fn case_67_a_model_whose_other_files_changed() {
 
 #[test]
 fn case_67_a_rollout_of_other_prompts() {
-    // After step 3 of 4 the second rollout is in use; with 4 iterations it would be of the first prompts.
+    // After step 3 of 4 the second rollout is in use. It goes on under other numbers of steps, not under other groups.
     let dir = finished("other_rollout");
     fs::remove_dir_all(dir.join("checkpoint-4")).unwrap();
-    let mut words = [&four_steps(&dir)[..], &["--resume_from_checkpoint"]].concat();
-    let iterations = words.iter().position(|word| *word == "--num_iterations").unwrap() + 1;
-    words[iterations] = "4";
-    words.extend(["--allow_change", "num_iterations"]);
-    fails(&words, 65, &["in the middle of a rollout of other prompts", "num_iterations"]);
+    let words = [&four_steps(&dir)[..], &["--resume_from_checkpoint"]].concat();
+    let with = |option: &str, value: &'static str| {
+        let mut words = words.clone();
+        let place = words.iter().position(|word| *word == format!("--{option}")).unwrap() + 1;
+        words[place] = value;
+        words
+    };
+    let fewer = [&with("num_generations", "2")[..], &["--allow_change", "num_generations"]].concat();
+    fails(&fewer, 65, &["in the middle of a rollout of other prompts", "num_iterations"]);
+    success(&[&with("num_iterations", "4")[..], &["--allow_change", "num_iterations"]].concat());
 }
 
 #[test]

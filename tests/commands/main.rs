@@ -307,6 +307,36 @@ fn weights(model: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
+/// The loss of conversations is measured, that of rows with a solution and what is written for them too.
+#[test]
+fn sft_evaluates_what_it_can() {
+    let row =
+        r#"{"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}]}"#;
+    let talk = dataset("sft_talk", "").with_file_name("talk.jsonl");
+    fs::write(&talk, format!("{row}\n")).unwrap();
+    for (name, rows, judged) in [("sft_talk_run", &talk, false), ("sft_judged_run", &LEARNABLE, true)] {
+        let dir = ROOT.join(name);
+        let words = ["sft", "--model", bundle(), "--dataset", text(&talk), "--output_dir", text(&dir), "-q"];
+        let options = [
+            "--eval_dataset",
+            text(rows),
+            "--eval_steps",
+            "1",
+            "--max_steps",
+            "2",
+            "--max_completion_length",
+            "3",
+        ];
+        success(&[&words[..], &options].concat());
+        let evaluations = read(&dir.join("eval_metrics.jsonl"));
+        assert_eq!(evaluations.len(), 2);
+        for evaluation in evaluations {
+            assert!(evaluation["eval_loss"].as_f64().unwrap() > 0.0);
+            assert_eq!(evaluation.contains_key("eval_rewards/accuracy/mean"), judged, "{evaluation:?}");
+        }
+    }
+}
+
 #[test]
 fn sft_learns_the_answers() {
     let dir = ROOT.join("sft");

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::escape;
+use crate::data::ImageSource;
 use crate::report::record::CompletionRecord;
 use crate::report::thumbnail::Picture;
 
@@ -36,7 +37,11 @@ fn write_group(page: &mut String, first: &CompletionRecord, group: &[CompletionR
     for (n, source) in (1..).zip(first.sources().take(SHOWN_IMAGES)) {
         match Picture::of(&source) {
             Ok(picture) => {
-                let _ = write!(page, "<img src=\"{}\" alt=\"image {n}\">", picture.data_uri());
+                let name = match &source {
+                    ImageSource::File(path) => path.display().to_string(),
+                    ImageSource::Bytes(_) => format!("image {n}"),
+                };
+                let _ = write!(page, "<img src=\"{}\" alt=\"{}\">", picture.data_uri(), escape(&name));
             }
             Err(reason) => {
                 let _ = write!(page, "<p class=\"missing\">{}</p>", escape(&reason.to_string()));

@@ -64,6 +64,7 @@ fn body(input: &[u8]) -> Outcome {
 }
 
 /// Puts the marks at the ends of a parquet file back, and a length of the footer that fits.
+#[expect(clippy::ptr_arg, reason = "the type of every target's repair")]
 fn repair(data: &mut Vec<u8>) {
     if !data.starts_with(b"PAR1") || data.len() < 12 {
         return;
