@@ -58,16 +58,37 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 pub fn foreign(name: &str) -> Option<&'static str> {
     Some(match name {
         "bf16" | "fp16" | "tf32" | "torch_dtype" => "--dtype names the type that the model computes in",
-        "attn_implementation" | "use_liger_kernel" => "attention and loss have one implementation: drop it",
-        "use_vllm" | "vllm_mode" | "vllm_gpu_memory_utilization" | "vllm_server_host" => {
+        "attn_implementation" | "use_liger_kernel" | "use_liger_loss" => {
+            "attention and loss have one implementation: drop it"
+        }
+        _ if name == "use_vllm" || name.starts_with("vllm_") => {
             "rollout and training share one engine and one copy of the weights: drop it"
         }
-        "deepspeed" | "fsdp" | "ddp_find_unused_parameters" => {
+        _ if ["deepspeed", "fsdp"].contains(&name)
+            || name.starts_with("fsdp_")
+            || name.starts_with("ddp_") =>
+        {
             "a run has one process and one device: drop it; --gradient_checkpointing saves memory"
         }
-        "use_peft" | "lora_r" | "lora_alpha" | "load_in_4bit" | "load_in_8bit" => {
+        _ if ["use_peft", "load_in_4bit", "load_in_8bit"].contains(&name) || name.starts_with("lora_") => {
             "all weights are trained (--freeze_vision_modules leaves out the vision tower): drop it"
         }
+        "rollout.n" | "n_samples_per_prompt" => "--num_generations is the size of a group",
+        "steps_per_generation" | "generation_batch_size" => {
+            "a rollout holds the completions of one optimiser step: --per_device_train_batch_size times \
+             --gradient_accumulation_steps; --num_iterations steps are made with it"
+        }
+        "multi_objective_aggregation" => {
+            "rewards are summed by --reward_weights before they are scaled: drop it"
+        }
+        "top_entropy_quantile" => "every token of a completion is learned from: drop it",
+        "disable_dropout" => "the models have no dropout: drop it",
+        "remove_unused_columns" => "every column reaches the rewards: drop it",
+        "do_train" | "do_eval" => "the command says what is done: drop it",
+        "save_safetensors" => "checkpoints are safetensors: drop it",
+        "data_file_paths" | "data_files" => "--dataset takes files, several too",
+        "image_folders" | "image_folder" => "--image_dir names a folder of images",
+        "reward_model_path" => "--reward_command serves a reward of your own",
         "optim" => "the optimiser is AdamW: drop it",
         "dataset_train_split" => "--dataset_split names it",
         "dataset_test_split" => "--eval_dataset PATH@SPLIT names it",
@@ -116,6 +137,21 @@ mod tests {
         assert_eq!(nearest("learnin_rate", names), Some("learning_rate"));
         assert_eq!(nearest("logging_step", names), Some("logging_steps"));
         assert_eq!(nearest("use_vllm", names), None);
+    }
+
+    #[test]
+    fn options_of_others_have_advice() {
+        for (name, part) in [
+            ("vllm_importance_sampling_correction", "one engine"),
+            ("fsdp_config", "one process"),
+            ("lora_target_modules", "all weights"),
+            ("rollout.n", "--num_generations"),
+            ("steps_per_generation", "--num_iterations"),
+            ("data_file_paths", "--dataset"),
+        ] {
+            assert!(foreign(name).is_some_and(|advice| advice.contains(part)), "{name}");
+        }
+        assert!(foreign("learning_rate").is_none());
     }
 
     #[test]
