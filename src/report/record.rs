@@ -257,8 +257,6 @@ pub struct SftReport {
     pub grad_norm: f64,
     /// The learning rate this step used.
     pub learning_rate: f64,
-    /// Share of completion tokens that are the model's likeliest; `None` where not measured.
-    pub mean_token_accuracy: Option<f64>,
     /// Tokens processed since the start of the run, prompts included.
     pub num_tokens: u64,
     /// Wall time of this step, in seconds.
@@ -274,9 +272,6 @@ impl SftReport {
         put("loss", self.loss);
         put("grad_norm", self.grad_norm);
         put("learning_rate", self.learning_rate);
-        if let Some(accuracy) = self.mean_token_accuracy {
-            put("mean_token_accuracy", accuracy);
-        }
         put("step_time", self.step_time);
         row.insert("num_tokens".to_owned(), Value::from(self.num_tokens));
         first("step", self.step, row)

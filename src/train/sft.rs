@@ -121,7 +121,6 @@ impl SftTrainer {
             loss,
             grad_norm,
             learning_rate,
-            mean_token_accuracy: None,
             num_tokens: self.tokens,
             step_time: start.elapsed().as_secs_f64(),
         })

@@ -130,8 +130,6 @@ pub fn sft_cards(rows: &[Row], evaluations: &[Row]) -> Vec<String> {
     [
         Chart::new("SFT loss", "loss", "Mean cross-entropy of the answer's tokens, in nats.")
             .evaluated("eval_loss"),
-        Chart::new("Token accuracy", "mean_token_accuracy", "Share of answer tokens that are the likeliest.")
-            .evaluated("eval_mean_token_accuracy"),
         Chart::new("Gradient norm", "grad_norm", "L2 norm before clipping."),
         Chart::new("Learning rate", "learning_rate", "As used by the step.").exact(),
         Chart::new("Step time", "step_time", "Wall time in seconds."),
