@@ -192,7 +192,7 @@ fn repetition_is_trls() {
 }
 
 #[test]
-fn cosine_is_open_r1s() {
+fn cosine_is_trls() {
     for row in recorded("cosine") {
         let value = |key: &str| row[key].as_f64().unwrap();
         let reward = Cosine {

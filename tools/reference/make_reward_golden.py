@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
-"""Records what TRL's reward functions, and the published formulas of open-r1's and VLM-R1's, give.
+"""Records what TRL's reward functions, and the published formulas of VLM-R1's, give.
 
     python tools/reference/make_reward_golden.py            # rewrites tests/golden/rewards.json
 
-Needs trl (made with 1.16.0) for think_format, soft_overlong and repetition. The formulas of cosine (open-r1), length and
-iou (VLM-R1) are written down here from their definitions, in another form than in src/reward.
+Needs trl (made with 1.16.0, and math-verify 0.9.0) for think_format, cosine, soft_overlong and repetition. The formulas of
+length and iou (VLM-R1) are written down here from their definitions, in another form than in src/reward.
 """
 import json
 import math
 import random
 from pathlib import Path
 
-from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishment, think_format_reward
+from trl.rewards import (
+    get_cosine_scaled_reward, get_repetition_penalty_reward, get_soft_overlong_punishment, think_format_reward
+)
 
 OUT = Path(__file__).resolve().parents[2] / "tests" / "golden" / "rewards.json"
 RANDOM = random.Random(7)
@@ -60,12 +62,13 @@ def between(start, end, progress):
 def cosine():
     cases = []
     for right in (True, False):
-        for low, high, most in [(0.5, 1.0, 1000), (0.0, 2.0, 7)]:
-            wrong_start, wrong_end = (0.0, -0.5) if most == 1000 else (-1.0, -0.5)
+        for wrong, correct, most in [((0.0, -0.5), (0.5, 1.0), 1000), ((-1.0, -0.5), (0.0, 2.0), 7)]:
+            function = get_cosine_scaled_reward(most, *wrong, *correct)
             for length in [0, 1, 3, most // 2, most - 1, most, most + 1, 5 * most]:
-                score = between(high, low, length / most) if right else between(wrong_start, wrong_end, length / most)
-                cases.append({"right": right, "min_value_wrong": wrong_start, "max_value_wrong": wrong_end,
-                              "min_value_correct": low, "max_value_correct": high, "max_len": most,
+                text = r"\boxed{3}" if right else r"\boxed{4}"
+                score = function([[{"content": text}]], ["3"], [[1] * length])[0]
+                cases.append({"right": right, "min_value_wrong": wrong[0], "max_value_wrong": wrong[1],
+                              "min_value_correct": correct[0], "max_value_correct": correct[1], "max_len": most,
                               "length": length, "score": score})
     return cases
 
