@@ -353,7 +353,6 @@ fn what_is_shown() {
 #[test]
 fn hostile_answers_are_decided_at_once() {
     let nested = |open: &str, close: &str, n: usize| open.repeat(n) + "1" + &close.repeat(n);
-    let start = Instant::now();
     for text in [
         "5^(5^(5^5))".to_string(),
         "9^{9^{9^{9}}}".into(),
@@ -397,11 +396,16 @@ fn hostile_answers_are_decided_at_once() {
             (tagged("x^2+1"), text.clone()),
             (tagged(&format!("{text}+1")), text.clone()),
         ] {
-            assert!(!is_correct(&completion, &solution), "{:.40}", text);
-            parsed(&completion);
+            // One of some tries: other work may be going on.
+            let in_a_second = |_| {
+                let start = Instant::now();
+                assert!(!is_correct(&completion, &solution), "{:.40}", text);
+                parsed(&completion);
+                start.elapsed().as_secs_f64() < 1.0
+            };
+            assert!((0..20).any(in_a_second), "{:.40}", text);
         }
     }
-    assert!(start.elapsed().as_secs_f64() < 10.0, "{:?}", start.elapsed());
 }
 
 #[test]
