@@ -11,7 +11,7 @@ use othink::config::{Options, ReproduceConfig};
 use othink::data::{Dataset, PromptTemplate};
 use othink::demo::tiny;
 use othink::error::Error;
-use othink::reproduce::recipe::{Start, WarmUp};
+use othink::reproduce::recipe::{Start, TaskRows, WarmUp};
 use othink::reproduce::{self, Arm, Outcome, Recipe, ResultRow};
 use othink::tasks::{self, Split, Task, TaskOptions};
 use othink::tensor::Placement;
@@ -48,6 +48,9 @@ fn shortened(recipe: Recipe) -> Recipe {
     Recipe {
         tasks: [short(counting), short(geometry)].map(|mut task| {
             task.eval.extend(words("--max_completion_length 8"));
+            if let TaskRows::Published { test_rows, .. } = &mut task.rows {
+                *test_rows = 6;
+            }
             task
         }),
         prompts_per_step: 4,
@@ -322,6 +325,9 @@ fn case_84_the_papers_recipe_runs_on_data_in_its_layouts() {
     stand_ins(&data);
     let plan = reproduce::describe(&recipe, &options(&dir, &data_words)).expect("a plan");
     assert_eq!(plan.matches("(found)").count(), 4, "{plan}");
+    let error = run(&temp.path().join("whole"), &Recipe::paper(model), &data_words)
+        .expect_err("other test rows than the paper's");
+    assert!(error.to_string().contains("has 6 rows, and the paper's test has 200"), "{error}");
     run(&dir, &recipe, &data_words).expect("the experiment runs");
     let rows = rows(&dir);
     assert_eq!(rows.len(), 2 + 2 * 12, "the start is one for both seeds");

@@ -148,7 +148,7 @@ fn moved(row: &str, folder: &str) -> Result<String> {
 
 /// Writes R1-V's test prompts (`image_path`, `question`, `ground_truth`) as rows of `image`, `problem`, `solution`.
 fn map_test(task: &TaskRecipe, options: &ReproduceConfig, dir: &Path) -> Result<()> {
-    let TaskRows::Published { test, .. } = &task.rows else {
+    let TaskRows::Published { test, test_rows, .. } = &task.rows else {
         return Err(Error::Internal(format!("{} is drawn, but starts from a checkpoint", task.name)));
     };
     let source = data_dir(options).join(test);
@@ -158,7 +158,7 @@ fn map_test(task: &TaskRecipe, options: &ReproduceConfig, dir: &Path) -> Result<
             "there are no test prompts; --dry_run prints the commands that fetch them",
         ));
     }
-    let mut rows = String::new();
+    let (mut rows, mut count) = (String::new(), 0);
     for object in objects(&source, MAX_LINE_BYTES)? {
         let (line, object) = object?;
         let bad = |what: String| Error::content(&source, format!("line {line}: {what}"));
@@ -183,9 +183,11 @@ fn map_test(task: &TaskRecipe, options: &ReproduceConfig, dir: &Path) -> Result<
         });
         rows += &row.to_string();
         rows.push('\n');
+        count += 1;
     }
-    if rows.is_empty() {
-        return Err(Error::content(&source, "has no rows"));
+    if count != *test_rows {
+        let wrong = format!("has {count} rows, and the paper's test has {test_rows}; fetch the file again");
+        return Err(Error::content(&source, wrong));
     }
     replace_file(&SystemDisk, &mapped(dir, task), rows.as_bytes())
 }
