@@ -31,6 +31,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::files::read_bounded;
 
+pub(crate) use base64::to_data_uri;
 pub use cells::{Cell, Cells, ImageCell};
 pub use dataset::{Dataset, Source};
 pub use jsonl::{MAX_LINE_BYTES, Objects, objects};
@@ -38,7 +39,7 @@ pub use nearest::nearest;
 pub use order::order;
 pub use read::{Named, ReadOptions, open, read, read_usable};
 pub use row::conversation_column;
-pub use splits::splits;
+pub use splits::{held_out_split, splits};
 pub use table::{Origin, Place, Table, TableOptions, open_table};
 pub use template::PromptTemplate;
 
@@ -166,7 +167,7 @@ impl ImageSource {
     pub fn as_text(&self) -> String {
         match self {
             ImageSource::File(path) => path.display().to_string(),
-            ImageSource::Bytes(bytes) => base64::to_data_uri(bytes),
+            ImageSource::Bytes(bytes) => to_data_uri(bytes),
         }
     }
 

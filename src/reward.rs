@@ -57,8 +57,8 @@ pub trait Reward: Send + Sync {
     /// The worth of each completion, in order; finite numbers.
     ///
     /// `None` where the reward does not apply (no reference answer): the completion then gets
-    /// nothing from this reward, as in TRL. A score is a function of its completion alone,
-    /// not of the others of the batch. What takes long asks `watch` meanwhile.
+    /// nothing from this reward, as in TRL. A score is a function of its completion (and of
+    /// [`Reward::progress`]) alone, not of the others of the batch. What takes long asks `watch` meanwhile.
     ///
     /// # Errors
     /// Whatever keeps the reward from being known; those of `watch`.
@@ -71,6 +71,9 @@ pub trait Reward: Send + Sync {
     fn start(&self) -> Result<()> {
         Ok(())
     }
+
+    /// Learns that what is scored from now on comes after `step` of `max_steps` optimiser steps.
+    fn progress(&self, _step: u64, _max_steps: u64) {}
 
     /// Whether a row needs a reference answer for this reward to apply.
     fn needs_solution(&self) -> bool {
@@ -92,7 +95,7 @@ pub const KNOWN: [(&str, &str); 9] = [
     (
         "cosine",
         "end + (start - end) / 2 * (1 + cos(pi * min(n / max_len, 1))): a right answer from cosine_max_value_correct \
-                to cosine_min_value_correct, a wrong one from cosine_min_value_wrong to cosine_max_value_wrong (open-r1)",
+                to cosine_min_value_correct, a wrong one from cosine_min_value_wrong to cosine_max_value_wrong (TRL)",
     ),
     ("length", "0.5 + 0.25 * (1 + cos(pi * min(n / 1024, 1))), right or wrong (VLM-R1)"),
     (
@@ -227,6 +230,11 @@ impl RewardSet {
     /// Those of [`Reward::start`].
     pub fn start(&self) -> Result<()> {
         self.rewards.iter().try_for_each(|reward| reward.start())
+    }
+
+    /// Tells the rewards how far training is, as [`Reward::progress`].
+    pub fn progress(&self, step: u64, max_steps: u64) {
+        self.rewards.iter().for_each(|reward| reward.progress(step, max_steps));
     }
 
     /// The names, in the order of [`RewardSet::score`].

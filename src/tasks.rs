@@ -298,7 +298,7 @@ pub fn samples(
         let image = ImageSource::Bytes(encode_png(&example.image)?.into());
         let solution = Some(example.solution());
         let mut sample = Sample::from_problem(row, vec![image], &example.question, template, solution);
-        sample.columns = example.columns(task, options.difficulty);
+        sample.columns.extend(example.columns(task, options.difficulty));
         Ok(sample)
     })?;
     Ok(drawn.rows)

@@ -2,6 +2,7 @@
 """Serves a Python reward function in TRL's style to othink-train, unchanged.
 
     othink-train grpo ... --reward_command "mine=python3 tools/reward_adapter.py my_rewards.py:my_reward"
+    othink-train grpo ... --reward_command "mine=python3 tools/reward_adapter.py my_package.rewards:my_reward"
 
 The function is f(prompts, completions, **columns) -> list of float or None, one for each completion; it may be
 async. It is called with all completions of a batch at once, as TRL does, and gets those of these that it names
@@ -10,32 +11,61 @@ async. It is called with all completions of a batch at once, as TRL does, and ge
     prompts          lists of messages; with --plain, the texts of the last one
     completions      [{"role": "assistant", "content": TEXT}] for each; with --plain, the texts
     completion_ids   lists of token ids
-    images           lists of the paths of each prompt's images (None for one that the dataset holds as bytes);
-                     TRL hands over decoded images
+    images, image    the images of each prompt as a list, or its first one: PIL images, for which Pillow has to be
+                     there (pip install pillow); with --image_paths, the paths (a data: URI of one that the dataset
+                     holds as bytes)
     any column       a list with each row's value; None where a row has none
-    trainer_state, log_extra, log_metric    None and functions that do nothing, for functions that name them
+    trainer_state    global_step and max_steps
+    log_extra, log_metric    functions that do nothing, for functions that name them
 
-What the function prints goes to standard error. An exception ends the run with its message, after a save; its
-traceback is on standard error. Needs Python 3.8 or newer and nothing else.
+NaN is taken as None: the reward does not apply. What the function prints goes to standard error. An exception ends
+the run with its message, after a save; its traceback is on standard error. For a call with N completions the
+function has N times --reward_timeout. Needs Python 3.8 or newer, and Pillow for images only.
 """
 import argparse
 import asyncio
+import base64
+import importlib
 import importlib.util
 import inspect
+import io
 import json
 import math
 import os
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
+
+try:
+    import PIL.Image as pillow
+except ImportError:
+    pillow = None
 
 
 def load(target):
-    """The function that FILE.py:NAME names."""
-    path, _, name = target.rpartition(":")
-    if not path or not name:
-        sys.exit(f"reward_adapter: {target!r} is not FILE.py:NAME")
-    path = Path(path).resolve()
+    """The function that FILE.py:NAME or MODULE:NAME names."""
+    place, _, name = target.rpartition(":")
+    if not place or not name:
+        sys.exit(f"reward_adapter: {target!r} is neither FILE.py:NAME nor MODULE:NAME")
+    if all(part.isidentifier() for part in place.split(".")) and not place.endswith(".py"):
+        sys.path.insert(0, os.getcwd())
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            sys.exit(f"reward_adapter: {place} cannot be imported from here or from Python's path: {error}")
+    else:
+        module = load_file(Path(place).resolve())
+    try:
+        function = getattr(module, name)
+    except AttributeError:
+        sys.exit(f"reward_adapter: {place} has no {name}")
+    if not callable(function):
+        sys.exit(f"reward_adapter: {name} of {place} cannot be called")
+    return function
+
+
+def load_file(path):
     if not path.is_file():
         sys.exit(f"reward_adapter: there is no file {path}")
     sys.path.insert(0, str(path.parent))
@@ -45,25 +75,16 @@ def load(target):
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
-    try:
-        function = getattr(module, name)
-    except AttributeError:
-        sys.exit(f"reward_adapter: {path} has no {name}")
-    if not callable(function):
-        sys.exit(f"reward_adapter: {name} of {path} cannot be called")
-    return function
+    return module
 
 
-def wanted(function, arguments):
-    """Those of the arguments that the function takes."""
+def names_of(function):
+    """The names that the function takes, and whether it takes any other."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return arguments
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return arguments
-    names = {p.name for p in parameters}
-    return {name: value for name, value in arguments.items() if name in names}
+        return set(), True
+    return {p.name for p in parameters}, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def text_of(prompt):
@@ -74,40 +95,65 @@ def text_of(prompt):
     return "".join(part.get("text", "") for part in content)
 
 
-def arguments_of(requests, plain):
-    """What TRL would call a reward function with."""
+def opened(image):
+    """The PIL image of a path or data: URI."""
+    if image.startswith("data:"):
+        image = io.BytesIO(base64.b64decode(image.partition(",")[2]))
+    with pillow.open(image) as picture:
+        picture.load()
+        return picture
+
+
+def images_of(requests, names, takes_any, paths):
+    """The arguments `images` and `image`, if the function takes them and there are any."""
+    wanted = names & {"image", "images"}
+    if not (wanted or takes_any) or not any(r["images"] for r in requests):
+        return {}
+    if not paths and pillow is None:
+        if not wanted:
+            return {}
+        raise ImportError(f"`{min(wanted)}` needs Pillow: pip install pillow, or use --image_paths")
+    # The completions of a prompt share its images.
+    known = {}
+    for image in {image for r in requests for image in r["images"]}:
+        known[image] = image if paths else opened(image)
+    images = [[known[image] for image in r["images"]] for r in requests]
+    return {"images": images, "image": [each[0] if each else None for each in images]}
+
+
+def arguments_of(requests, names, takes_any, options):
+    """What TRL would call a reward function with, those that the function takes."""
     prompts = [r["prompt"] for r in requests]
     completions = [[{"role": "assistant", "content": r["completion"]}] for r in requests]
-    if plain:
+    if options.plain:
         prompts = [text_of(prompt) for prompt in prompts]
         completions = [r["completion"] for r in requests]
-    names = dict.fromkeys(name for r in requests for name in r["columns"])
-    arguments = {name: [r["columns"].get(name) for r in requests] for name in names}
-    if any(r["images"] for r in requests):
-        arguments["images"] = [r["images"] for r in requests]
+    arguments = images_of(requests, names, takes_any, options.image_paths)
+    for name in dict.fromkeys(name for r in requests for name in r["columns"]):
+        arguments[name] = [r["columns"].get(name) for r in requests]
     arguments.update(
         prompts=prompts,
         completions=completions,
         completion_ids=[r["completion_ids"] for r in requests],
-        trainer_state=None,
+        trainer_state=SimpleNamespace(global_step=requests[0]["step"], max_steps=requests[0]["max_steps"]),
         log_extra=lambda *_: None,
         log_metric=lambda *_: None,
     )
-    return arguments
+    return arguments if takes_any else {name: value for name, value in arguments.items() if name in names}
 
 
 def number(reward):
     """A reward as JSON can say it."""
-    if reward is None:
+    if reward is None or math.isnan(reward):
         return None
     reward = float(reward)
-    if not math.isfinite(reward):
+    if math.isinf(reward):
         raise ValueError(f"a reward is {reward}")
     return reward
 
 
-def rewards_of(function, requests, plain):
-    rewards = function(**wanted(function, arguments_of(requests, plain)))
+def rewards_of(function, requests, options):
+    rewards = function(**arguments_of(requests, *names_of(function), options))
     if inspect.isawaitable(rewards):
         rewards = asyncio.run(awaited(rewards))
     rewards = list(rewards)
@@ -120,9 +166,9 @@ async def awaited(rewards):
     return await rewards
 
 
-def answers_of(function, requests, plain):
+def answers_of(function, requests, options):
     try:
-        rewards = rewards_of(function, requests, plain)
+        rewards = rewards_of(function, requests, options)
     except Exception as error:
         traceback.print_exc()
         text = f"{type(error).__name__}: {error}"
@@ -132,10 +178,11 @@ def answers_of(function, requests, plain):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("function", metavar="FILE.py:NAME", help="the reward function")
+    parser.add_argument("function", metavar="FILE.py:NAME", help="the reward function, or MODULE:NAME")
     parser.add_argument("--batch_size", type=int, default=0, metavar="N",
                         help="completions in one call at most; 0: all that are asked for together")
     parser.add_argument("--plain", action="store_true", help="prompts and completions as texts and not as messages")
+    parser.add_argument("--image_paths", action="store_true", help="images as their paths and not as PIL images")
     options = parser.parse_args()
     # Standard output is for answers; what the function and what it starts print goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -148,7 +195,9 @@ def main():
         requests.append(request)
         if not request["last"] and len(requests) != options.batch_size:
             continue
-        for answer in answers_of(function, requests, options.plain):
+        answers.write(json.dumps({"takes": len(requests)}) + "\n")
+        answers.flush()
+        for answer in answers_of(function, requests, options):
             answers.write(json.dumps(answer) + "\n")
         answers.flush()
         requests = []

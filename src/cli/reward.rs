@@ -142,9 +142,9 @@ fn case(row: usize, mut object: Map<String, Value>, path: &Path) -> RowResult<Ca
                 .map_err(|_| "`completion_ids` has to be a list of token ids".to_owned())?,
         ),
     };
-    let solution = match object.remove("solution") {
+    let solution = match object.get("solution") {
         None | Some(Value::Null) => None,
-        Some(Value::String(text)) => Some(text),
+        Some(Value::String(text)) => Some(text.clone()),
         Some(Value::Number(number)) => Some(number.to_string()),
         Some(_) => return Err("`solution` has to be a text or a number".into()),
     };
@@ -160,7 +160,9 @@ fn prompt(object: &mut Map<String, Value>) -> RowResult<Vec<Message>> {
     else {
         return Ok(Vec::new());
     };
-    match object.remove(name) {
+    // A question stays a column, as it does for a dataset's rows.
+    let value = if name == "problem" { object.get(name).cloned() } else { object.remove(name) };
+    match value {
         Some(Value::String(text)) => {
             Ok(vec![Message { role: "user".into(), content: vec![Part::Text(text)] }])
         }

@@ -40,7 +40,7 @@ pub(super) fn base64(text: &str) -> Result<Vec<u8>, String> {
 }
 
 /// An image as a `data:` URI.
-pub(super) fn to_data_uri(bytes: &[u8]) -> String {
+pub(crate) fn to_data_uri(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let kind = match bytes {
         [0xff, 0xd8, ..] => "jpeg",

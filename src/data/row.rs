@@ -14,7 +14,7 @@ use messages::{RawMessage, RawPart, read_messages, user};
 /// The columns that can be a row's conversation, the first of several first.
 const SOURCES: [&str; 4] = ["messages", "prompt", "problem", "conversations"];
 
-/// The columns that hold the reference answer: of several, the first counts. All but the first stay columns.
+/// The columns that hold the reference answer: of several, the first counts. All but the first, and that if it is a number, stay columns.
 const ANSWERS: [&str; 3] = ["solution", "answer", "ground_truth"];
 
 /// Columns with a meaning of their own.
@@ -108,7 +108,9 @@ impl RowReader {
             return Err(missing(&SOURCES, cells));
         };
         let pictures = take_pictures(cells)?;
-        let value = cells.take(source).unwrap_or(Cell::Json(Value::Null));
+        // A question stays a column, for the rewards that name it.
+        let value = if source == "problem" { cells.get(source).cloned() } else { cells.take(source) };
+        let value = value.unwrap_or(Cell::Json(Value::Null));
         let mut reply = None;
         let mut messages = match (source, value) {
             ("problem", Cell::Json(Value::String(text))) => vec![user(&self.template.apply(&text))],
@@ -121,8 +123,12 @@ impl RowReader {
                 }
             },
         };
-        if source == "conversations" {
-            reply = self.single_question(&mut messages);
+        if source == "conversations"
+            && let Some((question, answer)) = self.single_question(&mut messages)
+        {
+            reply = Some(answer);
+            // VLM-R1's rewards name the question so. A column of the rows' own counts.
+            let _ = cells.push("problem".into(), Value::from(question).into());
         }
         if source == "prompt" {
             match cells.take("completion") {
@@ -147,8 +153,8 @@ impl RowReader {
     }
 
     /// Treats a conversation of one question and its reply as VLM-R1 does: the question gets the template's words, and
-    /// the reply, which is taken out, is the answer. Any other conversation stays as it is.
-    fn single_question(&self, messages: &mut Vec<RawMessage>) -> Option<String> {
+    /// the reply, which is taken out, is the answer. Gives both. Any other conversation stays as it is.
+    fn single_question(&self, messages: &mut Vec<RawMessage>) -> Option<(String, String)> {
         let questions = messages.iter().filter(|message| message.role == "user").count();
         let [.., question, reply] = messages.as_mut_slice() else { return None };
         let ([.., RawPart::Text(words)], [RawPart::Text(text)]) =
@@ -159,10 +165,10 @@ impl RowReader {
         if questions != 1 || question.role != "user" || reply.role != "assistant" {
             return None;
         }
+        let (question, answer) = (words.clone(), text.clone());
         *words = self.template.apply(words);
-        let text = text.clone();
         messages.pop();
-        Some(text)
+        Some((question, answer))
     }
 }
 
@@ -174,10 +180,15 @@ fn take_solution(cells: &mut Cells) -> RowResult<Option<String>> {
         Cell::Json(Value::Null) => Ok(None),
         other => Err(format!("`{name}` has to be a string or a number, not {}", other.kind())),
     };
-    if let Some(cell) = cells.take(ANSWERS[0])
-        && let Some(text) = read(ANSWERS[0], &cell)?
-    {
-        return Ok(Some(text));
+    if let Some(cell) = cells.get(ANSWERS[0]) {
+        let text = read(ANSWERS[0], cell)?;
+        // A number stays one for the rewards.
+        if !matches!(cell, Cell::Json(Value::Number(_))) {
+            cells.take(ANSWERS[0]);
+        }
+        if text.is_some() {
+            return Ok(text);
+        }
     }
     // Another trainer's column may mean something else: then it is only a column.
     let other = ANSWERS[1..].iter().find_map(|name| read(name, cells.get(name)?).ok().flatten());
@@ -276,7 +287,8 @@ impl Sample {
         let mut content: Vec<Part> = (0..images.len()).map(Part::Image).collect();
         content.push(Part::Text(template.apply(problem)));
         let messages = vec![Message { role: "user".into(), content }];
-        Sample { row, messages, images, solution, ..Sample::default() }
+        let columns = [("problem".to_owned(), Value::from(problem))].into_iter().collect();
+        Sample { row, origin: None, messages, images, solution, columns }
     }
 
     /// The image files that the sample names.

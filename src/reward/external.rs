@@ -4,7 +4,7 @@
 //!
 //! ```json
 //! {"id": 7, "prompt": [{"role": "user", "content": "..."}], "completion": "...", "completion_ids": [1, 2],
-//!  "images": ["/path/a.png"], "columns": {"solution": "3"}, "last": false}
+//!  "images": ["/path/a.png"], "columns": {"solution": "3"}, "step": 0, "max_steps": 100, "last": false}
 //! ```
 //!
 //! and one answer for each request, in any order, one of
@@ -15,8 +15,11 @@
 //! {"id": 7, "error": "why there is none"}
 //! ```
 //!
-//! All completions of a batch are sent without waiting for answers; the last one says so. A request for an image that the
-//! dataset holds as bytes has `null` in its place.
+//! All completions of a batch are sent without waiting for answers; the last one says so. An image that the dataset holds as
+//! bytes comes as a `data:` URI. `step` is the number of optimiser steps done, of `max_steps` (both 0 outside of training).
+//!
+//! Each completion has a deadline of its own: an answer has to come in time after the one before. A process that works on
+//! several at once says so before it begins, by a line `{"takes": 5}`, and then has five times as long for its next answer.
 //!
 //! What is computed never depends on timing: an answer is whose id it has. A process that ends, or gives no answer for too
 //! long, is ended with its whole group and started again, and the completions without an answer are sent again: together,
@@ -34,7 +37,7 @@ use super::{Completed, Notes, Reward};
 use crate::error::{Error, Result};
 use crate::rollout::Watch;
 
-use protocol::{Said, answer, request};
+use protocol::{Line, Said, line, request};
 use words::Words;
 use worker::{Ended, Worker};
 
@@ -58,7 +61,7 @@ pub struct External {
 }
 
 impl External {
-    /// The reward `name`, computed by `command`, which `sh` runs; it has to give an answer every `timeout` while one is owed.
+    /// The reward `name`, computed by `command`, which `sh` runs; `timeout` is what it has for each completion.
     /// `notes` is told what the process says on standard error, and of its failures.
     pub fn new(name: &str, command: &str, timeout: Duration, notes: Notes) -> External {
         let session = Session {
@@ -67,6 +70,7 @@ impl External {
             timeout,
             worker: None,
             next_id: 0,
+            progress: (0, 0),
             words: Words::new(name, notes),
         };
         External { name: name.to_owned(), session: Mutex::new(session) }
@@ -80,6 +84,10 @@ impl Reward for External {
 
     fn start(&self) -> Result<()> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner).try_out()
+    }
+
+    fn progress(&self, step: u64, max_steps: u64) {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).progress = (step, max_steps);
     }
 
     fn score(&self, completions: &[Completed<'_>], watch: Watch<'_>) -> Result<Vec<Option<f64>>> {
@@ -103,8 +111,8 @@ impl Drop for External {
 enum Failure {
     /// It ended, or will not answer.
     Over,
-    /// It gave no answer in time.
-    Late,
+    /// It gave no answer in time, while it worked on so many completions.
+    Late(usize),
     /// The system refused.
     System(std::io::Error),
 }
@@ -114,7 +122,7 @@ impl Failure {
     fn grace(&self) -> Duration {
         match self {
             Failure::Over => Duration::from_millis(300),
-            Failure::Late | Failure::System(_) => Duration::ZERO,
+            Failure::Late(_) | Failure::System(_) => Duration::ZERO,
         }
     }
 }
@@ -126,6 +134,8 @@ struct Session {
     timeout: Duration,
     worker: Option<Worker>,
     next_id: u64,
+    /// Optimiser steps done, and steps of the run.
+    progress: (u64, u64),
     words: Words,
 }
 
@@ -210,9 +220,12 @@ impl Session {
     ) -> Result<std::result::Result<(), Failure>> {
         let mut to_send = owed.iter().copied().peekable();
         let mut left = owed.len();
+        // Those of an announcement that have no answer yet.
+        let mut taken: usize = 0;
         let mut heard_last = Instant::now();
         while left > 0 {
             watch(0)?;
+            let progress = self.progress;
             let worker = match self.worker() {
                 Ok(worker) => worker,
                 Err(error) => return Ok(Err(Failure::System(error))),
@@ -221,34 +234,44 @@ impl Session {
                 && let Some(i) = to_send.next()
             {
                 let is_last = to_send.peek().is_none();
-                worker.send(&request(batch.first_id + i as u64, &batch.completions[i], is_last));
+                let id = batch.first_id + i as u64;
+                worker.send(&request(id, &batch.completions[i], progress, is_last));
             }
             let heard = match worker.exchange(TICK) {
                 Ok(heard) => heard,
                 Err(error) => return Ok(Err(Failure::System(error))),
             };
             heard.said.into_iter().for_each(|line| self.words.say(line));
-            for line in &heard.answers {
-                if is_blank(line) {
-                    continue;
+            for text in heard.answers.iter().filter(|text| !is_blank(text)) {
+                match line(text).map_err(|wrong| self.mistake(&format!("wrote {wrong}")))? {
+                    Line::Takes(count) if count == 0 || count > left - taken => {
+                        let rest = left - taken;
+                        return Err(
+                            self.mistake(&format!("said that it takes {count} of {rest} completions"))
+                        );
+                    }
+                    Line::Takes(count) => taken += count,
+                    Line::Answer(id, said) => {
+                        self.take(batch, owed, id, said)?;
+                        left -= 1;
+                        taken = taken.saturating_sub(1);
+                    }
                 }
-                self.take(batch, owed, line)?;
                 heard_last = Instant::now();
-                left -= 1;
             }
             if heard.answers.is_empty() && heard.is_over {
                 return Ok(Err(Failure::Over));
             }
-            if heard_last.elapsed() >= self.timeout && left > 0 {
-                return Ok(Err(Failure::Late));
+            let at_once = taken.max(1);
+            if heard_last.elapsed().as_secs_f64() >= self.timeout.as_secs_f64() * at_once as f64 && left > 0 {
+                return Ok(Err(Failure::Late(at_once)));
             }
         }
         Ok(Ok(()))
     }
 
     /// Puts an answer where it belongs.
-    fn take(&mut self, batch: &mut Batch<'_>, owed: &[usize], line: &[u8]) -> Result<()> {
-        let (id, said) = answer(line).map_err(|wrong| self.mistake(&format!("wrote {wrong}")))?;
+    fn take(&mut self, batch: &mut Batch<'_>, owed: &[usize], id: u64, said: Said) -> Result<()> {
         let place = id.checked_sub(batch.first_id).and_then(|place| usize::try_from(place).ok());
         let Some(place) = place.filter(|place| owed.binary_search(place).is_ok()) else {
             return Err(self.mistake(&format!("answered the id {id}, which it was not asked for")));
@@ -280,7 +303,7 @@ impl Session {
         let last = self.words.take_last();
         let said = if last.is_empty() { String::new() } else { format!("; it said: {last}") };
         let mend = match (failure, ended.and_then(Ended::code)) {
-            (Failure::Late, _) => "mend it, or raise --reward_timeout",
+            (Failure::Late(_), _) => "mend it, or raise --reward_timeout",
             (Failure::Over, Some(126 | 127)) => "--reward_command is NAME=COMMAND, run by sh",
             _ => "mend it",
         };
@@ -298,9 +321,13 @@ impl Session {
 
     fn reason(&self, failure: &Failure, ended: Option<Ended>) -> String {
         match (failure, ended) {
-            (Failure::Late, _) => {
+            (Failure::Late(1), _) => {
                 format!("gave no answer for {} s (--reward_timeout)", self.timeout.as_secs_f64())
             }
+            (Failure::Late(count), _) => format!(
+                "gave no answer for {count} times {} s (--reward_timeout, for each of {count} completions that it took)",
+                self.timeout.as_secs_f64()
+            ),
             (Failure::Over, Some(ended)) => ended.to_string(),
             (Failure::Over, None) => "ended".into(),
             (Failure::System(error), _) => format!("cannot be run: {error}"),

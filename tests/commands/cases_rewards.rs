@@ -100,6 +100,7 @@ fn the_list_tells_of_every_reward() {
     let list = success(&["reward", "--list"]);
     for name in [
         "accuracy ",
+        "accuracy_r1v ",
         "format ",
         "iou ",
         "length ",
@@ -210,6 +211,7 @@ def strict(prompts, completions, completion_ids, solution, level):
 
 async def later(completions, solution, trainer_state, log_metric):
     log_metric("x", 1.0)
+    assert trainer_state.global_step == 0
     await asyncio.sleep(0.01)
     return [c[0]["content"] == s for c, s in zip(completions, solution)]
 
@@ -222,8 +224,17 @@ def fails(completions, **kwargs):
 def short(completions):
     return []
 
+def infinite(completions):
+    return [float("inf") for _ in completions]
+
 def nan(completions):
     return [float("nan") for _ in completions]
+
+def stepped(completions, problem, image, images, trainer_state, **kwargs):
+    assert trainer_state.max_steps == 2 and len(kwargs["solution"]) == len(problem)
+    assert [each[0] for each in images] == image
+    sizes = [i.size[0] if hasattr(i, "size") else os.path.getsize(i) for i in image]
+    return [trainer_state.global_step + (size > 0) for size in sizes]
 
 class Judge:
     def __call__(self, completions, **kwargs):
@@ -255,12 +266,13 @@ fn case_47_python_functions_in_trls_style_work_unchanged() {
     assert_eq!(of("strict"), [json!(3.0), Value::Null]);
     assert_eq!(of("later"), [json!(1.0), json!(0.0)]);
     assert_eq!(of("judge"), [json!(1.0), json!(1.0)]);
+    assert_eq!(of("nan"), [Value::Null, Value::Null]);
     assert_eq!(of("length --batch_size 1"), [json!(2.0), json!(4.0)]);
     assert_eq!(of("plain --plain"), [json!(3.0), json!(5.0)]);
     for (name, part) in [
         ("fails", "KeyError: 'judge'"),
         ("short", "ValueError: 0 rewards for 2 completions"),
-        ("nan", "ValueError: a reward is nan"),
+        ("infinite", "ValueError: a reward is inf"),
         ("missing", "has no missing"),
     ] {
         let words = ["reward", "--input", text(&input), "--reward_command", &command(name)];
@@ -274,4 +286,27 @@ fn case_47_python_functions_in_trls_style_work_unchanged() {
         said.contains("reward py: on standard output") && said.contains("reward py: from a child"),
         "{said}"
     );
+}
+
+#[test]
+fn python_functions_get_questions_images_and_the_step_of_a_run() {
+    if !has_python() {
+        return;
+    }
+    let functions = ROOT.join("stepped.py");
+    fs::write(&functions, FUNCTIONS).unwrap();
+    let adapter = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/reward_adapter.py");
+    let pillow = Command::new("python3").args(["-c", "import PIL"]).output().unwrap().status.success();
+    for option in ["--image_paths", ""].into_iter().filter(|option| pillow || !option.is_empty()) {
+        let command = format!("py=python3 {} {option} stepped:stepped", text(&adapter));
+        let dir = ROOT.join("stepped");
+        let words = ["--reward_funcs", "py", "--reward_command", &command, "--overwrite_output_dir"];
+        success(&[&grpo(&dir)[..], &words].concat());
+        let means: Vec<Value> =
+            read(&dir.join("metrics.jsonl")).iter().map(|row| row["rewards/py/mean"].clone()).collect();
+        assert_eq!(means, [json!(1.0), json!(2.0)], "{option}");
+    }
+    if !pillow {
+        println!("skipped: images for Python functions as PIL images (python3 has no Pillow)");
+    }
 }

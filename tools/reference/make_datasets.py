@@ -114,7 +114,10 @@ def r1v():
         "  - split: test\n    path: data/test-*\n---\n# A set\n"
     )
     def samples(numbers):
-        return [sample([user(0, f"How many, {n}?")], [n], f"<answer> {n} </answer>") for n in numbers]
+        return [
+            sample([user(0, f"How many, {n}?")], [n], f"<answer> {n} </answer>", {"problem": f"How many, {n}?"})
+            for n in numbers
+        ]
     return {"train": samples(range(5)), "test": samples(range(5, 7))}
 
 
@@ -184,7 +187,7 @@ def easyr1():
                 [user(0, "Is it ", 1, f"? {n}")],
                 [n, n + 2],
                 f"\\frac{{1}}{{{n}}}",
-                {"answer": f"\\frac{{1}}{{{n}}}"},
+                {"problem": f"<image>Is it <image>? {n}", "answer": f"\\frac{{1}}{{{n}}}"},
             )
             for n in range(3)
         ]
@@ -282,7 +285,9 @@ def imagefolder():
             (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         else:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), folder / "metadata.parquet")
-        samples[split] = [sample([user(0, f"Colour {n}?")], [n], str(n)) for n in numbers]
+        samples[split] = [
+            sample([user(0, f"Colour {n}?")], [n], str(n), {"problem": f"Colour {n}?", "solution": n}) for n in numbers
+        ]
     return samples
 
 
@@ -306,7 +311,13 @@ def conversations():
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return {
         "train": [
-            sample([user(0, f"Where is it, {n}?")], [n], f"[{n}, 2, 3, 4]", {"id": n}) for n in range(3)
+            sample(
+                [user(0, f"Where is it, {n}?")],
+                [n],
+                f"[{n}, 2, 3, 4]",
+                {"id": n, "problem": f"Where is it, {n}?"},
+            )
+            for n in range(3)
         ]
     }
 

@@ -41,7 +41,7 @@ fn r1v_columns() {
     assert_eq!(sample.row, 7);
     assert_eq!(sample.solution.as_deref(), Some("<answer> 3 </answer>"));
     assert_eq!(names(&sample), ["a.png"]);
-    assert_eq!(sample.columns, json!({"level": 2}).as_object().cloned().unwrap());
+    assert_eq!(sample.columns, json!({"problem": "How many?", "level": 2}).as_object().cloned().unwrap());
     let words = PromptTemplate::R1v.apply("How many?");
     assert_eq!(
         sample.messages,
@@ -109,7 +109,7 @@ fn trl_prompt_and_completion() {
     assert!(sample.ends_with_assistant());
     let plain = read(json!({"prompt": "Say hi", "completion": "hi", "solution": 3})).unwrap();
     assert_eq!(plain.messages.len(), 2);
-    assert_eq!(plain.solution.as_deref(), Some("3"));
+    assert_eq!((plain.solution.as_deref(), &plain.columns["solution"]), (Some("3"), &json!(3)));
     assert!(plain.images.is_empty());
 }
 

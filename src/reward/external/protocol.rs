@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::worker::MAX_ANSWER_BYTES;
-use crate::data::{ImageSource, Message, Part, Sample};
+use crate::data::{ImageSource, Message, Part, Sample, to_data_uri};
 use crate::reward::Completed;
 
 /// Largest reward, either way.
@@ -19,8 +19,10 @@ struct Request<'a> {
     prompt: Value,
     completion: &'a str,
     completion_ids: &'a [u32],
-    images: Vec<Option<String>>,
+    images: Vec<String>,
     columns: Columns<'a>,
+    step: u64,
+    max_steps: u64,
     last: bool,
 }
 
@@ -32,8 +34,14 @@ struct Columns<'a> {
     others: &'a Map<String, Value>,
 }
 
-/// The line that asks for the reward of a completion. `last` tells that no other is asked for before this is answered.
-pub(super) fn request(id: u64, completed: &Completed<'_>, last: bool) -> String {
+/// The line that asks for the reward of a completion, after `step` of `max_steps` optimiser steps. `last` tells that no other is
+/// asked for before this is answered.
+pub(super) fn request(
+    id: u64,
+    completed: &Completed<'_>,
+    (step, max_steps): (u64, u64),
+    last: bool,
+) -> String {
     let Sample { messages, images, solution, columns, .. } = completed.sample;
     let request = Request {
         id,
@@ -43,11 +51,17 @@ pub(super) fn request(id: u64, completed: &Completed<'_>, last: bool) -> String 
         images: images
             .iter()
             .map(|image| match image {
-                ImageSource::File(path) => Some(path.display().to_string()),
-                ImageSource::Bytes(_) => None,
+                ImageSource::File(path) => path.display().to_string(),
+                ImageSource::Bytes(bytes) => to_data_uri(bytes),
             })
             .collect(),
-        columns: Columns { solution: solution.as_deref(), others: columns },
+        // A column that is no text stays what the rows have.
+        columns: Columns {
+            solution: solution.as_deref().filter(|_| !columns.contains_key("solution")),
+            others: columns,
+        },
+        step,
+        max_steps,
         last,
     };
     // Texts, numbers and maps with text keys always have a JSON form.
@@ -69,7 +83,16 @@ fn message(message: &Message) -> Value {
     json!({"role": message.role, "content": content})
 }
 
-/// What an answer says of the completion with its id.
+/// A line of the process.
+#[derive(Debug, PartialEq)]
+pub(super) enum Line {
+    /// Of the completion with this id.
+    Answer(u64, Said),
+    /// So many completions are worked on at once, from now on.
+    Takes(usize),
+}
+
+/// What an answer says of its completion.
 #[derive(Debug, PartialEq)]
 pub(super) enum Said {
     /// Its reward; `None` where none applies.
@@ -80,7 +103,10 @@ pub(super) enum Said {
 
 #[derive(Deserialize)]
 struct Answer {
-    id: u64,
+    #[serde(default)]
+    id: Option<u64>,
+    #[serde(default)]
+    takes: Option<usize>,
     #[serde(default, deserialize_with = "given")]
     reward: Option<Option<f64>>,
     #[serde(default)]
@@ -92,8 +118,8 @@ fn given<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Opt
     Option::<f64>::deserialize(deserializer).map(Some)
 }
 
-/// Reads an answer: whose it is and what it says. The error says what is wrong with the line and shows its start.
-pub(super) fn answer(line: &[u8]) -> Result<(u64, Said), String> {
+/// Reads a line of the process. The error says what is wrong with it and shows its start.
+pub(super) fn line(line: &[u8]) -> Result<Line, String> {
     let wrong = |what: &str| {
         let text = String::from_utf8_lossy(&line[..line.len().min(4 * SHOWN_CHARS)]);
         let shown: String = text.chars().take(SHOWN_CHARS).collect();
@@ -111,13 +137,18 @@ pub(super) fn answer(line: &[u8]) -> Result<(u64, Said), String> {
         let reason = reason.rsplit_once(" at line ").map_or(reason.as_str(), |(reason, _)| reason);
         wrong(&format!("a line that is no answer ({reason})"))
     })?;
+    let id = match answer {
+        Answer { id: None, takes: Some(count), reward: None, error: None } => return Ok(Line::Takes(count)),
+        Answer { id: Some(id), takes: None, .. } => id,
+        _ => return Err(wrong("an answer that has not one `id`")),
+    };
     match answer {
-        Answer { id, error: Some(text), reward: None } => Ok((id, Said::Error(text))),
-        Answer { id, error: None, reward: Some(reward) } => match reward {
+        Answer { error: Some(text), reward: None, .. } => Ok(Line::Answer(id, Said::Error(text))),
+        Answer { error: None, reward: Some(reward), .. } => match reward {
             Some(reward) if reward.is_nan() || reward.abs() > MAX_REWARD => {
                 Err(wrong(&format!("a reward that is not between -{MAX_REWARD:e} and {MAX_REWARD:e}")))
             }
-            reward => Ok((id, Said::Reward(reward))),
+            reward => Ok(Line::Answer(id, Said::Reward(reward))),
         },
         _ => Err(wrong("an answer that has not one of `reward` and `error`")),
     }
@@ -142,7 +173,7 @@ mod tests {
             ..Sample::default()
         };
         let completed = Completed { sample: &sample, text: "c\u{2028}\n", tokens: &[7, 8] };
-        let line = request(5, &completed, true);
+        let line = request(5, &completed, (2, 9), true);
         assert!(!line.contains('\n'));
         let wanted = json!({
             "id": 5,
@@ -150,24 +181,34 @@ mod tests {
                        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "q"}]}],
             "completion": "c\u{2028}\n",
             "completion_ids": [7, 8],
-            "images": ["/a/b.png", null],
+            "images": ["/a/b.png", "data:image/png;base64,AQ=="],
             "columns": {"solution": "3", "level": {"a": [1, null]}},
+            "step": 2,
+            "max_steps": 9,
             "last": true,
         });
         assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), wanted);
+        let number = Sample { columns: Map::from_iter([("solution".into(), json!(3))]), ..sample.clone() };
+        let line = request(5, &Completed { sample: &number, ..completed }, (0, 0), false);
+        assert!(line.contains(r#""columns":{"solution":3}"#), "{line}");
     }
 
     #[test]
     fn case_46_answers_are_a_number_null_or_a_reason() {
-        let read = |line: &str| answer(line.as_bytes());
-        assert_eq!(read(r#"{"id": 3, "reward": 0.5}"#), Ok((3, Said::Reward(Some(0.5)))));
-        assert_eq!(read(r#"{"reward": -1, "id": 0}"#), Ok((0, Said::Reward(Some(-1.0)))));
-        assert_eq!(read("{\"id\": 3, \"reward\": null}\r"), Ok((3, Said::Reward(None))));
-        assert_eq!(read(r#"{"id": 3, "error": "x"}"#), Ok((3, Said::Error("x".into()))));
+        let read = |text: &str| line(text.as_bytes());
+        assert_eq!(read(r#"{"id": 3, "reward": 0.5}"#), Ok(Line::Answer(3, Said::Reward(Some(0.5)))));
+        assert_eq!(read(r#"{"reward": -1, "id": 0}"#), Ok(Line::Answer(0, Said::Reward(Some(-1.0)))));
+        assert_eq!(read("{\"id\": 3, \"reward\": null}\r"), Ok(Line::Answer(3, Said::Reward(None))));
+        assert_eq!(read(r#"{"id": 3, "error": "x"}"#), Ok(Line::Answer(3, Said::Error("x".into()))));
+        assert_eq!(read(r#"{"takes": 4}"#), Ok(Line::Takes(4)));
         for (line, what) in [
             ("hello", "no answer: hello"),
             ("", "no answer"),
             (r#"{"id": 3}"#, "not one of"),
+            (r#"{"reward": 1}"#, "not one `id`"),
+            (r#"{"id": 3, "takes": 1}"#, "not one `id`"),
+            (r#"{"takes": 1, "reward": 1}"#, "not one `id`"),
+            (r#"{"takes": -1}"#, "invalid value"),
             (r#"{"id": 3, "reward": 1, "error": "x"}"#, "not one of"),
             (r#"{"id": 3, "reward": NaN}"#, "no answer (expected value): {\"id\": 3, \"reward\": NaN}"),
             (r#"{"id": 3, "reward": 1e999}"#, "number out of range"),
@@ -182,9 +223,9 @@ mod tests {
             let message = read(line).unwrap_err();
             assert!(message.contains(what), "{line}: {message}");
         }
-        let nested = answer(&[b'['; 100_000]).unwrap_err();
+        let nested = line(&[b'['; 100_000]).unwrap_err();
         assert!(nested.len() < 400 && nested.ends_with(".."), "{nested}");
-        assert!(answer(&vec![b'x'; MAX_ANSWER_BYTES + 1]).unwrap_err().contains("more than 1048576 bytes"));
-        assert!(answer(b"\xff\xfe").is_err());
+        assert!(line(&vec![b'x'; MAX_ANSWER_BYTES + 1]).unwrap_err().contains("more than 1048576 bytes"));
+        assert!(line(b"\xff\xfe").is_err());
     }
 }

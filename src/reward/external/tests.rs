@@ -141,6 +141,38 @@ fn case_49_what_does_not_answer_is_late() {
     assert!(message.contains("row 2: "), "{message}");
 }
 
+/// Reads all requests, says how many it takes, and answers them together after a while.
+fn together(takes: &str, seconds: &str) -> String {
+    format!(
+        r#"ids=; n=0; while read -r line; do id=${{line#*:}}; ids="$ids ${{id%%,*}}"; n=$((n+1))
+case $line in *'"last":true'*) echo "{{\"takes\":{takes}}}"; sleep {seconds}
+for i in $ids; do echo "{{\"id\":$i,\"reward\":$i}}"; done; ids=; n=0;; esac; done"#
+    )
+}
+
+#[test]
+fn case_49_each_completion_of_those_taken_together_has_its_time() {
+    let (reward, shown) = external(&together("$n", "1.5"), 0.5);
+    assert_eq!(score(&reward, 8).unwrap(), numbers(0..8));
+    assert_eq!(score(&reward, 8).unwrap(), numbers(8..16));
+    assert!(shown.lock().unwrap().is_empty());
+    let message = failure(&together("$n", "60"), 0.2, 3);
+    assert!(message.contains("gave no answer for 0.2 s (--reward_timeout)"), "{message}");
+    let (reward, shown) = external(&together("$n", "60"), 0.2);
+    score(&reward, 3).unwrap_err();
+    let told = "gave no answer for 3 times 0.2 s (--reward_timeout, for each of 3 completions that it took)";
+    assert!(shown.lock().unwrap()[0].contains(told), "{:?}", shown.lock().unwrap());
+}
+
+#[test]
+fn case_47_no_more_is_taken_than_is_asked_for() {
+    let twice = r#"1}"; echo "{\"takes\":2"#;
+    for (takes, said) in [("0", "takes 0 of 2"), ("3", "takes 3 of 2"), (twice, "takes 2 of 1")] {
+        let message = failure(&together(takes, "0"), 60.0, 2);
+        assert!(message.contains(said), "{takes}: {message}");
+    }
+}
+
 #[test]
 fn case_47_mistakes_are_errors_at_once() {
     for (command, said) in [

@@ -124,6 +124,7 @@ impl GrpoTrainer {
             first: self.first_place(step),
             used: self.prompts_per_rollout() as u64,
         };
+        self.rewards.progress(step, self.options.schedule.total_steps);
         let mut sampled_seconds = 0.0;
         let sampled = self.groups(&mut position, samples, &mut sampled_seconds, watch);
         if sampled.is_ok() {
