@@ -20,7 +20,7 @@ use crate::reward::{self, Format, RewardSet};
 use crate::rollout::sampler::SamplingParams;
 use crate::tasks::{self, Difficulty, Task, TaskOptions, blank_sample, majority_accuracy};
 use crate::tensor::Placement;
-use crate::train::evaluate::{EvaluationOptions, evaluate, mean_score};
+use crate::train::evaluate::{EvaluationOptions, evaluate};
 use crate::train::grpo::{GrpoOptions, GrpoTrainer};
 use crate::train::interrupt::Interrupt;
 use crate::train::lock::{self, RunLock};
@@ -246,12 +246,13 @@ fn accuracy(
         seed: 0,
     };
     let progress = Progress::start(label, samples.rows() as u64, quiet);
-    let results = evaluate(policy, params, samples, &rewards, &options, &|n| {
+    let watch = |n| {
         progress.advance(n);
         Ok(())
-    })?;
+    };
+    let means = evaluate(policy, params, samples, &rewards, &options, |_| Ok(()), &watch)?;
     progress.finish();
-    Ok(mean_score(&results, 0))
+    Ok(means.reward(0))
 }
 
 /// What all parts of a demo share.

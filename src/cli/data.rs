@@ -44,7 +44,7 @@ fn check(options: &CheckDataConfig) -> Result<()> {
         need_solution: options.need_solution,
         ..read_options(&options.rows, PromptTemplate::default())
     };
-    let dataset = data::open(&options.rows.dataset, &read)?;
+    let dataset = data::open(options.rows.datasets(), &read)?;
     let mut output = options.output.as_deref().map(OutputFile::create).transpose()?;
     let progress = Progress::start("check rows", dataset.rows() as u64, options.quiet.quiet);
     let (mut bad, mut images, mut solutions) = (0, 0, 0);
@@ -80,7 +80,8 @@ fn check(options: &CheckDataConfig) -> Result<()> {
         rows - bad
     ))?;
     if bad > 0 {
-        let names: Vec<String> = options.rows.dataset.iter().map(|path| path.display().to_string()).collect();
+        let names: Vec<String> =
+            options.rows.datasets().iter().map(|path| path.display().to_string()).collect();
         return Err(Error::content(
             names.join(", "),
             format!(

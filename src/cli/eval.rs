@@ -1,5 +1,6 @@
 //! `othink-train eval`.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -11,10 +12,10 @@ use crate::data::Sample;
 use crate::error::{Error, Result};
 use crate::report::Progress;
 use crate::report::console::escape_json;
-use crate::reward::{Accuracy, Format, RewardSet, extract};
+use crate::reward::{RewardSet, extract};
 use crate::tasks::{blank_sample, majority_accuracy};
 use crate::tensor::Placement;
-use crate::train::evaluate::{Evaluated, EvaluationOptions, evaluate, mean_score};
+use crate::train::evaluate::{Evaluated, EvaluationOptions, evaluate};
 use crate::train::interrupt::Interrupt;
 
 /// The line on standard output.
@@ -27,6 +28,9 @@ pub(super) struct Summary<'a> {
     pub(super) rows: usize,
     pub(super) accuracy: f64,
     pub(super) format: f64,
+    /// Means of the further rewards by their names.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    rewards: BTreeMap<String, f64>,
     /// Tokens.
     pub(super) mean_length: f64,
     /// Share of the commonest reference answer.
@@ -49,7 +53,13 @@ struct EvaluatedRow<'a> {
     answer: &'a str,
     accuracy: Option<f64>,
     format: Option<f64>,
+    /// The further rewards.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    rewards: BTreeMap<String, Option<f64>>,
 }
+
+/// The rewards that every evaluation measures.
+const ALWAYS: [&str; 2] = ["accuracy", "format"];
 
 /// Runs the command; its last line on standard output is the result as JSON.
 pub fn run(options: &EvalConfig) -> Result<()> {
@@ -69,10 +79,14 @@ pub(super) fn measure<'a>(
     let start = Instant::now();
     let quiet = options.quiet.quiet;
     let read = inputs::read_options(&options.data, true)?;
+    let names = ALWAYS.iter().map(|name| (*name).to_owned());
+    let further = options.reward_funcs.iter().filter(|name| !ALWAYS.contains(&name.as_str())).cloned();
+    let names: Vec<String> = names.chain(further).collect();
+    let rewards = RewardSet::new(&names, &[], &options.rewards, &inputs::notes(quiet))?;
     let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
+    rewards.start()?;
     let mut output = options.output.as_deref().map(OutputFile::create).transpose()?;
     let policy = inputs::load_policy(&options.model, inputs::given(options.data.pixels), placement, quiet)?;
-    let rewards = RewardSet::from_rewards(vec![Box::new(Accuracy), Box::new(Format)], &[])?;
     let evaluation = EvaluationOptions {
         sampling: grpo::sampling(&options.rollout),
         stop_strings: options.rollout.stop_strings.clone(),
@@ -85,17 +99,21 @@ pub(super) fn measure<'a>(
         false => samples.clone(),
     };
     let progress = Progress::start("evaluate", samples.rows() as u64, quiet);
-    let results = evaluate(&policy, &policy.params, &shown, &rewards, &evaluation, &|n| {
+    let watch = |n| {
         progress.advance(n);
         interrupt.check()
-    })?;
+    };
+    let mut next = 0;
+    let each = |result: Evaluated| {
+        let place = next;
+        next += 1;
+        let Some(file) = &mut output else { return Ok(()) };
+        file.append(&row(&samples.sample(place)?, &result, &names))
+    };
+    let means = evaluate(&policy, &policy.params, &shown, &rewards, &evaluation, each, &watch)?;
     progress.finish();
-    if let Some(file) = &mut output {
-        samples.iter().zip(&results).try_for_each(|(sample, result)| file.append(&row(&sample?, result)))?;
-    }
     output.map_or(Ok(()), OutputFile::finish)?;
-    let answers = samples.answers()?;
-    let tokens: usize = results.iter().map(|r| r.completion.tokens.len()).sum();
+    let further = names.iter().enumerate().skip(ALWAYS.len());
     Ok(Summary {
         model: &options.model.model,
         dataset: options.data.names(),
@@ -105,17 +123,19 @@ pub(super) fn measure<'a>(
             .iter()
             .all(|path| path.is_dir())
             .then_some(options.data.dataset_split.as_str()),
-        rows: results.len(),
-        accuracy: mean_score(&results, 0),
-        format: mean_score(&results, 1),
-        mean_length: tokens as f64 / results.len().max(1) as f64,
-        accuracy_majority: majority_accuracy(&answers),
+        rows: means.rows,
+        accuracy: means.reward(0),
+        format: means.reward(1),
+        rewards: further.map(|(i, name)| (name.clone(), means.reward(i))).collect(),
+        mean_length: means.length(),
+        accuracy_majority: majority_accuracy(&samples.answers()?),
         blank_images: options.blank_images,
         seconds: (start.elapsed().as_secs_f64() * 10.0).round() / 10.0,
     })
 }
 
-fn row<'a>(sample: &'a Sample, result: &'a Evaluated) -> EvaluatedRow<'a> {
+fn row<'a>(sample: &'a Sample, result: &'a Evaluated, names: &[String]) -> EvaluatedRow<'a> {
+    let further = names.iter().zip(&result.scores).skip(ALWAYS.len());
     let score = |i: usize| result.scores.get(i).copied().flatten();
     EvaluatedRow {
         row: sample.row,
@@ -128,5 +148,6 @@ fn row<'a>(sample: &'a Sample, result: &'a Evaluated) -> EvaluatedRow<'a> {
         answer: extract(&result.completion.text),
         accuracy: score(0),
         format: score(1),
+        rewards: further.map(|(name, score)| (name.clone(), *score)).collect(),
     }
 }

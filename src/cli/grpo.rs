@@ -6,9 +6,7 @@ use std::time::Instant;
 
 use super::{inputs, training};
 use crate::checkpoint::Identity;
-use crate::config::{
-    BetaScheduleType, GrpoConfig, KlEstimator, KlOptions, Options, RolloutOptions, Strategy,
-};
+use crate::config::{BetaScheduleType, GrpoConfig, KlEstimator, KlOptions, Options, RolloutOptions};
 use crate::data::{Dataset, ImageSource, ReadOptions};
 use crate::disk::SystemDisk;
 use crate::error::Result;
@@ -43,7 +41,9 @@ pub fn train(options: &GrpoConfig) -> Result<()> {
         training::check_metric(&options.completions.metric_for_best_model, &Evaluation::keys(&rewards))?;
         let read = inputs::read_options(&options.data, rewards.needs_solution())?;
         let samples = inputs::read_rows(&options.data, &read, options.logging.quiet.quiet)?.prompts();
-        return dry_run(options, &samples, &placement);
+        let held_out =
+            evaluation(options, &read, &rewards)?.map_or(0, |evaluation| evaluation.samples.rows());
+        return dry_run(options, &samples, held_out, &placement);
     }
     let saved = train_until_done(options, &placement, &Interrupt::by_signals()?)?;
     training::finish(&options.checkpoint.output_dir, &saved)
@@ -157,7 +157,7 @@ fn shown(options: &GrpoConfig, dir: &Path, samples: &Dataset) -> Result<Vec<Comp
 fn steps(options: &GrpoConfig, rows: usize) -> u64 {
     let optimiser = &options.optimiser;
     let (prompts, updates) = (options.prompts_per_step(), options.group.num_iterations);
-    total_steps(optimiser.max_steps, optimiser.num_train_epochs, rows, prompts, updates)
+    total_steps(optimiser.max_steps(), optimiser.num_train_epochs, rows, prompts, updates)
 }
 
 fn trainer(
@@ -244,14 +244,9 @@ fn beta_schedule(kl: &KlOptions) -> BetaSchedule {
 
 /// The evaluation during training: one greedy completion for each row of `eval_dataset`, as `eval` makes it.
 fn evaluation(options: &GrpoConfig, read: &ReadOptions, rewards: &RewardSet) -> Result<Option<Evaluation>> {
-    let Some(dataset) =
-        options.evaluation.eval_dataset.as_ref().filter(|_| options.evaluation.strategy() != Strategy::No)
-    else {
-        return Ok(None);
-    };
-    let read = ReadOptions { split: "test".into(), max_samples: None, ..read.clone() };
+    let Some(rows) = inputs::read_held_out(&options.evaluation, read)? else { return Ok(None) };
     Ok(Some(Evaluation {
-        samples: crate::data::read(dataset, &read)?.prompts(),
+        samples: rows.prompts(),
         supervised: None,
         rewards: rewards.clone(),
         options: EvaluationOptions {
@@ -274,7 +269,7 @@ fn evaluation(options: &GrpoConfig, read: &ReadOptions, rewards: &RewardSet) -> 
 }
 
 /// Prints the resolved config and what a run with it would take.
-fn dry_run(options: &GrpoConfig, samples: &Dataset, placement: &Placement) -> Result<()> {
+fn dry_run(options: &GrpoConfig, samples: &Dataset, held_out: usize, placement: &Placement) -> Result<()> {
     let pixels = inputs::given(options.data.pixels);
     let quiet = options.logging.quiet.quiet;
     let measured = training::measure(&options.model, pixels, samples, false, quiet)?;
@@ -300,6 +295,7 @@ fn dry_run(options: &GrpoConfig, samples: &Dataset, placement: &Placement) -> Re
     let rows = training::stream(samples, &options.order, options.seed.seed)?.rows();
     let facts = [
         format!("{} rows, {} optimiser steps", samples.rows(), steps(options, rows)),
+        format!("{held_out} rows to evaluate on"),
         format!("{prompts} prompts x {group} completions for each rollout"),
         format!(
             "longest prompt at most {} tokens ({} of text, {} of images); {limit} fit",

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::{DataOptions, ModelOptions, OwnPixelOptions, PixelOptions};
+use crate::config::{DataOptions, EvaluationOptions, ModelOptions, OwnPixelOptions, PixelOptions, Strategy};
 use crate::data::{self, Dataset, ReadOptions};
 use crate::error::{Error, Result};
 use crate::processor::{Processor, ProcessorOptions, check_images};
@@ -113,6 +113,18 @@ pub(super) fn read_rows(options: &DataOptions, read: &ReadOptions, quiet: bool) 
     }
     progress.finish();
     Ok(usable)
+}
+
+/// The rows of `eval_dataset`, if there is to be an evaluation; each is read once.
+///
+/// # Errors
+/// Those of [`data::read`].
+pub(super) fn read_held_out(options: &EvaluationOptions, read: &ReadOptions) -> Result<Option<Dataset>> {
+    let Some(source) = options.eval_dataset.as_ref().filter(|_| options.strategy() != Strategy::No) else {
+        return Ok(None);
+    };
+    let split = data::held_out_split(source)?;
+    data::read(source, &ReadOptions { split, max_samples: None, ..read.clone() }).map(Some)
 }
 
 /// The rows left out so far.

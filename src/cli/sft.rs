@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{inputs, training};
 use crate::checkpoint::Identity;
-use crate::config::{Options, SftConfig, Strategy};
+use crate::config::{Options, SftConfig};
 use crate::data::{Dataset, ReadOptions};
 use crate::disk::SystemDisk;
 use crate::error::Result;
@@ -32,7 +32,8 @@ pub fn train(options: &SftConfig) -> Result<()> {
     let placement = super::prepare(&options.hardware)?;
     training::check(&placement)?;
     if options.dry_run.dry_run {
-        return dry_run(options, &read(options)?, &placement);
+        let held_out = inputs::read_held_out(&options.evaluation, &read_options(options)?)?;
+        return dry_run(options, &read(options)?, held_out.map_or(0, |rows| rows.rows()), &placement);
     }
     let saved = train_until_done(options, &placement, &Interrupt::by_signals()?, None)?;
     training::finish(&options.checkpoint.output_dir, &saved)
@@ -144,13 +145,9 @@ fn own_evaluation(
     fit: &training::Fit<'_>,
     policy: &Policy,
 ) -> Result<Option<Evaluation>> {
-    let given = options.evaluation.eval_dataset.as_ref();
-    let Some(dataset) = given.filter(|_| options.evaluation.strategy() != Strategy::No) else {
-        return Ok(None);
-    };
+    let read = read_options(options)?;
+    let Some(rows) = inputs::read_held_out(&options.evaluation, &read)? else { return Ok(None) };
     let quiet = options.logging.quiet.quiet;
-    let read = ReadOptions { split: "test".into(), max_samples: None, ..read_options(options)? };
-    let rows = crate::data::read(dataset, &read)?;
     let answers = fit.keep(&policy.processor, rows.supervised(), quiet)?;
     // Found now and not in the middle of the run.
     answers.each(|_, sample| check_images(&sample?), |_, check| check)?;
@@ -196,11 +193,11 @@ fn max_length(options: &SftConfig, config: &ModelConfig) -> usize {
 
 fn steps(options: &SftConfig, rows: usize) -> u64 {
     let optimiser = &options.optimiser;
-    total_steps(optimiser.max_steps, optimiser.num_train_epochs, rows, optimiser.sequences_per_step(), 1)
+    total_steps(optimiser.max_steps(), optimiser.num_train_epochs, rows, optimiser.sequences_per_step(), 1)
 }
 
 /// Prints the resolved config and what a run with it would take.
-fn dry_run(options: &SftConfig, samples: &Dataset, placement: &Placement) -> Result<()> {
+fn dry_run(options: &SftConfig, samples: &Dataset, held_out: usize, placement: &Placement) -> Result<()> {
     let pixels = inputs::given(options.data.pixels);
     let quiet = options.logging.quiet.quiet;
     let measured = training::measure(&options.model, pixels, samples, true, quiet)?;
@@ -223,6 +220,7 @@ fn dry_run(options: &SftConfig, samples: &Dataset, placement: &Placement) -> Res
     };
     let facts = [
         format!("{} rows, {} optimiser steps", samples.rows(), steps(options, rows)),
+        format!("{held_out} rows to evaluate on"),
         format!("{} rows for each step", options.optimiser.sequences_per_step()),
         format!(
             "longest row at most {} tokens ({} of text, {} of images, {} of answer); {limit} fit",

@@ -223,6 +223,14 @@ pub struct EvalConfig {
     /// Prompts decoded together; the result does not depend on it
     #[arg(long, default_value = "8", value_name = "N", help_heading = "Rollout")]
     pub per_device_eval_batch_size: usize,
+    /// Reward functions to measure besides accuracy and format; `othink-train reward --list` tells of all, --reward_command
+    /// adds your own [default: none]
+    #[arg(long, num_args = 1.., value_delimiter = ',', value_name = "NAME", help_heading = "Rewards")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reward_funcs: Vec<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rewards: RewardOptions,
     /// Write each row's completion, parsed answer and rewards to this JSONL file [default: nowhere]
     #[arg(long, value_name = "FILE", help_heading = "Logging")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -244,8 +252,13 @@ pub struct EvalConfig {
 impl Options for EvalConfig {
     const COMMAND: &'static str = "eval";
 
+    fn resolve(&mut self) {
+        self.rewards.resolve(self.rollout.max_completion_length, &mut self.reward_funcs);
+    }
+
     fn check(&self) -> Checked {
         self.data.check()?;
+        self.rewards.check()?;
         self.rollout.check()?;
         at_least("per_device_eval_batch_size", self.per_device_eval_batch_size, 1)?;
         self.hardware.check()

@@ -14,6 +14,17 @@ pub fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
+/// A limit as other tools write it: -1 is none, as 0 is.
+///
+/// # Errors
+/// A message for clap when the text is no number from -1 on.
+pub fn limit(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(0),
+        _ => text.parse().map_err(|_| "expected a whole number, 0 or -1 for no limit".to_owned()),
+    }
+}
+
 /// The name of a long option in an argument (`--learning-rate=1` is `learning-rate`), if it is one.
 pub fn option_name(argument: &str) -> Option<&str> {
     let name = argument.strip_prefix("--")?;
@@ -159,5 +170,11 @@ mod tests {
         assert_eq!(boolean("True"), Ok(true));
         assert_eq!(boolean("0"), Ok(false));
         assert!(boolean("maybe").is_err());
+    }
+
+    #[test]
+    fn no_limit_is_0_or_minus_1() {
+        assert_eq!(["-1", "0", "7"].map(limit), [Ok(0), Ok(0), Ok(7)]);
+        assert!(limit("-2").is_err() && limit("x").is_err());
     }
 }

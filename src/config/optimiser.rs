@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{Checked, Violation, count, decay, fraction, if_set, non_negative, positive};
+use super::check::{Checked, Violation, count, decay, fraction, non_negative, positive};
 use super::names::boolean;
 
 /// AdamW, its learning rate over the run, and how much data a step takes.
@@ -38,10 +38,10 @@ pub struct OptimiserOptions {
     #[arg(long, default_value = "2", allow_negative_numbers = true, value_name = "FLOAT")]
     pub num_train_epochs: f64,
 
-    /// Optimiser steps; replaces num_train_epochs [default: none]
-    #[arg(long, value_name = "STEPS")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_steps: Option<usize>,
+    /// Optimiser steps, in place of num_train_epochs; -1 is none
+    #[arg(long, default_value = "-1", allow_negative_numbers = true, value_name = "STEPS")]
+    #[serde(skip_serializing_if = "is_none")]
+    pub max_steps: i64,
 
     /// The gradient is scaled down to this L2 norm; 0 is off
     #[arg(long, default_value = "1.0", allow_negative_numbers = true, value_name = "FLOAT")]
@@ -81,6 +81,11 @@ impl OptimiserOptions {
         self.per_device_train_batch_size.saturating_mul(self.gradient_accumulation_steps)
     }
 
+    /// The steps that the run is to have, if it is not for the epochs to say.
+    pub fn max_steps(&self) -> Option<usize> {
+        usize::try_from(self.max_steps).ok()
+    }
+
     pub(super) fn check(&self) -> Checked {
         non_negative("learning_rate", self.learning_rate)?;
         fraction("warmup_ratio", self.warmup_ratio)?;
@@ -96,13 +101,22 @@ impl OptimiserOptions {
             let message = format!("is {}, but must be at most {MAX_EPOCHS}", self.num_train_epochs);
             return Err(Violation::new("num_train_epochs", message));
         }
-        if_set("max_steps", self.max_steps, |option, value| count(option, value, u32::MAX as usize))?;
+        if !is_none(&self.max_steps) && !(1..=i64::from(u32::MAX)).contains(&self.max_steps) {
+            let message =
+                format!("is {}, but must be from 1 to {}, or -1 for none", self.max_steps, u32::MAX);
+            return Err(Violation::new("max_steps", message));
+        }
         non_negative("max_grad_norm", self.max_grad_norm)?;
         non_negative("weight_decay", self.weight_decay)?;
         decay("adam_beta1", self.adam_beta1)?;
         decay("adam_beta2", self.adam_beta2)?;
         positive("adam_epsilon", self.adam_epsilon)
     }
+}
+
+/// Whether a number of steps is transformers' word for none.
+fn is_none(steps: &i64) -> bool {
+    *steps == -1
 }
 
 /// Most passes over a dataset: the number of steps stays countable.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::check::{Checked, Violation, at_least, fraction, if_set, positive_f32, positive_fraction};
-use super::names::boolean;
+use super::names::{boolean, limit};
 
 /// Sampling of completions, as transformers defines each option.
 #[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
@@ -31,7 +31,7 @@ pub struct RolloutOptions {
     pub top_p: f64,
 
     /// Sample from this many likeliest tokens; 0 is no limit
-    #[arg(long, default_value = "0", value_name = "N")]
+    #[arg(long, default_value = "0", allow_negative_numbers = true, value_parser = limit, value_name = "N")]
     pub top_k: usize,
 
     /// Leave out tokens less probable than this share of the likeliest one [default: none]
@@ -100,7 +100,7 @@ pub struct OwnRolloutOptions {
 
     /// Sample from this many likeliest tokens; 0 is no limit [default: generation_config.json, else 50 as
     /// transformers]
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_parser = limit, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
 

@@ -230,7 +230,8 @@ pub struct CompletionLogOptions {
 #[derive(clap::Args, Serialize, Clone, Debug, PartialEq)]
 #[command(rename_all = "snake_case", next_help_heading = "Evaluation")]
 pub struct EvaluationOptions {
-    /// Rows to evaluate on during training: a file, a folder, or ORG/NAME; split test unless PATH@SPLIT says another
+    /// Rows to evaluate on during training: a file, a folder, or ORG/NAME; its split test, else validation,
+    /// unless PATH@SPLIT says another
     #[arg(long, value_name = "FILE|DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_dataset: Option<PathBuf>,

@@ -68,7 +68,13 @@ pub enum Difficulty {
 #[command(rename_all = "snake_case", next_help_heading = "Data")]
 pub struct RowsOptions {
     /// A file, a folder with splits, or ORG/NAME in the local Hugging Face cache; PATH@SPLIT names the split
-    #[arg(value_name = "FILE|DIR|ORG/NAME", required = true, num_args = 1..)]
+    #[arg(value_name = "FILE|DIR|ORG/NAME", required_unless_present = "dataset", num_args = 1..)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<PathBuf>,
+
+    /// The same by the name that it has in training
+    #[arg(long, conflicts_with = "paths", value_name = "FILE|DIR|ORG/NAME", num_args = 1..)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dataset: Vec<PathBuf>,
 
     /// Which split of a dataset folder that names none
@@ -87,6 +93,11 @@ pub struct RowsOptions {
 }
 
 impl RowsOptions {
+    /// The datasets, however they were given.
+    pub fn datasets(&self) -> &[PathBuf] {
+        if self.dataset.is_empty() { &self.paths } else { &self.dataset }
+    }
+
     fn check(&self) -> Checked {
         if_set("max_samples", self.max_samples, |option, value| at_least(option, value, 1))
     }

@@ -237,7 +237,7 @@ mod tests {
 
         let missing = read(dir.path(), &options("dev")).unwrap_err();
         assert_eq!(missing.exit_code(), 66);
-        let found = "splits found: train (train.jsonl), test (test.jsonl) (--dataset_split";
+        let found = "splits found: train (train.jsonl), test (test.jsonl) (PATH@SPLIT";
         assert!(missing.to_string().contains(found), "{missing}");
         assert_eq!(read(dir.path(), &options("../x")).unwrap_err().exit_code(), 2);
     }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::card::configured;
+use super::read::Named;
 use crate::error::{Error, Result};
 use crate::files::{file_inside, read_json_object};
 
@@ -87,6 +88,18 @@ pub(super) fn find_files(path: &Path, split: &str) -> Result<Vec<PathBuf>> {
     };
     one_format(&mut names);
     Ok(names.iter().map(|name| path.join(name)).collect())
+}
+
+/// The split on which the dataset `source` evaluates where it does not say (`PATH@SPLIT`): `test`, or without one
+/// `validation`.
+///
+/// # Errors
+/// Those of [`Named::find`] and of reading the folder.
+pub fn held_out_split(source: &Path) -> Result<String> {
+    let found = splits(&Named::find(source, "test")?.path)?;
+    let has = |words: &[&str]| found.iter().any(|name| words.contains(&name.as_str()));
+    let [_, validation, test] = KEYWORDS;
+    Ok(if has(validation.1) && !has(test.1) { validation.0 } else { test.0 }.to_owned())
 }
 
 /// The names of the splits that the folder `path` has; none for a file.
@@ -331,7 +344,7 @@ fn missing(folder: &Path, split: &str, found: &Splits) -> Error {
     Error::missing(
         folder,
         format!(
-            "has no split {split}; splits found: {}{more} (--dataset_split names the split, or give one file)",
+            "has no split {split}; splits found: {}{more} (PATH@SPLIT names one, or give a file)",
             shown.join(", ")
         ),
     )

@@ -6,7 +6,7 @@ use crate::batch::{Group, micro_batches};
 use crate::data::{Dataset, Sample};
 use crate::error::Result;
 use crate::nn::Params;
-use crate::report::{CompletionLengths, Row};
+use crate::report::Row;
 use crate::reward::{Completed, RewardSet};
 use crate::rollout::sampler::SamplingParams;
 use crate::rollout::sequence::FinishReason;
@@ -41,28 +41,92 @@ pub struct Evaluated {
     pub scores: Vec<Option<f64>>,
 }
 
-/// Completes and scores every sample, in order; `watch` is told of the finished ones.
+/// A mean of what is added.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    sum: f64,
+    count: usize,
+}
+
+impl Mean {
+    fn add(&mut self, value: Option<f64>) {
+        self.sum += value.unwrap_or(0.0);
+        self.count += usize::from(value.is_some());
+    }
+
+    /// 0 of nothing.
+    fn value(self) -> f64 {
+        self.sum / self.count.max(1) as f64
+    }
+}
+
+/// Means over the rows of an evaluation.
+#[derive(Clone, Debug, Default)]
+pub struct Means {
+    rewards: Vec<Mean>,
+    total: Mean,
+    /// Rows evaluated.
+    pub rows: usize,
+    tokens: usize,
+    cut: usize,
+}
+
+impl Means {
+    /// Of one reward over the rows that it applies to; 0 where it applies to none.
+    pub fn reward(&self, reward: usize) -> f64 {
+        self.rewards.get(reward).copied().unwrap_or_default().value()
+    }
+
+    /// Of the weighted sum of the rewards, over the rows that one applies to.
+    pub fn total(&self) -> f64 {
+        self.total.value()
+    }
+
+    /// Tokens of a completion.
+    pub fn length(&self) -> f64 {
+        self.tokens as f64 / self.rows.max(1) as f64
+    }
+
+    /// Share of the completions that hit the limit of their length.
+    pub fn clipped_ratio(&self) -> f64 {
+        self.cut as f64 / self.rows.max(1) as f64
+    }
+
+    fn add(&mut self, rewards: &RewardSet, result: &Evaluated) {
+        self.rewards.resize(result.scores.len(), Mean::default());
+        self.rewards.iter_mut().zip(&result.scores).for_each(|(mean, score)| mean.add(*score));
+        self.total.add(rewards.total(&result.scores));
+        self.rows += 1;
+        self.tokens += result.completion.tokens.len();
+        self.cut += usize::from(result.completion.finish == FinishReason::Length);
+    }
+}
+
+/// Completes and scores every sample, in order: `each` gets the results, `watch` is told of the finished ones.
+///
+/// # Errors
+/// Those of reading a row, of the model, of the rewards, of `each` and of `watch`.
 pub fn evaluate(
     policy: &Policy,
     params: &Arc<Params>,
     samples: &Dataset,
     rewards: &RewardSet,
     options: &EvaluationOptions,
+    mut each: impl FnMut(Evaluated) -> Result<()>,
     watch: Watch<'_>,
-) -> Result<Vec<Evaluated>> {
+) -> Result<Means> {
     let limit = policy.prompt_limit(options.max_prompt_length, options.sampling.max_new_tokens)?;
     let decoding = policy.decoding(options.sampling.clone(), &options.stop_strings, false)?;
     let detokenize = |ids: &[u32]| policy.detokenize(ids);
     let engine = policy.engine(params, &decoding, &detokenize);
-    let mut results = Vec::with_capacity(samples.rows());
+    let mut means = Means::default();
     let batch = options.batch_size.max(1);
     for first in (0..samples.rows()).step_by(batch) {
         let rows = first..(first + batch).min(samples.rows());
         let chunk = rows.map(|row| samples.sample(row)).collect::<Result<Vec<Sample>>>()?;
         let prompts = policy.encode(&chunk.iter().collect::<Vec<_>>(), limit)?;
-        let first = results.len() as u32;
         let requests: Vec<_> =
-            prompts.iter().zip(first..).map(|(prompt, place)| Request { place, prompt }).collect();
+            prompts.iter().zip(first as u32..).map(|(prompt, place)| Request { place, prompt }).collect();
         let completions = engine.generate(&requests, 1, options.seed, watch)?;
         let completions: Vec<Completion> = completions.into_iter().flatten().collect();
         let completed = chunk.iter().zip(&completions);
@@ -71,16 +135,12 @@ pub fn evaluate(
             .collect::<Vec<_>>();
         let scores = rewards.score(&completed, watch)?;
         for ((prompt, completion), scores) in prompts.into_iter().zip(completions).zip(scores) {
-            results.push(Evaluated { completion, prompt: prompt.text, scores });
+            let result = Evaluated { completion, prompt: prompt.text, scores };
+            means.add(rewards, &result);
+            each(result)?;
         }
     }
-    Ok(results)
-}
-
-/// Mean of one reward over the rows it applies to; 0 when it applies to none.
-pub fn mean_score(results: &[Evaluated], reward: usize) -> f64 {
-    let scores: Vec<f64> = results.iter().filter_map(|r| r.scores.get(reward).copied().flatten()).collect();
-    if scores.is_empty() { 0.0 } else { scores.iter().sum::<f64>() / scores.len() as f64 }
+    Ok(means)
 }
 
 /// Mean negative log-likelihood of the answers' tokens over all rows, nats: what SFT minimises.
@@ -166,18 +226,14 @@ impl Evaluation {
 
     /// What one completion of each row says.
     fn complete(&self, policy: &Policy, row: &mut Row, watch: Watch<'_>) -> Result<()> {
-        let results = evaluate(policy, &policy.params, &self.samples, &self.rewards, &self.options, watch)?;
-        let totals: Vec<f64> = results.iter().filter_map(|r| self.rewards.total(&r.scores)).collect();
-        let mean = totals.iter().sum::<f64>() / totals.len().max(1) as f64;
-        let lengths = CompletionLengths::of(
-            results.iter().map(|r| (r.completion.tokens.len(), r.completion.finish == FinishReason::Length)),
-        );
-        row.insert("eval_reward".into(), mean.into());
-        for (i, name) in self.rewards.names().iter().enumerate() {
-            row.insert(format!("eval_rewards/{name}/mean"), mean_score(&results, i).into());
+        let (rewards, options) = (&self.rewards, &self.options);
+        let means = evaluate(policy, &policy.params, &self.samples, rewards, options, |_| Ok(()), watch)?;
+        row.insert("eval_reward".into(), means.total().into());
+        for (i, name) in rewards.names().iter().enumerate() {
+            row.insert(format!("eval_rewards/{name}/mean"), means.reward(i).into());
         }
-        row.insert("eval_completions/mean_length".into(), lengths.mean.into());
-        row.insert("eval_completions/clipped_ratio".into(), lengths.clipped_ratio.into());
+        row.insert("eval_completions/mean_length".into(), means.length().into());
+        row.insert("eval_completions/clipped_ratio".into(), means.clipped_ratio().into());
         Ok(())
     }
 }

@@ -187,7 +187,11 @@ impl RunFolder {
                 identity.max_steps
             ));
         }
-        changes.iter().for_each(|line| self.tell(&format!("changed option: {line}")));
+        // What was meant to change is no news to who wants quiet.
+        let meant =
+            |line: &str| self.allowed.iter().any(|option| line.starts_with(&format!("{option} was ")));
+        let news = changes.iter().filter(|line| !self.quiet || !meant(line));
+        news.for_each(|line| self.tell(&format!("changed option: {line}")));
         Ok(state)
     }
 

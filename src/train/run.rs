@@ -330,6 +330,7 @@ impl<'a> Run<'a> {
             return Ok(false);
         }
         let interrupt = &self.options.interrupt;
+        evaluation.rewards.progress(done, steps);
         let row = evaluation.row(self.trainer.policy(), done - 1, &|_| interrupt.check())?;
         self.progress.line(&format!("evaluation after step {done}: {}", Value::from(row.clone())));
         let value = row.get(&self.options.metric_for_best_model).and_then(Value::as_f64);

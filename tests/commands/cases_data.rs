@@ -22,7 +22,7 @@ fn case_27_datasets_that_are_not_there() {
     fails(
         &[&eval(&DATA)[..], &["--dataset_split", "dev"]].concat(),
         66,
-        &["has no split dev", "splits found: train (train.jsonl), test (test.jsonl)", "--dataset_split"],
+        &["has no split dev", "splits found: train (train.jsonl), test (test.jsonl)", "PATH@SPLIT"],
     );
     let folder = ROOT.join("no_splits");
     fs::create_dir_all(&folder).unwrap();

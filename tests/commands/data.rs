@@ -49,6 +49,10 @@ fn check_lists_every_bad_row() {
         success(&["data", "check", text(&DATA), "-q"]),
         "6 rows: 6 good, 0 bad; 6 images; 6 rows with a solution\n"
     );
+    let by_name =
+        success(&["data", "check", "--dataset", text(&DATA), &format!("{}@test", text(&DATA)), "-q"]);
+    assert!(by_name.starts_with("10 rows: 10 good"), "{by_name}");
+    fails(&["data", "check", "-q"], 2, &["FILE|DIR|ORG/NAME"]);
     let bad = dataset(
         "checked",
         "oops\n{\"problem\": \"a\", \"image\": \"broken.png\"}\n{\"problem\": \"b\"}\n{\"problem\": \"c\", \"image\": \"no.png\"}",

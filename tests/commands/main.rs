@@ -10,6 +10,7 @@ mod cases_rewards;
 mod cases_run;
 mod cases_weights;
 mod data;
+mod evaluation;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -223,28 +224,6 @@ fn grpo_leaves_a_complete_run_folder() {
 }
 
 #[test]
-fn eval_of_a_checkpoint_is_the_evaluation_during_training() {
-    let rows = read(&RUN.join("eval_metrics.jsonl"));
-    assert_eq!(rows.len(), 2);
-    let model = RUN.join("checkpoint-2");
-    let words = [
-        "eval",
-        "--model",
-        text(&model),
-        "--dataset",
-        text(&LEARNABLE),
-        "--max_completion_length",
-        "3",
-        "-q",
-    ];
-    let result: Row = serde_json::from_str(success(&words).trim()).unwrap();
-    assert_eq!(result["accuracy"], rows[1]["eval_rewards/accuracy/mean"]);
-    assert_eq!(result["format"], rows[1]["eval_rewards/format/mean"]);
-    assert_eq!(result["mean_length"], rows[1]["eval_completions/mean_length"]);
-    assert_eq!((&result["rows"], &result["accuracy_majority"]), (&6.into(), &1.0.into()));
-}
-
-#[test]
 fn the_same_config_gives_the_same_run() {
     let (config, dir) = (RUN.join("config.toml"), ROOT.join("again"));
     // Neither the number of threads nor recomputation changes a bit.
@@ -305,36 +284,6 @@ fn weights(model: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
             (name.clone(), file[at(0)..at(1)].to_vec())
         })
         .collect()
-}
-
-/// The loss of conversations is measured, that of rows with a solution and what is written for them too.
-#[test]
-fn sft_evaluates_what_it_can() {
-    let row =
-        r#"{"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}]}"#;
-    let talk = dataset("sft_talk", "").with_file_name("talk.jsonl");
-    fs::write(&talk, format!("{row}\n")).unwrap();
-    for (name, rows, judged) in [("sft_talk_run", &talk, false), ("sft_judged_run", &LEARNABLE, true)] {
-        let dir = ROOT.join(name);
-        let words = ["sft", "--model", bundle(), "--dataset", text(&talk), "--output_dir", text(&dir), "-q"];
-        let options = [
-            "--eval_dataset",
-            text(rows),
-            "--eval_steps",
-            "1",
-            "--max_steps",
-            "2",
-            "--max_completion_length",
-            "3",
-        ];
-        success(&[&words[..], &options].concat());
-        let evaluations = read(&dir.join("eval_metrics.jsonl"));
-        assert_eq!(evaluations.len(), 2);
-        for evaluation in evaluations {
-            assert!(evaluation["eval_loss"].as_f64().unwrap() > 0.0);
-            assert_eq!(evaluation.contains_key("eval_rewards/accuracy/mean"), judged, "{evaluation:?}");
-        }
-    }
 }
 
 #[test]
@@ -436,37 +385,6 @@ fn generate_follows_the_checkpoints_settings() {
 }
 
 #[test]
-fn eval_scores_rows_and_blanked_images() {
-    let output = ROOT.join("answers.jsonl");
-    let words = ["eval", "--model", bundle(), "--dataset", text(&DATA), "--max_completion_length", "3"];
-    let line = success(&[&words[..], &["--output", text(&output)]].concat());
-    assert_eq!(line.lines().count(), 1);
-    let result: Row = serde_json::from_str(line.trim()).unwrap();
-    assert_eq!(
-        (&result["rows"], &result["split"], &result["accuracy"]),
-        (&4.into(), &"test".into(), &0.0.into())
-    );
-    let rows = read(&output);
-    assert_eq!(rows.len(), 4);
-    assert!(rows[0]["solution"].as_str().unwrap().contains("<answer>"));
-    // The number of rows decoded together changes nothing.
-    let again = ROOT.join("answers_one_by_one.jsonl");
-    success(&[&words[..], &["--output", text(&again), "--per_device_eval_batch_size", "1"]].concat());
-    assert_eq!(read(&again), rows);
-    // Enough sampled tokens for random weights to show that they see something else.
-    let long = ["--max_completion_length", "64", "--temperature", "1", "--output"];
-    let looked = |name: &str, extra: &[&str]| {
-        let file = ROOT.join(name);
-        let model = ["eval", "--model", bundle(), "--dataset", text(&DATA)];
-        success(&[&model[..], &long[..], &[text(&file)][..], extra].concat());
-        read(&file)
-    };
-    assert_eq!(looked("seen.jsonl", &[]), looked("seen_again.jsonl", &[]));
-    let (seen, blank) = (looked("seen.jsonl", &[]), looked("blank.jsonl", &["--blank_images"]));
-    assert_ne!(seen, blank, "the model did not look at the image");
-}
-
-#[test]
 fn dry_run_is_a_config_file_with_a_memory_plan() {
     let dir = ROOT.join("dry");
     let printed = success(&[&grpo(&dir)[..], &["--dry_run"]].concat());
@@ -474,6 +392,12 @@ fn dry_run_is_a_config_file_with_a_memory_plan() {
     for part in ["beta_min = 0.04", "# 6 rows, 2 optimiser steps", "# total "] {
         assert!(printed.contains(part), "{part:?} is not in:\n{printed}");
     }
+    // Other trainers' word for no limit.
+    let mut words = grpo(&dir);
+    let steps = words.iter().position(|word| *word == "--max_steps").unwrap() + 1;
+    words[steps] = "-1";
+    let endless = success(&[&words[..], &["--top_k", "-1", "--dry_run"]].concat());
+    assert!(endless.contains("top_k = 0") && endless.contains("# 6 rows, 6 optimiser steps"), "{endless}");
     // 412,800 parameters of 4 bytes; two moments.
     let bytes = |name: &str| -> u64 {
         let line = printed.lines().find(|line| line.starts_with(&format!("# {name}"))).expect(name);

@@ -42,7 +42,7 @@ pub(super) fn run(options: &InspectDataConfig) -> Result<()> {
             (ImageConfig::default().with_limits(Some(min), Some(max))?, None)
         }
     };
-    for source in &options.rows.dataset {
+    for source in options.rows.datasets() {
         let text = describe(source, &read, &config, processor.as_ref(), options.num_rows)?;
         crate::cli::print(&escape_control(&text))?;
     }
