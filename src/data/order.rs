@@ -5,9 +5,9 @@ use crate::rng::{Purpose, Stream};
 /// The row numbers `0..n` in the order of epoch number `epoch` (from 0) under `seed`.
 ///
 /// A pure function of its arguments (Fisher-Yates on a Philox stream per epoch), so a
-/// resumed run finds its place from the step number alone. `n` is at most `u32::MAX`.
-pub fn order(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
-    let mut rows: Vec<usize> = (0..n).collect();
+/// resumed run finds its place from the step number alone. `n` is at most `u32::MAX`, as the rows of a dataset are.
+pub fn order(seed: u64, epoch: u64, n: usize) -> Vec<u32> {
+    let mut rows: Vec<u32> = (0..n as u32).collect();
     Stream::new(seed, Purpose::Shuffle, epoch).shuffle(&mut rows);
     rows
 }

@@ -17,7 +17,7 @@ pub struct Stream {
     rows: usize,
     seed: u64,
     shuffle: bool,
-    epoch: Option<(u64, Vec<usize>)>,
+    epoch: Option<(u64, Vec<u32>)>,
     mix: Option<Mix>,
 }
 
@@ -87,7 +87,7 @@ impl Stream {
         if let Some(mix) = &mut self.mix {
             let (seed, shuffle) = (self.seed, self.shuffle);
             return mix.row(epoch, index, |rows| {
-                if shuffle { order(seed, epoch, rows) } else { (0..rows).collect() }
+                if shuffle { order(seed, epoch, rows) } else { (0..rows as u32).collect() }
             });
         }
         if !self.shuffle {
@@ -96,7 +96,7 @@ impl Stream {
         if self.epoch.as_ref().is_none_or(|(e, _)| *e != epoch) {
             self.epoch = Some((epoch, order(self.seed, epoch, self.rows)));
         }
-        self.epoch.as_ref().map_or(index, |(_, order)| order[index])
+        self.epoch.as_ref().map_or(index, |(_, order)| order[index] as usize)
     }
 
     /// Number of rows in an epoch.
@@ -107,7 +107,7 @@ impl Stream {
 
 impl Mix {
     /// The row at place `index` of an epoch whose order `order` gives.
-    fn row(&mut self, epoch: u64, index: usize, order: impl FnOnce(usize) -> Vec<usize>) -> usize {
+    fn row(&mut self, epoch: u64, index: usize, order: impl FnOnce(usize) -> Vec<u32>) -> usize {
         if self.epoch.as_ref().is_none_or(|(known, _)| *known != epoch) {
             self.epoch = Some((epoch, self.places(order)));
         }
@@ -117,7 +117,7 @@ impl Mix {
     }
 
     /// For each place of an epoch its part, and which of the part's places it is. Spread evenly, then put in order.
-    fn places(&self, order: impl FnOnce(usize) -> Vec<usize>) -> Vec<(u32, u32)> {
+    fn places(&self, order: impl FnOnce(usize) -> Vec<u32>) -> Vec<(u32, u32)> {
         // Where in the epoch each place would stand, were it alone: the middle of its share.
         let mut even: Vec<(f64, u32)> = Vec::new();
         for (number, part) in self.parts.iter().enumerate() {
@@ -125,7 +125,7 @@ impl Mix {
         }
         even.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let mut next = vec![0; self.parts.len()];
-        let in_order = order(even.len()).into_iter().map(|place| even[place].1);
+        let in_order = order(even.len()).into_iter().map(|place| even[place as usize].1);
         in_order
             .map(|part| {
                 let nth = next[part as usize];
