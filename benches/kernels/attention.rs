@@ -65,6 +65,17 @@ pub fn decode(meter: &Meter, criterion: &mut Criterion) {
         let all = Slots::new(gpu, &(0..pages * PAGE).collect::<Vec<_>>()).expect("room for a table");
         let [k, v] = [1, 2].map(|id| meter.normal(&[pages * PAGE, heads.key * heads.dim], id));
         kv.store(&k, &v, &all).expect("rows of the cache");
+        let width = heads.key * heads.dim;
+        let rows = [4, 5].map(|id| meter.normal(&[batch, width], id));
+        let newest = Slots::new(gpu, &(0..batch).map(|b| b * own * PAGE).collect::<Vec<_>>())
+            .expect("room for a table");
+        meter.bench(
+            criterion,
+            ["attention_store", "fwd", &format!("{batch} rows of {width}")],
+            Cost { flops: 0, bytes: (4 * batch * width * meter.dtype.size() + 4 * batch) as u64 },
+            || Ok(()),
+            |()| kv.store(&rows[0], &rows[1], &newest),
+        );
         let run = |first: usize, n: usize, len| Pages { numbers: (first..first + n).collect(), len };
         let sequences = (0..batch).map(|b| Sequence {
             prefix: run(b / GROUP * prompt, prompt, TOKENS[0]),

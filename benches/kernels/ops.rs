@@ -116,7 +116,7 @@ pub fn norms(meter: &Meter, criterion: &mut Criterion) {
     meter.bench(criterion, [op, "bwd", &shape[1]], costs[1], || Ok(forward()?.2), backward);
 }
 
-/// M-RoPE on the text tower's queries.
+/// M-RoPE on the text tower's queries, and its angles.
 pub fn rope(meter: &Meter, criterion: &mut Criterion) {
     let (rows, heads) = (meter.size(8192, 64), meter.size(12, 2));
     let table = |rows: usize| {
@@ -132,6 +132,13 @@ pub fn rope(meter: &Meter, criterion: &mut Criterion) {
         |n| Rope { table: if n == rows { many.clone() } else { table(n) } },
         |rows| [vec![rows, heads * 128]],
         [cost, cost],
+    );
+    meter.bench(
+        criterion,
+        ["rope_angles", "fwd", &format!("{rows}x64")],
+        many.cost(),
+        || Ok(table(rows)),
+        |table| table.form(meter.gpu()),
     );
 }
 

@@ -9,6 +9,7 @@ mod cuda;
 
 use super::Cost;
 use crate::autograd::Op;
+use crate::cuda::Gpu;
 use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Real, Tensor};
@@ -50,6 +51,27 @@ fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
 impl Table {
     fn new(angles: Angles) -> Table {
         Table { angles: Arc::new(angles), on_cpu: Arc::default(), on_gpu: Arc::default() }
+    }
+
+    /// Forms cosines and sines now, in the memory of `gpu` or without one in the host's, and not when the first rotation asks.
+    ///
+    /// # Errors
+    /// Those of allocating and launching.
+    pub fn form(&self, gpu: Option<&Gpu>) -> Result<()> {
+        match gpu {
+            Some(gpu) => cuda::tables(gpu, self).map(drop),
+            None => {
+                self.host();
+                Ok(())
+            }
+        }
+    }
+
+    /// Operations and bytes of forming them: a product, a cosine and a sine for each angle.
+    pub fn cost(&self) -> Cost {
+        let Angles { positions, rows, axis, .. } = &*self.angles;
+        let n = rows * axis.len();
+        Cost { flops: 3 * n as u64, bytes: (4 * positions.len() + 8 * axis.len() + 8 * n) as u64 }
     }
 
     /// Angles of a row, D/2.

@@ -301,7 +301,7 @@ def decode(t: Table) -> None:
         t.add("paged_attention.cu", "attention_decode/fwd", f"{batch} sequences, 320 + 256 keys", 4 * pairs * heads * dim, size,
               [max(moved(size), rounds * 9 * 1.8e-6)], f"{batch * kv} blocks of one warp, 9 tiles each, one after the other", peak=TENSOR)
         size = 4 * batch * kv * dim * BF16
-        t.add("paged_attention.cu", "paged_store", f"{batch} rows of 256", 0, size, [1.0e-6], "launch")
+        t.add("paged_attention.cu", "attention_store/fwd", f"{batch} rows of 256", 0, size, [1.0e-6], "launch")
 
 
 def patch_embed(t: Table) -> None:
@@ -323,7 +323,7 @@ def rope(t: Table) -> None:
     angles = rows * dim // 2
     size = 2 * angles * FLOAT + 3 * rows * 4
     # Cosine and sine in f64 with their reductions: some 120 operations at half the rate of f32.
-    t.add("rope.cu", "rope_angles", f"{rows}x{dim // 2}", angles, size, [max(moved(size), 120 * angles / (0.5 * F32))], "f64 sine and cosine; once a pass, not a layer")
+    t.add("rope.cu", "rope_angles/fwd", f"{rows}x{dim // 2}", angles, size, [max(moved(size), 120 * angles / (0.5 * F32))], "f64 sine and cosine; once a pass, not a layer")
 
 
 def sample(t: Table) -> None:

@@ -17,7 +17,7 @@ const THREADS: u32 = 128;
 pub(super) struct Tables(OnceLock<[Buffer<f32>; 2]>);
 
 /// Cosines and sines in the GPU's memory.
-fn tables(gpu: &Gpu, table: &Table) -> Result<(Const<f32>, Const<f32>)> {
+pub(super) fn tables(gpu: &Gpu, table: &Table) -> Result<(Const<f32>, Const<f32>)> {
     let Tables(kept) = &*table.on_gpu;
     if kept.get().is_none() {
         // Another thread may have been faster; its numbers are the same.
