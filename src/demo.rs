@@ -252,7 +252,7 @@ fn accuracy(
     };
     let means = evaluate(policy, params, samples, &rewards, &options, |_| Ok(()), &watch)?;
     progress.finish();
-    Ok(means.reward(0))
+    Ok(means.reward(0).unwrap_or(0.0))
 }
 
 /// What all parts of a demo share.

@@ -37,7 +37,7 @@ mod surrogate;
 mod tests;
 
 pub use scores::{Sampled, ScoreInputs, ScoreOutput, k1_penalty_of_scores, loss_of_scores};
-pub use supervised::supervised_loss;
+pub use supervised::{Supervised, supervised_loss};
 
 use crate::error::{Error, Result};
 use crate::kl::{KlEstimator, value_and_slope};

@@ -393,7 +393,7 @@ impl<'a> Experiment<'a> {
         self.plan.recipe.tasks.iter().enumerate().map(row).collect()
     }
 
-    /// Writes rows, table and report of what is done so far.
+    /// Writes rows, table, curves and report of what is done so far.
     fn write(&self) -> Result<()> {
         let (options, recipe) = (self.plan.options, self.plan.recipe);
         let dir = &options.output_dir;
@@ -403,6 +403,7 @@ impl<'a> Experiment<'a> {
         replace_file(&SystemDisk, &dir.join(TABLE), markdown(&title, &facts, &tables).as_bytes())?;
         replace_file(&SystemDisk, &dir.join("config.toml"), options.to_toml()?.as_bytes())?;
         let charts = curves::charts(self.plan)?;
+        replace_file(&SystemDisk, &dir.join(CURVES), comparison::curves(&charts).as_bytes())?;
         let comparison = Comparison { title, facts, tables, charts, config: options.to_toml()? };
         comparison::write(dir.join(REPORT), &comparison)
     }
@@ -421,6 +422,7 @@ impl<'a> Experiment<'a> {
 
 const TABLE: &str = "table.md";
 const REPORT: &str = "report.html";
+const CURVES: &str = "curves.svg";
 
 /// What an arm took.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -49,6 +49,17 @@ pub struct Completed<'a> {
     pub tokens: &'a [u32],
 }
 
+/// How far training is; zeros outside of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Optimiser steps of the run.
+    pub max_steps: u64,
+    /// Passes over the rows done, with the begun one's share.
+    pub epoch: f64,
+}
+
 /// A named reward function.
 pub trait Reward: Send + Sync {
     /// The name in options and metrics (`rewards/<name>/mean`).
@@ -72,8 +83,8 @@ pub trait Reward: Send + Sync {
         Ok(())
     }
 
-    /// Learns that what is scored from now on comes after `step` of `max_steps` optimiser steps.
-    fn progress(&self, _step: u64, _max_steps: u64) {}
+    /// Learns how far training is at what is scored from now on.
+    fn progress(&self, _progress: Progress) {}
 
     /// Whether a row needs a reference answer for this reward to apply.
     fn needs_solution(&self) -> bool {
@@ -233,8 +244,8 @@ impl RewardSet {
     }
 
     /// Tells the rewards how far training is, as [`Reward::progress`].
-    pub fn progress(&self, step: u64, max_steps: u64) {
-        self.rewards.iter().for_each(|reward| reward.progress(step, max_steps));
+    pub fn progress(&self, progress: Progress) {
+        self.rewards.iter().for_each(|reward| reward.progress(progress));
     }
 
     /// The names, in the order of [`RewardSet::score`].

@@ -188,7 +188,9 @@ fn case_84_arms_start_alike_see_the_same_prompts_and_are_not_repeated() {
     let temp = tempfile::tempdir().expect("a temporary folder");
     let dir = temp.path().join("tiny");
     run(&dir, &small(), &["--seeds", "3"]).expect("the experiment runs");
-    for name in ["rows.jsonl", "rows.csv", "table.md", "report.html", "config.toml", "recipe.json"] {
+    for name in
+        ["rows.jsonl", "rows.csv", "table.md", "curves.svg", "report.html", "config.toml", "recipe.json"]
+    {
         assert!(dir.join(name).is_file(), "{name} is missing");
     }
     // GRPO and GRPO-D differ in the KL weight, and so does nothing that is the same for both.

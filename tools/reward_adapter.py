@@ -15,12 +15,12 @@ async. It is called with all completions of a batch at once, as TRL does, and ge
                      there (pip install pillow); with --image_paths, the paths (a data: URI of one that the dataset
                      holds as bytes)
     any column       a list with each row's value; None where a row has none
-    trainer_state    global_step and max_steps
+    trainer_state    global_step, max_steps and epoch
     log_extra, log_metric    functions that do nothing, for functions that name them
 
 NaN is taken as None: the reward does not apply. What the function prints goes to standard error. An exception ends
 the run with its message, after a save; its traceback is on standard error. For a call with N completions the
-function has N times --reward_timeout. Needs Python 3.8 or newer, and Pillow for images only.
+function has N times --reward_timeout, at most ten times. Needs Python 3.8 or newer, and Pillow for images only.
 """
 import argparse
 import asyncio
@@ -38,9 +38,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 try:
-    import PIL.Image as pillow
+    from PIL import Image, ImageOps
 except ImportError:
-    pillow = None
+    Image = ImageOps = None
 
 
 def load(target):
@@ -96,12 +96,11 @@ def text_of(prompt):
 
 
 def opened(image):
-    """The PIL image of a path or data: URI."""
+    """The PIL image of a path or data: URI, turned as its EXIF orientation says: as the model sees it."""
     if image.startswith("data:"):
         image = io.BytesIO(base64.b64decode(image.partition(",")[2]))
-    with pillow.open(image) as picture:
-        picture.load()
-        return picture
+    with Image.open(image) as picture:
+        return ImageOps.exif_transpose(picture)
 
 
 def images_of(requests, names, takes_any, paths):
@@ -109,7 +108,7 @@ def images_of(requests, names, takes_any, paths):
     wanted = names & {"image", "images"}
     if not (wanted or takes_any) or not any(r["images"] for r in requests):
         return {}
-    if not paths and pillow is None:
+    if not paths and Image is None:
         if not wanted:
             return {}
         raise ImportError(f"`{min(wanted)}` needs Pillow: pip install pillow, or use --image_paths")
@@ -135,9 +134,11 @@ def arguments_of(requests, names, takes_any, options):
         prompts=prompts,
         completions=completions,
         completion_ids=[r["completion_ids"] for r in requests],
-        trainer_state=SimpleNamespace(global_step=requests[0]["step"], max_steps=requests[0]["max_steps"]),
-        log_extra=lambda *_: None,
-        log_metric=lambda *_: None,
+        trainer_state=SimpleNamespace(
+            global_step=requests[0]["step"], max_steps=requests[0]["max_steps"], epoch=requests[0]["epoch"]
+        ),
+        log_extra=lambda *_, **__: None,
+        log_metric=lambda *_, **__: None,
     )
     return arguments if takes_any else {name: value for name, value in arguments.items() if name in names}
 

@@ -28,9 +28,9 @@ pub(super) struct Summary<'a> {
     pub(super) rows: usize,
     pub(super) accuracy: f64,
     pub(super) format: f64,
-    /// Means of the further rewards by their names.
+    /// Means of the further rewards by their names; null for one that applies to no row.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    rewards: BTreeMap<String, f64>,
+    rewards: BTreeMap<String, Option<f64>>,
     /// Tokens.
     pub(super) mean_length: f64,
     /// Share of the commonest reference answer.
@@ -124,8 +124,8 @@ pub(super) fn measure<'a>(
             .all(|path| path.is_dir())
             .then_some(options.data.dataset_split.as_str()),
         rows: means.rows,
-        accuracy: means.reward(0),
-        format: means.reward(1),
+        accuracy: means.reward(0).unwrap_or(0.0),
+        format: means.reward(1).unwrap_or(0.0),
         rewards: further.map(|(i, name)| (name.clone(), means.reward(i))).collect(),
         mean_length: means.length(),
         accuracy_majority: majority_accuracy(&samples.answers()?),

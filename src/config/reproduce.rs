@@ -40,7 +40,7 @@ pub struct ReproduceConfig {
     #[arg(long, value_name = "DIR", help_heading = "Experiment")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
-    /// Folder to write: a run folder for each arm, rows.jsonl, rows.csv, table.md, report.html. The same command goes on
+    /// Folder to write: a run folder for each arm, rows.jsonl, rows.csv, table.md, curves.svg, report.html. The same command goes on
     /// with what is in it
     #[arg(long, default_value = "runs/reproduce", value_name = "DIR", help_heading = "Checkpoint")]
     pub output_dir: PathBuf,

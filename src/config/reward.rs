@@ -15,8 +15,8 @@ pub struct RewardOptions {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub reward_command: Vec<String>,
 
-    /// A reward command that owes answers and gives none for so long is ended and started again; after three such
-    /// failures in a row the run saves and ends
+    /// What a reward command has for each completion (for several that it takes at once, so many times this, at most ten
+    /// times): if no answer comes, it is ended and started again; after three such failures in a row the run saves and ends
     #[arg(long, default_value = "60", allow_negative_numbers = true, value_name = "SECONDS")]
     pub reward_timeout: f64,
 

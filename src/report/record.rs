@@ -253,6 +253,8 @@ pub struct SftReport {
     pub epoch: f64,
     /// Mean cross-entropy of the completion tokens, in nats.
     pub loss: f64,
+    /// Mean entropy of the predictions of the completion tokens, in nats.
+    pub entropy: f64,
     /// L2 norm of the gradient before clipping.
     pub grad_norm: f64,
     /// The learning rate this step used.
@@ -270,6 +272,7 @@ impl SftReport {
         let mut put = |name: &str, value: f64| row.insert(name.to_owned(), Value::from(value));
         put("epoch", self.epoch);
         put("loss", self.loss);
+        put("entropy", self.entropy);
         put("grad_norm", self.grad_norm);
         put("learning_rate", self.learning_rate);
         put("step_time", self.step_time);

@@ -4,7 +4,8 @@
 //!
 //! ```json
 //! {"id": 7, "prompt": [{"role": "user", "content": "..."}], "completion": "...", "completion_ids": [1, 2],
-//!  "images": ["/path/a.png"], "columns": {"solution": "3"}, "step": 0, "max_steps": 100, "last": false}
+//!  "images": ["/path/a.png"], "columns": {"solution": "3"}, "step": 0, "max_steps": 100, "epoch": 0.0,
+//!  "last": false}
 //! ```
 //!
 //! and one answer for each request, in any order, one of
@@ -16,10 +17,11 @@
 //! ```
 //!
 //! All completions of a batch are sent without waiting for answers; the last one says so. An image that the dataset holds as
-//! bytes comes as a `data:` URI. `step` is the number of optimiser steps done, of `max_steps` (both 0 outside of training).
+//! bytes comes as a `data:` URI. `step` is the number of optimiser steps done, of `max_steps` (0 outside of training, as `epoch` is).
 //!
 //! Each completion has a deadline of its own: an answer has to come in time after the one before. A process that works on
-//! several at once says so before it begins, by a line `{"takes": 5}`, and then has five times as long for its next answer.
+//! several at once says so before it begins, by a line `{"takes": 5}`, and then has five times as long for its next answer, of
+//! more than ten ten times: who never answers shall be found out.
 //!
 //! What is computed never depends on timing: an answer is whose id it has. A process that ends, or gives no answer for too
 //! long, is ended with its whole group and started again, and the completions without an answer are sent again: together,
@@ -33,7 +35,7 @@ mod worker;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Completed, Notes, Reward};
+use super::{Completed, Notes, Progress, Reward};
 use crate::error::{Error, Result};
 use crate::rollout::Watch;
 
@@ -43,6 +45,8 @@ use worker::{Ended, Worker};
 
 /// Failures in a row, no answer between them, after which a reward is given up.
 const MOST_FAILURES: usize = 3;
+/// Completions taken at once have so many times `reward_timeout` at most.
+const MOST_TIMES: usize = 10;
 /// Requests are made while fewer bytes than this wait to be written.
 const AHEAD_BYTES: usize = 1 << 16;
 /// How long the process may take to end by itself once nothing more is asked.
@@ -70,7 +74,7 @@ impl External {
             timeout,
             worker: None,
             next_id: 0,
-            progress: (0, 0),
+            progress: Progress::default(),
             words: Words::new(name, notes),
         };
         External { name: name.to_owned(), session: Mutex::new(session) }
@@ -86,8 +90,8 @@ impl Reward for External {
         self.session.lock().unwrap_or_else(PoisonError::into_inner).try_out()
     }
 
-    fn progress(&self, step: u64, max_steps: u64) {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner).progress = (step, max_steps);
+    fn progress(&self, progress: Progress) {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).progress = progress;
     }
 
     fn score(&self, completions: &[Completed<'_>], watch: Watch<'_>) -> Result<Vec<Option<f64>>> {
@@ -111,7 +115,7 @@ impl Drop for External {
 enum Failure {
     /// It ended, or will not answer.
     Over,
-    /// It gave no answer in time, while it worked on so many completions.
+    /// It gave no answer in so many times the timeout.
     Late(usize),
     /// The system refused.
     System(std::io::Error),
@@ -134,8 +138,7 @@ struct Session {
     timeout: Duration,
     worker: Option<Worker>,
     next_id: u64,
-    /// Optimiser steps done, and steps of the run.
-    progress: (u64, u64),
+    progress: Progress,
     words: Words,
 }
 
@@ -222,7 +225,7 @@ impl Session {
         let mut left = owed.len();
         // Those of an announcement that have no answer yet.
         let mut taken: usize = 0;
-        let mut heard_last = Instant::now();
+        let (mut heard_last, mut told) = (Instant::now(), false);
         while left > 0 {
             watch(0)?;
             let progress = self.progress;
@@ -257,14 +260,24 @@ impl Session {
                         taken = taken.saturating_sub(1);
                     }
                 }
-                heard_last = Instant::now();
+                (heard_last, told) = (Instant::now(), false);
             }
             if heard.answers.is_empty() && heard.is_over {
                 return Ok(Err(Failure::Over));
             }
-            let at_once = taken.max(1);
-            if heard_last.elapsed().as_secs_f64() >= self.timeout.as_secs_f64() * at_once as f64 && left > 0 {
-                return Ok(Err(Failure::Late(at_once)));
+            let times = taken.clamp(1, MOST_TIMES);
+            if heard_last.elapsed() < self.timeout || left == 0 {
+                continue;
+            }
+            if heard_last.elapsed().as_secs_f64() >= self.timeout.as_secs_f64() * times as f64 {
+                return Ok(Err(Failure::Late(times)));
+            }
+            if !told {
+                let (one, all) = (self.timeout.as_secs_f64(), self.timeout.as_secs_f64() * times as f64);
+                self.words.note(&format!(
+                    "no answer for {one} s; the {taken} completions that it took have {all} s"
+                ));
+                told = true;
             }
         }
         Ok(Ok(()))
@@ -293,7 +306,8 @@ impl Session {
     fn mistake(&self, what: &str) -> Error {
         Error::Reward(format!(
             "the command of the reward `{}` {what}; it has to write one line {{\"id\": .., \"reward\": number or null}} for \
-             each line that it reads, and nothing else (what it has to say otherwise belongs on standard error)",
+             each line that it reads, {{\"takes\": N}} before it works on N of them at once, and nothing else (what it has to say \
+             otherwise belongs on standard error)",
             self.name
         ))
     }
@@ -324,8 +338,8 @@ impl Session {
             (Failure::Late(1), _) => {
                 format!("gave no answer for {} s (--reward_timeout)", self.timeout.as_secs_f64())
             }
-            (Failure::Late(count), _) => format!(
-                "gave no answer for {count} times {} s (--reward_timeout, for each of {count} completions that it took)",
+            (Failure::Late(times), _) => format!(
+                "gave no answer for {times} times {} s (--reward_timeout, for several completions that it took at once)",
                 self.timeout.as_secs_f64()
             ),
             (Failure::Over, Some(ended)) => ended.to_string(),

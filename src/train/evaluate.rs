@@ -54,9 +54,9 @@ impl Mean {
         self.count += usize::from(value.is_some());
     }
 
-    /// 0 of nothing.
-    fn value(self) -> f64 {
-        self.sum / self.count.max(1) as f64
+    /// `None` of nothing.
+    fn value(self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64)
     }
 }
 
@@ -72,14 +72,14 @@ pub struct Means {
 }
 
 impl Means {
-    /// Of one reward over the rows that it applies to; 0 where it applies to none.
-    pub fn reward(&self, reward: usize) -> f64 {
+    /// Of one reward over the rows that it applies to, if it applies to any.
+    pub fn reward(&self, reward: usize) -> Option<f64> {
         self.rewards.get(reward).copied().unwrap_or_default().value()
     }
 
-    /// Of the weighted sum of the rewards, over the rows that one applies to.
+    /// Of the weighted sum of the rewards, over the rows that one applies to; 0 of none.
     pub fn total(&self) -> f64 {
-        self.total.value()
+        self.total.value().unwrap_or(0.0)
     }
 
     /// Tokens of a completion.
@@ -230,7 +230,7 @@ impl Evaluation {
         let means = evaluate(policy, &policy.params, &self.samples, rewards, options, |_| Ok(()), watch)?;
         row.insert("eval_reward".into(), means.total().into());
         for (i, name) in rewards.names().iter().enumerate() {
-            row.insert(format!("eval_rewards/{name}/mean"), means.reward(i).into());
+            row.insert(format!("eval_rewards/{name}/mean"), means.reward(i).unwrap_or(0.0).into());
         }
         row.insert("eval_completions/mean_length".into(), means.length().into());
         row.insert("eval_completions/clipped_ratio".into(), means.clipped_ratio().into());

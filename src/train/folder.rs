@@ -188,8 +188,8 @@ impl RunFolder {
             ));
         }
         // What was meant to change is no news to who wants quiet.
-        let meant =
-            |line: &str| self.allowed.iter().any(|option| line.starts_with(&format!("{option} was ")));
+        let names: Vec<String> = self.allowed.iter().map(|option| option.replace('-', "_")).collect();
+        let meant = |line: &str| names.iter().any(|option| line.starts_with(&format!("{option} was ")));
         let news = changes.iter().filter(|line| !self.quiet || !meant(line));
         news.for_each(|line| self.tell(&format!("changed option: {line}")));
         Ok(state)

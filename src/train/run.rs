@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::report::console::escape_control;
 use crate::report::{Backlog, CompletionRecord, JsonLines, Progress, Row};
+use crate::reward;
 use logs::Logs;
 
 /// One object per optimiser step.
@@ -121,6 +122,8 @@ struct Run<'a> {
     put_off_saves: usize,
     /// Whether the run is being ended before its last step.
     stopping: bool,
+    /// Passes over the rows after the last step logged.
+    epoch: f64,
     progress: Progress,
 }
 
@@ -178,6 +181,7 @@ impl<'a> Run<'a> {
             put_off: false,
             put_off_saves: 0,
             stopping: false,
+            epoch: 0.0,
             progress,
         })
     }
@@ -300,6 +304,7 @@ impl<'a> Run<'a> {
     }
 
     fn log_step(&mut self, mut row: Row) -> Result<()> {
+        self.epoch = row.get("epoch").and_then(Value::as_f64).unwrap_or(self.epoch);
         row.insert("skipped_steps".into(), self.state.guard.skipped_steps.into());
         let result = self.logs.metrics.append(&row);
         let shown = self.logs.events.as_ref().map_or(Ok(()), |events| events.row(&row));
@@ -330,7 +335,8 @@ impl<'a> Run<'a> {
             return Ok(false);
         }
         let interrupt = &self.options.interrupt;
-        evaluation.rewards.progress(done, steps);
+        let progress = reward::Progress { step: done, max_steps: steps, epoch: self.epoch };
+        evaluation.rewards.progress(progress);
         let row = evaluation.row(self.trainer.policy(), done - 1, &|_| interrupt.check())?;
         self.progress.line(&format!("evaluation after step {done}: {}", Value::from(row.clone())));
         let value = row.get(&self.options.metric_for_best_model).and_then(Value::as_f64);

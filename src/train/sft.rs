@@ -11,7 +11,7 @@ use crate::batch::{Group, MicroBatch, micro_batches};
 use crate::checkpoint::SavedRun;
 use crate::data::Dataset;
 use crate::error::Result;
-use crate::loss::supervised_loss;
+use crate::loss::{Supervised, supervised_loss};
 use crate::nn::Params;
 use crate::optim::{AdamWConfig, LrSchedule, Optimiser};
 use crate::processor::Prompt;
@@ -95,7 +95,7 @@ impl SftTrainer {
             .collect();
         let total: usize = encoded.iter().map(|(_, completion)| completion.len()).sum();
         let weight = 1.0 / total.max(1) as f64;
-        let mut loss = 0.0;
+        let (mut loss, mut entropy) = (0.0, 0.0);
         let batches = micro_batches(&groups, self.options.micro_batch, self.policy.layout())?;
         let tokens = batches.iter().map(|b| b.packed.len() as u64).sum::<u64>();
         let options = ForwardOptions { temperature: 1.0, recompute: self.options.recompute };
@@ -103,12 +103,15 @@ impl SftTrainer {
         let work = |_: usize, batch: &MicroBatch, sink: &mut dyn GradSink| {
             watch(0)?;
             let pass = Pass::run(model, params, batch, options, None, Vec::new())?;
-            let (nll, dscores) = supervised_loss(pass.scores(), weight)?;
+            let Supervised { loss, entropy, dscores } = supervised_loss(pass.scores(), weight)?;
             pass.backward_by(dscores, sink)?;
-            Ok(nll)
+            Ok([loss, entropy * weight])
         };
         self.optimiser.begin()?;
-        each_micro_batch(params, &batches, &mut self.optimiser, work, |nll| loss += nll)?;
+        each_micro_batch(params, &batches, &mut self.optimiser, work, |[nll, spread]| {
+            loss += nll;
+            entropy += spread;
+        })?;
         check_finite("loss", loss, step)?;
         let learning_rate = self.options.schedule.learning_rate(step);
         let grad_norm =
@@ -119,6 +122,7 @@ impl SftTrainer {
             step: step as usize,
             epoch: self.epoch(step),
             loss,
+            entropy,
             grad_norm,
             learning_rate,
             num_tokens: self.tokens,
@@ -167,6 +171,7 @@ impl Trainer for SftTrainer {
             step: step as usize,
             epoch: self.epoch(step),
             loss: f64::NAN,
+            entropy: f64::NAN,
             grad_norm: f64::NAN,
             learning_rate: self.options.schedule.learning_rate(step),
             num_tokens: self.tokens,

@@ -653,7 +653,9 @@ fn case_67_event_files_go_on_with_the_run() {
     assert_eq!(files().len(), 1);
     assert_eq!((count(&files()[0], b"train/loss"), count(&files()[0], b"args/text_summary")), (2, 1));
     words[steps] = "4";
-    success(&[&words[..], &["--resume_from_checkpoint", "--allow_change", "max_steps"]].concat());
+    let on = othink(&[&words[..], &["--resume_from_checkpoint", "--allow_change", "max-steps"]].concat());
+    // What was meant to change is not told to who wants quiet.
+    assert_eq!((on.status.code(), String::from_utf8_lossy(&on.stderr)), (Some(0), "".into()));
     let counts: Vec<_> = files().iter().map(|path| count(path, b"train/loss")).collect();
     assert_eq!(counts, [2, 2]);
     assert!(count(&files()[1], b"completions/group_0/text_summary") > 0);

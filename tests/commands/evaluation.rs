@@ -1,8 +1,9 @@
 //! The command `eval`, and evaluation during training.
 
 use std::fs;
+use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{DATA, LEARNABLE, ROOT, RUN, Row, bundle, dataset, fails, grpo, read, success, text};
 
@@ -89,17 +90,52 @@ fn eval_scores_rows_and_blanked_images() {
     assert_ne!(seen, blank, "the model did not look at the image");
 }
 
+/// The names of TRL's logs, recorded from its trainers by `tools/reference/make_metrics_golden.py`.
+#[test]
+fn metrics_have_trls_names() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/trl_metrics.json");
+    let golden: Value = serde_json::from_str(&fs::read_to_string(golden).unwrap()).unwrap();
+    let recorded = |trainer: &str, log: &str| -> Vec<String> {
+        serde_json::from_value(golden[trainer][log].clone()).unwrap()
+    };
+    let ours = |dir: &Path, file: &str| read(&dir.join(file)).swap_remove(0);
+    let sft = ROOT.join("metric_names");
+    let words = ["sft", "--model", bundle(), "--dataset", text(&LEARNABLE), "--output_dir", text(&sft), "-q"];
+    let options = ["--max_steps", "1", "--eval_dataset", text(&LEARNABLE), "--eval_steps", "1"];
+    success(&[&words[..], &options].concat());
+    for (trainer, dir) in [("grpo", &*RUN), ("sft", &sft)] {
+        let row = ours(dir, "metrics.jsonl");
+        for name in recorded(trainer, "step") {
+            // Whether the likeliest token is the answer's is not computed.
+            assert!(
+                row.contains_key(&name) || name == "mean_token_accuracy",
+                "{trainer} has no {name}: {row:?}"
+            );
+        }
+    }
+    // One greedy completion for each row has no spread, and is not trained on: what is measured has TRL's names.
+    for (trainer, dir) in [("grpo", &*RUN), ("sft", &sft)] {
+        let theirs = [recorded(trainer, "evaluation"), recorded("grpo", "evaluation")].concat();
+        for name in ours(dir, "eval_metrics.jsonl").keys() {
+            let name = name.replace("rewards/format", "rewards/accuracy");
+            assert!(theirs.contains(&name), "{trainer}: {name}");
+        }
+    }
+}
+
 #[test]
 fn eval_measures_the_rewards_that_are_named() {
     let output = ROOT.join("further.jsonl");
     let command =
         r#"mine=while read -r line; do id=${line#*:}; echo "{\"id\":${id%%,*},\"reward\":2}"; done"#;
     let words = ["eval", "--model", bundle(), "--dataset", text(&DATA), "--max_completion_length", "3", "-q"];
-    let more = ["--reward_funcs", "format", "length", "--reward_command", command, "--output", text(&output)];
+    let more =
+        ["--reward_funcs", "format", "length", "iou", "--reward_command", command, "--output", text(&output)];
     let result: Row = serde_json::from_str(success(&[&words[..], &more].concat()).trim()).unwrap();
     let length = result["rewards"]["length"].as_f64().unwrap();
     assert!(length > 0.99 && length < 1.0, "{result:?}");
-    assert_eq!((&result["rewards"]["mine"], result["rewards"].as_object().unwrap().len()), (&json!(2.0), 2));
+    assert_eq!((&result["rewards"]["mine"], &result["rewards"]["iou"]), (&json!(2.0), &Value::Null));
+    assert_eq!(result["rewards"].as_object().unwrap().len(), 3);
     for row in read(&output) {
         assert_eq!(row["rewards"]["mine"], 2.0);
         assert!(row["format"].is_number());

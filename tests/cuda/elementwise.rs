@@ -1,6 +1,6 @@
 //! Sums, casts, columns: the CPU's bits.
 
-use crate::compare::{assert_same, check_op, elements, normal, on_gpu};
+use crate::compare::{assert_same, check_op, elements, normal, on_gpu, row};
 use crate::harness::gpu;
 use othink::autograd::Op;
 use othink::error::Result;
@@ -83,6 +83,31 @@ fn columns() -> Result<()> {
             let dy = normal(&[rows, width], dtype, 999).to_dtype(dtype);
             let [want] = op.backward(total, &dy, [true])?;
             assert_same("put back", &dx.expect("a gradient"), &want.expect("a gradient"));
+        }
+    }
+    Ok(())
+}
+
+/// A row has the same bits alone and in a batch.
+#[test]
+fn rows_alone() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for dtype in [DType::F32, DType::Bf16] {
+        let [a, b] = [1, 2].map(|id| on_gpu(&normal(&[19, 57], dtype, id), dtype, gpu));
+        let cut = Columns { from: 5, width: 33 };
+        let dy = on_gpu(&normal(&[19, 33], dtype, 3), dtype, gpu);
+        let to = if dtype == DType::F32 { DType::Bf16 } else { DType::F32 };
+        let all = |a: &Tensor, b: &Tensor, dy: &Tensor| -> Result<[Tensor; 4]> {
+            let (piece, saved) = cut.forward([a])?;
+            let [back] = cut.backward(saved, dy, [true])?;
+            Ok([Add.forward([a, b])?.0, cast(a, to)?, piece, back.expect("a gradient")])
+        };
+        let batch = all(&a, &b, &dy)?;
+        for t in 0..19 {
+            let one = |x: &Tensor| on_gpu(&row(x, t), x.dtype(), gpu);
+            for (alone, batch) in all(&one(&a), &one(&b), &one(&dy))?.iter().zip(&batch) {
+                assert_same(&format!("row {t} in {}", dtype.name()), alone, &row(batch, t));
+            }
         }
     }
     Ok(())

@@ -77,3 +77,23 @@ fn refuses_what_does_not_divide() -> Result<()> {
     assert!(cuda::group_advantages(&rewards, 0, ScaleRewards::Group).is_err());
     Ok(())
 }
+
+/// A group has the same bits alone and in a batch, where the batch has no say.
+#[test]
+fn a_group_alone() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let (groups, size) = (40, 9);
+    let rewards: Vec<f64> = (0..groups * size).map(|i| (i as f64 * 0.7).sin() + (i / size) as f64).collect();
+    let advantages = |rewards: &[f64], scale| -> Result<Vec<u32>> {
+        let found = cuda::group_advantages(&gpu.upload(rewards, Purpose::Inputs)?, size, scale)?;
+        Ok(found.download()?.iter().map(|x| x.to_bits()).collect())
+    };
+    for scale in [ScaleRewards::Group, ScaleRewards::None] {
+        let all = advantages(&rewards, scale)?;
+        for group in 0..groups {
+            let own = group * size..(group + 1) * size;
+            assert_eq!(advantages(&rewards[own.clone()], scale)?, all[own], "{scale:?}, group {group}");
+        }
+    }
+    Ok(())
+}

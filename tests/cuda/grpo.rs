@@ -3,7 +3,7 @@
 use crate::common::{
     EvenInTheFirstRow, Recipe, Vowels, conversations, grpo_trainer, policy, prompts, uneven_steps,
 };
-use crate::harness::{gpu, is_checked, is_rerun};
+use crate::harness::{gpu, is_checked, is_rerun, is_rerun_in_order};
 use othink::checkpoint::{
     Identity, OnExisting, ResumeState, SavePlan, SavedRun, Snapshot, TrainerState, write_folder,
 };
@@ -78,7 +78,7 @@ fn steps_follow_the_cpus() {
 #[test]
 fn more_state_follows_the_cpus_and_goes_on_to_the_bit() {
     let Some(gpu) = gpu() else { return };
-    if is_rerun() {
+    if is_rerun_in_order() {
         return;
     }
     let sync = ReferenceSync { every: 2, mixup_alpha: 0.6, resets_optimizer: true };

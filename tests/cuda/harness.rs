@@ -44,6 +44,11 @@ pub fn is_rerun() -> bool {
     !["fast", "device"].contains(&mode().as_str())
 }
 
+/// Whether this is a further mode without threads at random: in that one whole models are held to all that they promise.
+pub fn is_rerun_in_order() -> bool {
+    is_rerun() && !mode().contains("sched=random")
+}
+
 /// A reason to skip is an `Err`; an emulator that should work and does not is a failure.
 fn open() -> Result<Gpu, String> {
     if mode() == "device" {

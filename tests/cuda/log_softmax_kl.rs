@@ -84,8 +84,11 @@ fn incoming(n: usize, columns: [bool; 3]) -> Tensor {
 }
 
 fn check(shape: Shape, dtype: DType, size: f64, temperature: f64) -> Result<()> {
+    check_models(shape, dtype, Models::new(shape, dtype, size), temperature)
+}
+
+fn check_models(shape: Shape, dtype: DType, exact: Models, temperature: f64) -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
-    let exact = Models::new(shape, dtype, size);
     let (plain, ours) = (exact.map(|x| x.to_dtype(dtype)), exact.map(|x| on_gpu(x, dtype, gpu)));
     let targets = targets(shape);
     for (with_reference, columns) in [
@@ -141,6 +144,24 @@ fn the_largest_vocabulary() -> Result<()> {
 fn huge_logits() -> Result<()> {
     for dtype in DTYPES {
         check((17, 5, 300), dtype, 64.0, 1.0)?;
+    }
+    Ok(())
+}
+
+/// What stands beyond the end of a row is not taken for a 0, which would be the largest of it.
+#[test]
+fn logits_far_below_zero() -> Result<()> {
+    let shape = (3, 8, 3000);
+    for dtype in DTYPES {
+        let low = |x: &Tensor| {
+            let numbers: Vec<f64> = elements(x).iter().map(|x| x - 40.0).collect();
+            let x = Tensor::new(x.shape(), numbers).expect("as many numbers");
+            x.to_dtype(dtype).to_dtype(DType::F64)
+        };
+        let ones = |x: &Tensor| Tensor::new(x.shape(), vec![1.0; x.len()]).expect("as many numbers");
+        let Models { hidden, head, reference } = Models::new(shape, dtype, 1.0);
+        let reference = Reference { hidden: ones(&reference.hidden), head: low(&reference.head) };
+        check_models(shape, dtype, Models { hidden: ones(&hidden), head: low(&head), reference }, 1.0)?;
     }
     Ok(())
 }

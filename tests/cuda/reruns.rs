@@ -48,7 +48,7 @@ fn threads_at_random_on_an_rtx_40() {
 
 #[test]
 fn whole_models_at_random() {
-    emulated(&WHOLE, &[], "fast sched=random async=late streams=deferred seed=4 cc=80", &[]);
+    emulated(&WHOLE, &[], "fast sched=random async=late streams=deferred seed=4 cc=90", &[]);
 }
 
 /// As where there is no cuBLASLt: whole models on our own matrix products.

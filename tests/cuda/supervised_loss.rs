@@ -13,13 +13,21 @@ fn sums_and_gradients_are_the_cpus() -> Result<()> {
     for tokens in [0, 1, 3, 17, 255, 256, 257, 1000, 4097] {
         let scores = normal(&[tokens, 3], DType::F32, tokens as u64).to_dtype(DType::F32);
         let weight = 1.0 / (tokens.max(1) as f64);
-        let (want, of_host) = supervised_loss(&scores, weight)?;
+        let host = supervised_loss(&scores, weight)?;
         let on_device = on_gpu(&scores, DType::F32, gpu);
-        let (loss, of_device) = supervised_loss(&on_device, weight)?;
-        let size: f64 = scores.to_f32().chunks_exact(3).map(|row| f64::from(row[0].abs())).sum();
-        assert!((loss - want).abs() <= 1e-15 * weight * size, "{tokens} tokens: {loss}, CPU {want}");
-        assert_same(&format!("{tokens} tokens"), &of_device, &of_host);
-        assert_eq!(supervised_loss(&on_device, weight)?.0.to_bits(), loss.to_bits(), "a second run");
+        let device = supervised_loss(&on_device, weight)?;
+        let size = |column: usize| -> f64 {
+            scores.to_f32().chunks_exact(3).map(|row| f64::from(row[column].abs())).sum()
+        };
+        for (ours, theirs, size) in
+            [(device.loss, host.loss, weight * size(0)), (device.entropy, host.entropy, size(1))]
+        {
+            assert!((ours - theirs).abs() <= 1e-15 * size, "{tokens} tokens: {ours}, CPU {theirs}");
+        }
+        assert_same(&format!("{tokens} tokens"), &device.dscores, &host.dscores);
+        let again = supervised_loss(&on_device, weight)?;
+        assert_eq!(again.loss.to_bits(), device.loss.to_bits(), "a second run");
+        assert_eq!(again.entropy.to_bits(), device.entropy.to_bits(), "a second run");
     }
     Ok(())
 }
@@ -31,7 +39,7 @@ fn what_is_no_number_stays() -> Result<()> {
         let mut scores = vec![-1.0_f32; 3 * 300];
         scores[3 * 299] = bad;
         let scores = on_gpu(&Tensor::new(&[300, 3], scores)?, DType::F32, gpu);
-        assert!(!supervised_loss(&scores, 0.5)?.0.is_finite());
+        assert!(!supervised_loss(&scores, 0.5)?.loss.is_finite());
     }
     assert!(supervised_loss(&on_gpu(&normal(&[4, 2], DType::F32, 1), DType::F32, gpu), 1.0).is_err());
     assert!(supervised_loss(&on_gpu(&normal(&[4, 3], DType::F32, 1), DType::Bf16, gpu), 1.0).is_err());

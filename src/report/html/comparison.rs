@@ -73,6 +73,13 @@ pub struct SeriesPoint {
 /// Colours that the style sheet has for arms.
 const COLOURS: usize = 4;
 
+/// Width and height of a chart with its title in [`curves`], and the height above all charts.
+const CELL: [f64; 2] = [430.0, 232.0];
+const HEAD: f64 = 56.0;
+
+/// The page's colours of arms on white, for a file that has no other style: not every viewer of SVG knows variables.
+const ON_WHITE: [&str; COLOURS] = ["#8a5a00", "#2a6fc9", "#c2384f", "#3c8a4d"];
+
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 200.0;
 const LEFT: f64 = 50.0;
@@ -86,6 +93,62 @@ const BOTTOM: f64 = 178.0;
 /// [`Error::Io`](crate::error::Error::Io) when the disk refuses.
 pub fn write(path: impl AsRef<Path>, comparison: &Comparison) -> Result<()> {
     replace_file(&SystemDisk, path.as_ref(), render(comparison).as_bytes())
+}
+
+/// The charts as an SVG file of its own, for a README or a paper: a column for each heading.
+pub fn curves(charts: &[(String, Vec<Chart>)]) -> String {
+    let rows = charts.iter().map(|(_, charts)| charts.len()).max().unwrap_or(0);
+    let (width, height) = (charts.len() as f64 * CELL[0], HEAD + rows as f64 * CELL[1]);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\">\n\
+         <style>{}</style>\n<rect class=\"ground\" width=\"{width}\" height=\"{height}\"/>\n",
+        curves_style()
+    );
+    let mut names: Vec<&Series> = Vec::new();
+    for series in charts.iter().flat_map(|(_, charts)| charts).flat_map(shown) {
+        if !names.iter().any(|known| known.name == series.name) {
+            names.push(series);
+        }
+    }
+    names.sort_by_key(|series| series.colour);
+    for (place, series) in names.into_iter().enumerate() {
+        let (x, colour) = (LEFT + 90.0 * place as f64, series.colour % COLOURS);
+        let _ = writeln!(
+            svg,
+            "<rect class=\"arm-key arm-{colour}\" x=\"{x}\" y=\"12\" width=\"12\" height=\"12\"/><text x=\"{}\" y=\"22\">{}</text>",
+            x + 18.0,
+            escape(&series.name)
+        );
+    }
+    for (column, (heading, charts)) in charts.iter().enumerate() {
+        let x = column as f64 * CELL[0];
+        let _ =
+            writeln!(svg, "<text class=\"heading\" x=\"{}\" y=\"46\">{}</text>", x + LEFT, escape(heading));
+        for (row, chart) in charts.iter().enumerate() {
+            let (y, Some(drawing)) = (HEAD + row as f64 * CELL[1], draw(chart, false)) else { continue };
+            let title = escape(&chart.title);
+            let _ =
+                writeln!(svg, "<text class=\"title\" x=\"{}\" y=\"{}\">{title}</text>", x + LEFT, y + 14.0);
+            let place = format!("<svg x=\"{x}\" y=\"{}\" width=\"{WIDTH}\" height=\"{HEIGHT}\"", y + 20.0);
+            svg += &drawing.replacen("<svg", &place, 1);
+        }
+    }
+    svg + "</svg>\n"
+}
+
+fn curves_style() -> String {
+    let mut style = "text { fill: #5d5c57; font: 11px system-ui, sans-serif } .title { font-weight: 600; fill: #1c1c1a } \
+                     .heading { font-size: 15px; font-weight: 600; fill: #1c1c1a } .ground { fill: #ffffff } \
+                     .grid { stroke: #ecebe6 } .axis { stroke: #dddcd6 } .arm-curve { fill: none; stroke-width: 2 } \
+                     .arm-band { opacity: 0.16 }"
+        .to_owned();
+    for (number, colour) in ON_WHITE.iter().enumerate() {
+        let _ = write!(
+            style,
+            " .arm-{number} {{ fill: {colour} }} .arm-curve.arm-{number} {{ fill: none; stroke: {colour} }}"
+        );
+    }
+    style
 }
 
 /// The page as text.
@@ -123,7 +186,7 @@ fn write_table(text: &mut String, table: &Table) {
 }
 
 fn card(chart: &Chart) -> Option<String> {
-    let drawing = draw(chart)?;
+    let drawing = draw(chart, true)?;
     let legend: String = shown(chart)
         .map(|series| {
             let colour = series.colour % COLOURS;
@@ -146,8 +209,8 @@ fn finite(series: &Series) -> impl DoubleEndedIterator<Item = &SeriesPoint> + Cl
     series.points.iter().filter(is_finite)
 }
 
-/// The SVG; `None` when there is nothing to draw.
-fn draw(chart: &Chart) -> Option<String> {
+/// The SVG, with the numbers of a point under the mouse if `with_numbers`; `None` when there is nothing to draw.
+fn draw(chart: &Chart, with_numbers: bool) -> Option<String> {
     let points = || shown(chart).flat_map(finite);
     let least = |values: &mut dyn Iterator<Item = f64>| values.reduce(f64::min);
     let most = |values: &mut dyn Iterator<Item = f64>| values.reduce(f64::max);
@@ -199,7 +262,7 @@ fn draw(chart: &Chart) -> Option<String> {
         let colour = series.colour % COLOURS;
         let curve = path(&mut finite(series).map(|p| (p.step, p.mean)));
         let _ = write!(svg, "<polyline class=\"arm-curve arm-{colour}\" points=\"{curve}\"/>");
-        for p in finite(series) {
+        for p in finite(series).filter(|_| with_numbers) {
             let band = if p.half_band > 0.0 { format!(" ± {}", short(p.half_band)) } else { String::new() };
             let _ = write!(
                 svg,
@@ -231,10 +294,13 @@ mod tests {
 
     #[test]
     fn curves_and_bands_share_their_axes() {
-        let svg = draw(&chart(vec![
-            series("GRPO", 1, &[(0.0, 0.0, 0.0), (10.0, 1.0, 0.0)]),
-            series("GRPO-D", 2, &[(0.0, 0.5, 0.5), (10.0, 0.5, 0.25)]),
-        ]))
+        let svg = draw(
+            &chart(vec![
+                series("GRPO", 1, &[(0.0, 0.0, 0.0), (10.0, 1.0, 0.0)]),
+                series("GRPO-D", 2, &[(0.0, 0.5, 0.5), (10.0, 0.5, 0.25)]),
+            ]),
+            true,
+        )
         .unwrap();
         // The value 0 lies at the bottom, 1 at the top.
         assert!(
@@ -251,8 +317,21 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_curves_has_a_column_for_each_heading() {
+        let one = || chart(vec![series("GRPO & D", 2, &[(0.0, 0.0, 0.0), (10.0, 1.0, 0.0)])]);
+        let nothing = chart(vec![series("SFT", 0, &[])]);
+        let svg = curves(&[("Left".into(), vec![one(), nothing]), ("Right".into(), vec![one()])]);
+        assert!(svg.starts_with("<svg xmlns=") && svg.ends_with("</svg>\n"));
+        assert!(svg.contains("viewBox=\"0 0 860 520\""), "{svg}");
+        assert_eq!((svg.matches("<polyline").count(), svg.matches("arm-key arm-2").count()), (2, 1), "{svg}");
+        assert!(
+            svg.contains("<svg x=\"430\" y=\"76\"") && svg.contains("GRPO &amp; D") && !svg.contains("SFT")
+        );
+    }
+
+    #[test]
     fn what_is_not_finite_is_left_out() {
-        assert!(draw(&chart(vec![series("SFT", 0, &[(0.0, f64::NAN, 0.0)])])).is_none());
+        assert!(draw(&chart(vec![series("SFT", 0, &[(0.0, f64::NAN, 0.0)])]), true).is_none());
         let mixed = chart(vec![
             series("SFT", 0, &[]),
             series("GRPO", 1, &[(3.0, 2.0, 0.0), (4.0, f64::INFINITY, 0.0)]),

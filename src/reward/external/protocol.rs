@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::worker::MAX_ANSWER_BYTES;
 use crate::data::{ImageSource, Message, Part, Sample, to_data_uri};
-use crate::reward::Completed;
+use crate::reward::{Completed, Progress};
 
 /// Largest reward, either way.
 pub(super) const MAX_REWARD: f64 = 1e9;
@@ -23,6 +23,7 @@ struct Request<'a> {
     columns: Columns<'a>,
     step: u64,
     max_steps: u64,
+    epoch: f64,
     last: bool,
 }
 
@@ -34,15 +35,11 @@ struct Columns<'a> {
     others: &'a Map<String, Value>,
 }
 
-/// The line that asks for the reward of a completion, after `step` of `max_steps` optimiser steps. `last` tells that no other is
+/// The line that asks for the reward of a completion. `last` tells that no other is
 /// asked for before this is answered.
-pub(super) fn request(
-    id: u64,
-    completed: &Completed<'_>,
-    (step, max_steps): (u64, u64),
-    last: bool,
-) -> String {
+pub(super) fn request(id: u64, completed: &Completed<'_>, progress: Progress, last: bool) -> String {
     let Sample { messages, images, solution, columns, .. } = completed.sample;
+    let Progress { step, max_steps, epoch } = progress;
     let request = Request {
         id,
         prompt: messages.iter().map(message).collect(),
@@ -62,6 +59,7 @@ pub(super) fn request(
         },
         step,
         max_steps,
+        epoch,
         last,
     };
     // Texts, numbers and maps with text keys always have a JSON form.
@@ -173,7 +171,7 @@ mod tests {
             ..Sample::default()
         };
         let completed = Completed { sample: &sample, text: "c\u{2028}\n", tokens: &[7, 8] };
-        let line = request(5, &completed, (2, 9), true);
+        let line = request(5, &completed, Progress { step: 2, max_steps: 9, epoch: 0.5 }, true);
         assert!(!line.contains('\n'));
         let wanted = json!({
             "id": 5,
@@ -185,11 +183,12 @@ mod tests {
             "columns": {"solution": "3", "level": {"a": [1, null]}},
             "step": 2,
             "max_steps": 9,
+            "epoch": 0.5,
             "last": true,
         });
         assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), wanted);
         let number = Sample { columns: Map::from_iter([("solution".into(), json!(3))]), ..sample.clone() };
-        let line = request(5, &Completed { sample: &number, ..completed }, (0, 0), false);
+        let line = request(5, &Completed { sample: &number, ..completed }, Progress::default(), false);
         assert!(line.contains(r#""columns":{"solution":3}"#), "{line}");
     }
 

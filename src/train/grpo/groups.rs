@@ -12,7 +12,7 @@ use crate::checkpoint::{Refills, SavedRollout, StreamPosition};
 use crate::data::{Dataset, Sample};
 use crate::error::{Error, Result};
 use crate::processor::Prompt;
-use crate::reward::Completed;
+use crate::reward::{Completed, Progress};
 use crate::rollout::{Completion, Request, Watch};
 use crate::train::policy::check_length;
 
@@ -124,7 +124,8 @@ impl GrpoTrainer {
             first: self.first_place(step),
             used: self.prompts_per_rollout() as u64,
         };
-        self.rewards.progress(step, self.options.schedule.total_steps);
+        let epoch = self.first_place(step) as f64 / self.stream.rows() as f64;
+        self.rewards.progress(Progress { step, max_steps: self.options.schedule.total_steps, epoch });
         let mut sampled_seconds = 0.0;
         let sampled = self.groups(&mut position, samples, &mut sampled_seconds, watch);
         if sampled.is_ok() {
