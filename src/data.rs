@@ -18,6 +18,7 @@ mod nearest;
 mod order;
 mod parquet;
 mod parquet_pages;
+mod parquet_values;
 mod read;
 mod row;
 mod splits;

@@ -75,11 +75,11 @@ pub trait Reward: Send + Sync {
     /// Whatever keeps the reward from being known; those of `watch`.
     fn score(&self, completions: &[Completed<'_>], watch: Watch<'_>) -> Result<Vec<Option<f64>>>;
 
-    /// Gets ready what takes time, so that what cannot work is known before the work begins.
+    /// Gets ready what takes time, so that what cannot work is known before the work begins. Asks `watch` meanwhile.
     ///
     /// # Errors
     /// Those that [`Reward::score`] would have.
-    fn start(&self) -> Result<()> {
+    fn start(&self, _watch: Watch<'_>) -> Result<()> {
         Ok(())
     }
 
@@ -239,8 +239,8 @@ impl RewardSet {
     ///
     /// # Errors
     /// Those of [`Reward::start`].
-    pub fn start(&self) -> Result<()> {
-        self.rewards.iter().try_for_each(|reward| reward.start())
+    pub fn start(&self, watch: Watch<'_>) -> Result<()> {
+        self.rewards.iter().try_for_each(|reward| reward.start(watch))
     }
 
     /// Tells the rewards how far training is, as [`Reward::progress`].

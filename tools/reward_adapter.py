@@ -14,11 +14,12 @@ async. It is called with all completions of a batch at once, as TRL does, and ge
     images, image    the images of each prompt as a list, or its first one: PIL images, for which Pillow has to be
                      there (pip install pillow); with --image_paths, the paths (a data: URI of one that the dataset
                      holds as bytes)
-    any column       a list with each row's value; None where a row has none
+    any column       a list with each row's value; None where a row has none, and so for any other name that it needs
     trainer_state    global_step, max_steps and epoch
     log_extra, log_metric    functions that do nothing, for functions that name them
 
-NaN is taken as None: the reward does not apply. What the function prints goes to standard error. An exception ends
+NaN is taken as None: the reward does not apply. Asynchronous functions run in one event loop, which is there for as
+long as the process. What the function prints goes to standard error. An exception ends
 the run with its message, after a save; its traceback is on standard error. For a call with N completions the
 function has N times --reward_timeout, at most ten times. Needs Python 3.8 or newer, and Pillow for images only.
 """
@@ -33,6 +34,7 @@ import json
 import math
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,12 +81,14 @@ def load_file(path):
 
 
 def names_of(function):
-    """The names that the function takes, and whether it takes any other."""
+    """The names that the function takes, those of them that it cannot do without, and whether it takes any other."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return set(), True
-    return {p.name for p in parameters}, any(p.kind is p.VAR_KEYWORD for p in parameters)
+        return set(), set(), True
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = {p.name for p in named if p.default is p.empty}
+    return {p.name for p in named}, needed, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def text_of(prompt):
@@ -106,9 +110,9 @@ def opened(image):
 def images_of(requests, names, takes_any, paths):
     """The arguments `images` and `image`, if the function takes them and there are any."""
     wanted = names & {"image", "images"}
-    if not (wanted or takes_any) or not any(r["images"] for r in requests):
+    if not (wanted or takes_any and any(r["images"] for r in requests)):
         return {}
-    if not paths and Image is None:
+    if not paths and Image is None and any(r["images"] for r in requests):
         if not wanted:
             return {}
         raise ImportError(f"`{min(wanted)}` needs Pillow: pip install pillow, or use --image_paths")
@@ -120,7 +124,7 @@ def images_of(requests, names, takes_any, paths):
     return {"images": images, "image": [each[0] if each else None for each in images]}
 
 
-def arguments_of(requests, names, takes_any, options):
+def arguments_of(requests, names, needed, takes_any, options):
     """What TRL would call a reward function with, those that the function takes."""
     prompts = [r["prompt"] for r in requests]
     completions = [[{"role": "assistant", "content": r["completion"]}] for r in requests]
@@ -135,11 +139,13 @@ def arguments_of(requests, names, takes_any, options):
         completions=completions,
         completion_ids=[r["completion_ids"] for r in requests],
         trainer_state=SimpleNamespace(
-            global_step=requests[0]["step"], max_steps=requests[0]["max_steps"], epoch=requests[0]["epoch"]
+            global_step=requests[0]["step"], max_steps=requests[0]["max_steps"], epoch=requests[0]["epoch"], log_history=[]
         ),
         log_extra=lambda *_, **__: None,
         log_metric=lambda *_, **__: None,
     )
+    # A batch may have no row of the dataset that has the column.
+    arguments.update({name: [None] * len(requests) for name in needed - set(arguments)})
     return arguments if takes_any else {name: value for name, value in arguments.items() if name in names}
 
 
@@ -156,7 +162,9 @@ def number(reward):
 def rewards_of(function, requests, options):
     rewards = function(**arguments_of(requests, *names_of(function), options))
     if inspect.isawaitable(rewards):
-        rewards = asyncio.run(awaited(rewards))
+        rewards = asyncio.run_coroutine_threadsafe(awaited(rewards), event_loop()).result()
+    if isinstance(rewards, (dict, str)):
+        raise TypeError(f"a list of rewards was expected, not {type(rewards).__name__}")
     rewards = list(rewards)
     if len(rewards) != len(requests):
         raise ValueError(f"{len(rewards)} rewards for {len(requests)} completions")
@@ -165,6 +173,14 @@ def rewards_of(function, requests, options):
 
 async def awaited(rewards):
     return await rewards
+
+
+def event_loop(started=[]):
+    """The loop of all asynchronous calls, in a thread of its own: what they start and keep goes on between them."""
+    if not started:
+        started.append(asyncio.new_event_loop())
+        threading.Thread(target=started[0].run_forever, daemon=True).start()
+    return started[0]
 
 
 def answers_of(function, requests, options):
@@ -189,7 +205,11 @@ def main():
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout.reconfigure(line_buffering=True)
+    answers.write(json.dumps({"ready": False}) + "\n")
+    answers.flush()
     function = load(options.function)
+    answers.write(json.dumps({"ready": True}) + "\n")
+    answers.flush()
     requests = []
     for line in sys.stdin.buffer:
         request = json.loads(line)

@@ -462,7 +462,7 @@ mod tests {
             ),
             (&["--num_iterations", "0"], "--num_iterations is 0, but must be from 1 to 1000"),
             (&["--num_train_epochs", "1e7"], "--num_train_epochs is 10000000, but must be at most 1000000"),
-            (&["--max_steps", "0"], "--max_steps is 0, but must be from 1 to 4294967295, or -1"),
+            (&["--max_steps", "0"], "--max_steps is 0, but must be from 1 to 4294967295, or -1 for none"),
             (&["--min_pixels", "99999999"], "--min_pixels is 99999999, but must be from 1 to 67108864"),
             (
                 &["--reward_weights", "1", "-2e6"],

@@ -84,7 +84,7 @@ pub(super) fn measure<'a>(
     let names: Vec<String> = names.chain(further).collect();
     let rewards = RewardSet::new(&names, &[], &options.rewards, &inputs::notes(quiet))?;
     let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
-    rewards.start()?;
+    rewards.start(&|_| interrupt.check())?;
     let mut output = options.output.as_deref().map(OutputFile::create).transpose()?;
     let policy = inputs::load_policy(&options.model, inputs::given(options.data.pixels), placement, quiet)?;
     let evaluation = EvaluationOptions {

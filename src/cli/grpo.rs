@@ -63,7 +63,7 @@ pub(super) fn train_until_done(
     let dir = &options.checkpoint.output_dir;
     refuse_occupied(&options.checkpoint)?;
     let samples = inputs::read_rows(&options.data, &read, quiet)?.prompts();
-    rewards.start()?;
+    rewards.start(&|_| interrupt.check())?;
     let mut evaluation = evaluation(options, &read, &rewards)?;
     let policy = training::load(
         &options.model,

@@ -61,7 +61,7 @@ pub fn run(options: &RewardConfig) -> Result<()> {
         rows += 1;
     }
     let interrupt = Interrupt::by_signals()?;
-    rewards.start()?;
+    rewards.start(&|_| interrupt.check())?;
     let mut output = options.output.as_deref().map(OutputFile::create).transpose()?;
     // Rows that are printed are progress enough.
     let progress = Progress::start("reward", rows, quiet || output.is_none());
@@ -145,8 +145,10 @@ fn case(row: usize, mut object: Map<String, Value>, path: &Path) -> RowResult<Ca
     let solution = match object.get("solution") {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) => Some(text.clone()),
-        Some(Value::Number(number)) => Some(number.to_string()),
-        Some(_) => return Err("`solution` has to be a text or a number".into()),
+        Some(other) => match data::Cell::from(other.clone()).spelled() {
+            Some(text) => Some(text),
+            None => return Err("`solution` has to be a text or numbers".into()),
+        },
     };
     let messages = prompt(&mut object)?;
     let images = images(&mut object, path.parent().unwrap_or(Path::new("")));

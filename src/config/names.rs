@@ -32,7 +32,8 @@ pub fn option_name(argument: &str) -> Option<&str> {
     (!name.is_empty()).then_some(name)
 }
 
-/// Turns `-` into `_` in every option name, leaving values and everything after `--` as they are.
+/// Turns `-` into `_` in every option name, leaving values and everything after `--` as they are. `-q` takes no value: what stands
+/// behind it is an argument of its own.
 pub fn normalise(arguments: Vec<OsString>) -> Vec<OsString> {
     let mut literal = false;
     arguments
@@ -43,6 +44,9 @@ pub fn normalise(arguments: Vec<OsString>) -> Vec<OsString> {
                 return argument;
             }
             let Some(text) = argument.to_str() else { return argument };
+            if text == "-q" {
+                return "--quiet=true".into();
+            }
             let Some(name) = option_name(text) else { return argument };
             let rest = &text[2 + name.len()..];
             format!("--{}{rest}", name.replace('-', "_")).into()
@@ -64,10 +68,63 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .map(|(_, candidate)| candidate)
 }
 
-/// What to do about an option of Hugging Face's trainer, TRL, verl, EasyR1 or ms-swift that has another name here, or no
-/// place.
+/// What to do about an option of Hugging Face's trainer, TRL, verl, EasyR1, VLM-R1 or ms-swift that has another name here, or no
+/// place. Those of verl and EasyR1 are known by their last parts (`worker.actor.optim.lr`).
 pub fn foreign(name: &str) -> Option<&'static str> {
+    let tails = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
+    std::iter::once(name).chain(tails).find_map(known_elsewhere)
+}
+
+fn known_elsewhere(name: &str) -> Option<&'static str> {
     Some(match name {
+        "n" | "num_samples" => "--num_generations is the size of a group",
+        "lr" => "--learning_rate is its name here",
+        "train_batch_size"
+        | "rollout_batch_size"
+        | "global_batch_size"
+        | "mini_batch_size"
+        | "ppo_mini_batch_size" => {
+            "a step takes --per_device_train_batch_size times --gradient_accumulation_steps completions, of \
+             --num_generations each"
+        }
+        "micro_batch_size_per_device_for_update" | "ppo_micro_batch_size_per_gpu" | "micro_batch_size" => {
+            "--per_device_train_batch_size is the number of completions in one pass"
+        }
+        "max_response_length" => "--max_completion_length is its name here",
+        "clip_ratio" | "clip_ratio_low" | "cliprange" => "--epsilon is the clip range",
+        "clip_ratio_high" => "--epsilon_high is the clip range from above",
+        "clip_ratio_dual" | "clip_ratio_c" => "--delta bounds the ratio where the advantage is negative",
+        "adv_estimator" | "algorithm" => {
+            "advantages are GRPO's: drop it; --scale_rewards and --loss_type choose among its forms"
+        }
+        "use_kl_loss" => "--beta 0 is without a reference and KL: drop it",
+        "kl_penalty" | "kl_loss_type" => "--kl_estimator names it",
+        "total_epochs" | "total_episodes" => "--num_train_epochs is its name here",
+        "total_training_steps" => "--max_steps is its name here",
+        "save_freq" => "--save_steps is its name here",
+        "test_freq" | "val_freq" => "--eval_steps is its name here",
+        "train_files" => "--dataset is its name here",
+        "val_files" => "--eval_dataset is its name here",
+        "format_prompt" => "--prompt_template names the words around a question",
+        "system_prompt" => {
+            "a system message stands in `prompt` or `messages` of the rows, or in the chat template (--chat_template)"
+        }
+        "image_key" | "answer_key" | "prompt_key" | "question_key" => {
+            "columns are known by their names: see Data in the README, and rename yours"
+        }
+        "model_path" | "model_name_or_path" => "--model is its name here",
+        "data_seed" => "--seed is the seed of the rows' order too",
+        "val_split_ratio" => "--eval_dataset names rows of their own: split them before",
+        "trust_remote_code" => "no code of a checkpoint is run: drop it",
+        "max_anyres_num" => "--max_pixels bounds an image: drop it",
+        "task_type" | "is_reward_customized_from_vlm_module" => "--reward_funcs names the rewards: drop it",
+        "nnodes"
+        | "n_gpus_per_node"
+        | "tensor_parallel_size"
+        | "tensor_model_parallel_size"
+        | "gpu_memory_utilization" => "a run has one process and one device: drop it",
+        "project_name" | "experiment_name" => "--run_name names the folder of event files",
+        "reward_function" | "custom_reward_function" => "--reward_command serves a reward of your own",
         "bf16" | "fp16" | "tf32" | "torch_dtype" => "--dtype names the type that the model computes in",
         "attn_implementation" | "use_liger_kernel" | "use_liger_loss" => {
             "attention and loss have one implementation: drop it"
@@ -84,7 +141,7 @@ pub fn foreign(name: &str) -> Option<&'static str> {
         _ if ["use_peft", "load_in_4bit", "load_in_8bit"].contains(&name) || name.starts_with("lora_") => {
             "all weights are trained (--freeze_vision_modules leaves out the vision tower): drop it"
         }
-        "rollout.n" | "n_samples_per_prompt" => "--num_generations is the size of a group",
+        "n_samples_per_prompt" => "--num_generations is the size of a group",
         "steps_per_generation" | "generation_batch_size" => {
             "a rollout holds the completions of one optimiser step: --per_device_train_batch_size times \
              --gradient_accumulation_steps; --num_iterations steps are made with it"
@@ -139,7 +196,10 @@ mod tests {
             normalised(&["grpo", "--learning-rate=1e-6", "--stop-strings=a-b", "my-file", "-h"]),
             ["grpo", "--learning_rate=1e-6", "--stop_strings=a-b", "my-file", "-h"]
         );
-        assert_eq!(normalised(&["--", "--a-b"]), ["--", "--a-b"]);
+        assert_eq!(
+            normalised(&["-q", "data.jsonl", "--", "--a-b"]),
+            ["--quiet=true", "data.jsonl", "--", "--a-b"]
+        );
     }
 
     #[test]

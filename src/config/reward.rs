@@ -9,7 +9,7 @@ use super::check::{Checked, Violation, at_least, count, if_set, positive};
 #[command(rename_all = "snake_case", next_help_heading = "Rewards")]
 pub struct RewardOptions {
     /// A reward that a process of yours computes: NAME=COMMAND, run by sh, speaking JSON lines (see the README;
-    /// tools/reward_adapter.py serves a Python function). NAME can be used as any other reward's; where it is not, it
+    /// tools/reward_adapter.py serves a Python function). NAME (command, if none is given) can be used as any other reward's; where it is not, it
     /// comes after the others. Repeat for several [default: none]
     #[arg(long, num_args = 1.., value_name = "NAME=COMMAND")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -89,7 +89,20 @@ impl RewardOptions {
 
     pub(super) fn check(&self) -> Checked {
         let mut names: Vec<&str> = Vec::new();
-        for (name, command) in self.commands() {
+        for (given, (name, command)) in self.reward_command.iter().zip(self.commands()) {
+            // sh takes no such word for an assignment either.
+            let is_like = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+            if let Some((start, _)) = given.split_once('=')
+                && start.contains(['-', '.'])
+                && start.chars().all(is_like)
+            {
+                return Err(Violation::new(
+                    "reward_command",
+                    format!(
+                        "names a reward '{start}': a name has letters, digits and _ only, and no digit first"
+                    ),
+                ));
+            }
             if command.trim().is_empty() {
                 return Err(Violation::new(
                     "reward_command",
@@ -187,6 +200,10 @@ mod tests {
             (
                 &["--reward_command", "x y", "z"],
                 "gives the reward command twice: give each a name of its own, NAME=COMMAND",
+            ),
+            (
+                &["--reward_command", "my-reward=python3 x.py"],
+                "names a reward 'my-reward': a name has letters, digits and _ only, and no digit first",
             ),
             (&["--reward_timeout", "0"], "is 0, but must be a finite number above 0"),
             (&["--reward_timeout", "1e9"], "is 1000000000, but must be at most 1000000"),

@@ -237,7 +237,7 @@ pub struct EvaluationOptions {
     pub eval_dataset: Option<PathBuf>,
 
     /// When to evaluate: every eval_steps optimiser steps, after every epoch, or not; with either also after the last step
-    /// [default: steps where eval_steps is above 0, else no]
+    /// [default: steps where eval_steps is above 0, else epoch where there is an eval_dataset, else no]
     #[arg(long, value_enum, value_name = "WHEN")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_strategy: Option<Strategy>,
@@ -268,7 +268,11 @@ pub enum Strategy {
 impl EvaluationOptions {
     /// What is in force.
     pub fn strategy(&self) -> Strategy {
-        self.eval_strategy.unwrap_or(if self.eval_steps > 0 { Strategy::Steps } else { Strategy::No })
+        self.eval_strategy.unwrap_or(match (self.eval_steps, &self.eval_dataset) {
+            (1.., _) => Strategy::Steps,
+            (0, Some(_)) => Strategy::Epoch,
+            (0, None) => Strategy::No,
+        })
     }
 
     /// Optimiser steps from one evaluation to the next where an epoch has `epoch_steps`; 0 is never.

@@ -145,6 +145,19 @@ impl Cell {
         }
     }
 
+    /// A number, or a list of numbers (a box), as JSON spells it.
+    pub fn spelled(&self) -> Option<String> {
+        match self {
+            Cell::Json(number @ Value::Number(_)) => Some(number.to_string()),
+            Cell::Json(list @ Value::Array(items))
+                if !items.is_empty() && items.iter().all(Value::is_number) =>
+            {
+                Some(list.to_string())
+            }
+            _ => None,
+        }
+    }
+
     /// What the cell is, in words.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -13,12 +13,14 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
 };
+use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 
 use super::batches::{Batches, Held, ahead, guarded};
 use super::cells::Cells;
 use super::parquet_pages::{check_footer, check_pages};
+use super::parquet_values::check_values;
 use super::table::{Origin, Place, Table};
 use crate::error::{Error, Result};
 use crate::files::{open_regular, read_at, read_up_to};
@@ -60,6 +62,16 @@ impl ParquetTable {
         let mut starts = vec![0];
         let mut rows = 0usize;
         for group in metadata.metadata().row_groups() {
+            for column in group.columns() {
+                if let Compression::BROTLI(_) | Compression::LZO = column.compression() {
+                    let codec = column.compression().to_string();
+                    let codec = codec.split('(').next().unwrap_or_default().to_lowercase();
+                    return Err(Error::content(
+                        path,
+                        format!("is compressed by {codec}, which is not read; write it with zstd or snappy"),
+                    ));
+                }
+            }
             let more = usize::try_from(group.num_rows()).ok();
             rows = more.and_then(|more| rows.checked_add(more)).unwrap_or(usize::MAX);
             starts.push(rows);
@@ -98,8 +110,11 @@ impl ParquetTable {
             return Err("the file has changed since it was opened".into());
         }
         let source = Source { file: Arc::new(file), length };
-        let sound = self.checked[group]
-            .get_or_init(|| guarded(|| check_pages(claims, |at, bytes| source.bytes(at, bytes))));
+        let check = || {
+            check_pages(claims, |at, bytes| source.bytes(at, bytes))?;
+            check_values(&source, claims)
+        };
+        let sound = self.checked[group].get_or_init(|| guarded(check));
         sound.clone()?;
 
         let row_bytes = claims.total_byte_size().max(0) / claims.num_rows().max(1);

@@ -14,7 +14,7 @@ use messages::{RawMessage, RawPart, read_messages, user};
 /// The columns that can be a row's conversation, the first of several first.
 const SOURCES: [&str; 4] = ["messages", "prompt", "problem", "conversations"];
 
-/// The columns that hold the reference answer: of several, the first counts. All but the first, and that if it is a number, stay columns.
+/// The columns that hold the reference answer: of several, the first counts. All but the first, and that if it is numbers, stay columns.
 const ANSWERS: [&str; 3] = ["solution", "answer", "ground_truth"];
 
 /// Columns with a meaning of their own.
@@ -176,14 +176,16 @@ impl RowReader {
 fn take_solution(cells: &mut Cells) -> RowResult<Option<String>> {
     let read = |name: &str, cell: &Cell| match cell {
         Cell::Json(Value::String(text)) => Ok(Some(text.clone())),
-        Cell::Json(Value::Number(number)) => Ok(Some(number.to_string())),
         Cell::Json(Value::Null) => Ok(None),
-        other => Err(format!("`{name}` has to be a string or a number, not {}", other.kind())),
+        other => match other.spelled() {
+            Some(text) => Ok(Some(text)),
+            None => Err(format!("`{name}` has to be a string or numbers, not {}", other.kind())),
+        },
     };
     if let Some(cell) = cells.get(ANSWERS[0]) {
         let text = read(ANSWERS[0], cell)?;
-        // A number stays one for the rewards.
-        if !matches!(cell, Cell::Json(Value::Number(_))) {
+        // Numbers stay what they are for the rewards.
+        if cell.spelled().is_none() {
             cells.take(ANSWERS[0]);
         }
         if text.is_some() {
@@ -191,7 +193,10 @@ fn take_solution(cells: &mut Cells) -> RowResult<Option<String>> {
         }
     }
     // Another trainer's column may mean something else: then it is only a column.
-    let other = ANSWERS[1..].iter().find_map(|name| read(name, cells.get(name)?).ok().flatten());
+    let other = ANSWERS[1..].iter().find_map(|name| {
+        let cell = cells.get(name).filter(|cell| !matches!(cell, Cell::Json(Value::Array(_))))?;
+        read(name, cell).ok().flatten()
+    });
     let verl = || match cells.get("reward_model") {
         Some(Cell::Json(object)) => {
             read("reward_model", &Cell::Json(object.get("ground_truth")?.clone())).ok().flatten()

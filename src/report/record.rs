@@ -333,7 +333,8 @@ pub struct CompletionRecord {
     /// Each reward function's value, unweighted; NaN (`null` in the file) where it does not apply.
     #[serde(with = "rewards_by_name")]
     pub rewards: Vec<(String, f64)>,
-    /// The weighted sum.
+    /// The weighted sum; NaN (`null` in the file) where no reward applies.
+    #[serde(with = "null_for_nan")]
     pub reward: f64,
     /// The advantage (Eq. 2).
     pub advantage: f64,
@@ -344,6 +345,19 @@ impl CompletionRecord {
     pub fn sources(&self) -> impl Iterator<Item = ImageSource> {
         let named = self.images.iter().filter(|_| self.pictures.is_empty());
         self.pictures.iter().cloned().chain(named.map(|path| ImageSource::File(path.into())))
+    }
+}
+
+/// A number that JSON has only where it is one.
+mod null_for_nan {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(*value)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
     }
 }
 

@@ -23,6 +23,9 @@
 //! several at once says so before it begins, by a line `{"takes": 5}`, and then has five times as long for its next answer, of
 //! more than ten ten times: who never answers shall be found out.
 //!
+//! A process that takes long to get ready may say so: `{"ready": false}` first, and `{"ready": true}` when it is. It has ten
+//! times as long for that, and the run begins once it is ready.
+//!
 //! What is computed never depends on timing: an answer is whose id it has. A process that ends, or gives no answer for too
 //! long, is ended with its whole group and started again, and the completions without an answer are sent again: together,
 //! and after a second failure one by one, so that the third one is the fault of a known completion. What is no crash but a
@@ -45,7 +48,7 @@ use worker::{Ended, Worker};
 
 /// Failures in a row, no answer between them, after which a reward is given up.
 const MOST_FAILURES: usize = 3;
-/// Completions taken at once have so many times `reward_timeout` at most.
+/// Completions taken at once have so many times `reward_timeout` at most; so has what gets ready.
 const MOST_TIMES: usize = 10;
 /// Requests are made while fewer bytes than this wait to be written.
 const AHEAD_BYTES: usize = 1 << 16;
@@ -53,8 +56,8 @@ const AHEAD_BYTES: usize = 1 << 16;
 const END_GRACE: Duration = Duration::from_secs(2);
 /// Time before the process is started again, for each failure in a row.
 const RESTART_DELAY: Duration = Duration::from_millis(200);
-/// Time in which a command that cannot be started at all is noticed.
-const START_TIME: Duration = Duration::from_millis(300);
+/// Time in which a command that cannot be started at all is noticed, and in which it may say that it gets ready.
+const START_TIME: Duration = Duration::from_millis(500);
 /// Longest wait between two looks at the watch and the clock.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -86,8 +89,8 @@ impl Reward for External {
         &self.name
     }
 
-    fn start(&self) -> Result<()> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner).try_out()
+    fn start(&self, watch: Watch<'_>) -> Result<()> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).try_out(watch)
     }
 
     fn progress(&self, progress: Progress) {
@@ -143,29 +146,40 @@ struct Session {
 }
 
 impl Session {
-    /// Starts the process ahead of time, and fails where it ends at once.
-    fn try_out(&mut self) -> Result<()> {
-        let start = Instant::now();
-        let mut over = false;
-        while !over && start.elapsed() < START_TIME {
+    /// Starts the process ahead of time, waits for one that says that it gets ready, and fails where it ends.
+    fn try_out(&mut self, watch: Watch<'_>) -> Result<()> {
+        let (mut start, mut limit) = (Instant::now(), START_TIME);
+        let mut failure = None;
+        while failure.is_none() && start.elapsed() < limit {
+            watch(0)?;
             match self.worker().and_then(|worker| worker.exchange(TICK)) {
                 Ok(heard) => {
-                    over = heard.is_over;
-                    heard.said.into_iter().for_each(|line| self.words.say(line));
-                    if let Some(line) = heard.answers.iter().find(|line| !is_blank(line)) {
-                        return Err(
-                            self.mistake(&format!("was asked nothing yet, and wrote {}", shown(line)))
-                        );
+                    heard.said.into_iter().for_each(|text| self.words.say(text));
+                    for text in heard.answers.iter().filter(|text| !is_blank(text)) {
+                        match line(text) {
+                            Ok(Line::Ready(false)) => {
+                                (start, limit) =
+                                    (Instant::now(), self.timeout.saturating_mul(MOST_TIMES as u32));
+                            }
+                            Ok(Line::Ready(true)) => return Ok(()),
+                            _ => {
+                                let what = format!("was asked nothing yet, and wrote {}", shown(text));
+                                return Err(self.mistake(&what));
+                            }
+                        }
                     }
+                    failure = heard.is_over.then_some(Failure::Over);
                 }
-                Err(error) => return Err(self.given_up(&Failure::System(error), None, None)),
+                Err(error) => failure = Some(Failure::System(error)),
             }
         }
-        if over {
-            let ended = self.end(Failure::Over.grace());
-            return Err(self.given_up(&Failure::Over, ended, None));
-        }
-        Ok(())
+        let failure = match failure {
+            None if limit == START_TIME => return Ok(()),
+            None => Failure::Late(MOST_TIMES),
+            Some(failure) => failure,
+        };
+        let ended = self.end(failure.grace());
+        Err(self.given_up(&failure, ended, None))
     }
 
     fn worker(&mut self) -> std::io::Result<&mut Worker> {
@@ -223,8 +237,8 @@ impl Session {
     ) -> Result<std::result::Result<(), Failure>> {
         let mut to_send = owed.iter().copied().peekable();
         let mut left = owed.len();
-        // Those of an announcement that have no answer yet.
-        let mut taken: usize = 0;
+        // Those of an announcement that have no answer yet; whether the process gets ready.
+        let (mut taken, mut getting_ready): (usize, bool) = (0, false);
         let (mut heard_last, mut told) = (Instant::now(), false);
         while left > 0 {
             watch(0)?;
@@ -254,6 +268,7 @@ impl Session {
                         );
                     }
                     Line::Takes(count) => taken += count,
+                    Line::Ready(is_ready) => getting_ready = !is_ready,
                     Line::Answer(id, said) => {
                         self.take(batch, owed, id, said)?;
                         left -= 1;
@@ -265,14 +280,14 @@ impl Session {
             if heard.answers.is_empty() && heard.is_over {
                 return Ok(Err(Failure::Over));
             }
-            let times = taken.clamp(1, MOST_TIMES);
+            let times = if getting_ready { MOST_TIMES } else { taken.clamp(1, MOST_TIMES) };
             if heard_last.elapsed() < self.timeout || left == 0 {
                 continue;
             }
             if heard_last.elapsed().as_secs_f64() >= self.timeout.as_secs_f64() * times as f64 {
                 return Ok(Err(Failure::Late(times)));
             }
-            if !told {
+            if !told && taken > 0 {
                 let (one, all) = (self.timeout.as_secs_f64(), self.timeout.as_secs_f64() * times as f64);
                 self.words.note(&format!(
                     "no answer for {one} s; the {taken} completions that it took have {all} s"
@@ -339,7 +354,7 @@ impl Session {
                 format!("gave no answer for {} s (--reward_timeout)", self.timeout.as_secs_f64())
             }
             (Failure::Late(times), _) => format!(
-                "gave no answer for {times} times {} s (--reward_timeout, for several completions that it took at once)",
+                "gave no answer for {times} times {} s (--reward_timeout, for what it said that it does)",
                 self.timeout.as_secs_f64()
             ),
             (Failure::Over, Some(ended)) => ended.to_string(),

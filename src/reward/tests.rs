@@ -50,7 +50,7 @@ fn a_command_is_a_reward_under_its_name() {
     };
     let rewards = with("mine=exit 3", &["mine", "format"]).unwrap();
     assert_eq!(rewards.names(), ["mine", "format"]);
-    assert_eq!(rewards.start().unwrap_err().exit_code(), 69);
+    assert_eq!(rewards.start(&|_| Ok(())).unwrap_err().exit_code(), 69);
     assert!(with("mine=x", &["mime"]).err().unwrap().to_string().contains("did you mean `mine`?"));
     assert!(with("format=x", &["format"]).err().unwrap().to_string().contains("built-in"));
 }

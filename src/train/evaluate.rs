@@ -77,9 +77,9 @@ impl Means {
         self.rewards.get(reward).copied().unwrap_or_default().value()
     }
 
-    /// Of the weighted sum of the rewards, over the rows that one applies to; 0 of none.
-    pub fn total(&self) -> f64 {
-        self.total.value().unwrap_or(0.0)
+    /// Of the weighted sum of the rewards, over the rows that one applies to, if there are any.
+    pub fn total(&self) -> Option<f64> {
+        self.total.value()
     }
 
     /// Tokens of a completion.
@@ -228,9 +228,10 @@ impl Evaluation {
     fn complete(&self, policy: &Policy, row: &mut Row, watch: Watch<'_>) -> Result<()> {
         let (rewards, options) = (&self.rewards, &self.options);
         let means = evaluate(policy, &policy.params, &self.samples, rewards, options, |_| Ok(()), watch)?;
+        // Null where no reward applies to any row.
         row.insert("eval_reward".into(), means.total().into());
         for (i, name) in rewards.names().iter().enumerate() {
-            row.insert(format!("eval_rewards/{name}/mean"), means.reward(i).unwrap_or(0.0).into());
+            row.insert(format!("eval_rewards/{name}/mean"), means.reward(i).into());
         }
         row.insert("eval_completions/mean_length".into(), means.length().into());
         row.insert("eval_completions/clipped_ratio".into(), means.clipped_ratio().into());

@@ -393,19 +393,26 @@ impl Trainer for GrpoTrainer {
             Watched { name: "grad_norm", floor: 0.0, value: report.grad_norm },
         ];
         watched.extend(report.kl.map(|value| Watched { name: "kl", floor: 0.1, value }));
+        let mut told = Vec::new();
+        if still_equal > 0 {
+            told.push(format!(
+                "step {step}: {still_equal} of {} groups have equal rewards after {} refills, and teach nothing",
+                self.prompts_per_rollout(),
+                self.options.max_resample_times.unwrap_or(0)
+            ));
+        }
+        if report.reward.is_nan() {
+            told.push(format!(
+                "step {step}: no reward applies to any completion, so that nothing is learned"
+            ));
+        }
         Ok(Step {
             line: report.line(self.options.schedule.total_steps as usize),
             note: format!("reward {:.3}", report.reward),
             row: report.row(),
             completions,
             watched,
-            told: Vec::from_iter((still_equal > 0).then(|| {
-                format!(
-                    "step {step}: {still_equal} of {} groups have equal rewards after {} refills, and teach nothing",
-                    self.prompts_per_rollout(),
-                    self.options.max_resample_times.unwrap_or(0)
-                )
-            })),
+            told,
         })
     }
 

@@ -84,7 +84,7 @@ fn reward_refuses_bad_rows_before_it_writes() {
         ("{\"completion\": 3}", &["line 2", "`completion`", "text or a list"][..]),
         ("{\"solution\": 3}", &["line 2", "nothing to score"]),
         ("{\"completion\": [\"x\"]}", &["line 2", "`role` and `content`"]),
-        ("{\"completion\": \"x\", \"solution\": [1]}", &["line 2", "`solution`"]),
+        ("{\"completion\": \"x\", \"solution\": [\"1\"]}", &["line 2", "`solution`"]),
         ("{\"completion\": \"x\", \"completion_ids\": [-1]}", &["line 2", "`completion_ids`"]),
         ("{\"completion\": ", &["line 2", "JSON"]),
     ] {

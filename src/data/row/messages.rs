@@ -72,6 +72,9 @@ fn read_message(turn: Cell) -> RowResult<RawMessage> {
         // The assistant's words are a target; an `<image>` in them is text.
         Some(Cell::Json(Value::String(text))) if role == "assistant" => vec![RawPart::Text(text)],
         Some(Cell::Json(Value::String(text))) => split_marks(&text),
+        Some(other) if role == "assistant" && other.spelled().is_some() => {
+            vec![RawPart::Text(other.spelled().unwrap_or_default())]
+        }
         Some(other) => match other.into_items() {
             Ok(parts) => parts.into_iter().map(read_part).collect::<RowResult<_>>()?,
             Err(other) => {

@@ -205,6 +205,10 @@ fn the_answer_is_found_under_other_trainers_names() {
     let solution = |row: Value| read(row).unwrap().solution;
     assert_eq!(solution(json!({"problem": "?", "answer": 3})), Some("3".into()));
     assert_eq!(solution(json!({"problem": "?", "answer": "a", "solution": "s"})), Some("s".into()));
+    assert_eq!(solution(json!({"problem": "?", "solution": [1, 2.5]})), Some("[1,2.5]".into()));
+    let turns = |reply: Value| json!({"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": reply}]});
+    assert_eq!(solution(turns(json!([1, 2, 30, 40]))), Some("[1,2,30,40]".into()));
+    assert_eq!(solution(turns(json!(3))), Some("3".into()));
     assert_eq!(solution(json!({"problem": "?", "answer": "a", "solution": null})), Some("a".into()));
     assert_eq!(solution(json!({"problem": "?", "answer": ["a"], "ground_truth": "g"})), Some("g".into()));
     let verl = json!({"problem": "?", "reward_model": {"ground_truth": "7", "style": "rule"}});

@@ -88,6 +88,8 @@ pub(super) enum Line {
     Answer(u64, Said),
     /// So many completions are worked on at once, from now on.
     Takes(usize),
+    /// The process gets ready, or is.
+    Ready(bool),
 }
 
 /// What an answer says of its completion.
@@ -105,6 +107,8 @@ struct Answer {
     id: Option<u64>,
     #[serde(default)]
     takes: Option<usize>,
+    #[serde(default)]
+    ready: Option<bool>,
     #[serde(default, deserialize_with = "given")]
     reward: Option<Option<f64>>,
     #[serde(default)]
@@ -136,8 +140,13 @@ pub(super) fn line(line: &[u8]) -> Result<Line, String> {
         wrong(&format!("a line that is no answer ({reason})"))
     })?;
     let id = match answer {
-        Answer { id: None, takes: Some(count), reward: None, error: None } => return Ok(Line::Takes(count)),
-        Answer { id: Some(id), takes: None, .. } => id,
+        Answer { id: None, takes: Some(count), ready: None, reward: None, error: None } => {
+            return Ok(Line::Takes(count));
+        }
+        Answer { id: None, takes: None, ready: Some(ready), reward: None, error: None } => {
+            return Ok(Line::Ready(ready));
+        }
+        Answer { id: Some(id), takes: None, ready: None, .. } => id,
         _ => return Err(wrong("an answer that has not one `id`")),
     };
     match answer {
@@ -200,6 +209,7 @@ mod tests {
         assert_eq!(read("{\"id\": 3, \"reward\": null}\r"), Ok(Line::Answer(3, Said::Reward(None))));
         assert_eq!(read(r#"{"id": 3, "error": "x"}"#), Ok(Line::Answer(3, Said::Error("x".into()))));
         assert_eq!(read(r#"{"takes": 4}"#), Ok(Line::Takes(4)));
+        assert_eq!(read(r#"{"ready": false}"#), Ok(Line::Ready(false)));
         for (line, what) in [
             ("hello", "no answer: hello"),
             ("", "no answer"),

@@ -68,7 +68,7 @@ fn is_zombie(process: Pid) -> bool {
 #[test]
 fn answers_belong_to_their_ids_whatever_their_order() {
     let (reward, _) = external(ECHO, 60.0);
-    reward.start().unwrap();
+    reward.start(&|_| Ok(())).unwrap();
     assert_eq!(score(&reward, 3).unwrap(), numbers(0..3));
     assert_eq!(score(&reward, 0).unwrap(), []);
     // Ids go on, and more requests than a pipe holds are no trouble.
@@ -113,11 +113,11 @@ fn case_48_what_fails_three_times_in_a_row_is_given_up_with_its_last_words() {
 #[test]
 fn case_48_what_cannot_be_started_is_known_at_the_start() {
     for (command, said) in [("no-such-program-at-all", "not found"), ("exit 1", "exit code 1")] {
-        let error = external(command, 60.0).0.start().unwrap_err();
+        let error = external(command, 60.0).0.start(&|_| Ok(())).unwrap_err();
         assert_eq!(error.exit_code(), 69);
         assert!(error.to_string().contains(said), "{error}");
     }
-    let error = external("echo hello; sleep 60", 60.0).0.start().unwrap_err().to_string();
+    let error = external("echo hello; sleep 60", 60.0).0.start(&|_| Ok(())).unwrap_err().to_string();
     assert!(error.contains("was asked nothing yet, and wrote hello"), "{error}");
 }
 
@@ -159,9 +159,27 @@ fn case_49_each_completion_of_those_taken_together_has_its_time() {
     let (reward, shown) = external(&together("$n", "60"), 1.0);
     let message = score(&reward, 2).unwrap_err().to_string();
     assert!(message.contains("gave no answer for 1 s (--reward_timeout)"), "{message}");
-    let told =
-        "gave no answer for 2 times 1 s (--reward_timeout, for several completions that it took at once)";
+    let told = "gave no answer for 2 times 1 s (--reward_timeout, for what it said that it does)";
     assert!(shown.lock().unwrap().iter().any(|line| line.contains(told)), "{:?}", shown.lock().unwrap());
+}
+
+#[test]
+fn what_gets_ready_is_waited_for() {
+    let slow = format!("echo '{{\"ready\":false}}'; sleep 1; echo '{{\"ready\":true}}'; {ECHO}");
+    let (reward, _) = external(&slow, 0.5);
+    let start = Instant::now();
+    reward.start(&|_| Ok(())).unwrap();
+    assert!(start.elapsed() > Duration::from_millis(900));
+    assert_eq!(score(&reward, 2).unwrap(), numbers(0..2));
+    // Also after a failure, when it is started in the middle.
+    assert_eq!(score(&external(&slow, 0.5).0, 2).unwrap(), numbers(0..2));
+    let start_of =
+        |command: &str, timeout| external(command, timeout).0.start(&|_| Ok(())).unwrap_err().to_string();
+    let message = start_of("echo '{\"ready\":false}'; sleep 0.7; echo no such module >&2; exit 3", 0.5);
+    assert!(message.contains("ended with exit code 3; it said: no such module"), "{message}");
+    assert!(!message.contains("row"), "{message}");
+    let message = start_of("echo '{\"ready\":false}'; sleep 60", 0.1);
+    assert!(message.contains("gave no answer for 10 times 0.1 s"), "{message}");
 }
 
 #[test]

@@ -169,7 +169,7 @@ fn written_again(rows: &[Sample], folder: &Path) {
             |m: &Message| json!({"role": m.role, "content": m.content.iter().map(part).collect::<Vec<_>>()});
         object.insert("messages".into(), row.messages.iter().map(message).collect());
         if let Some(solution) = &row.solution {
-            object.insert("solution".into(), solution.as_str().into());
+            object.entry("solution").or_insert(solution.as_str().into());
         }
         writeln!(text, "{}", Value::Object(object)).expect("a String takes everything");
     }
