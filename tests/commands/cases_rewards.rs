@@ -219,6 +219,28 @@ async def later(completions, solution, trainer_state, log_metric):
     await asyncio.sleep(0.01)
     return [c[0]["content"] == s for c, s in zip(completions, solution)]
 
+busy, calls = asyncio.Semaphore(1), []
+
+async def kept(completions):
+    async def work():
+        while True:
+            calls.append(len(calls))
+            await asyncio.sleep(0.005)
+    if not calls:
+        kept.task = asyncio.ensure_future(work())
+    async with busy:
+        seen = len(calls)
+        while len(calls) < seen + 2:
+            await asyncio.sleep(0.005)
+    return [1.0 for _ in completions]
+
+def lacking(completions, elsewhere, images, image, **columns):
+    assert elsewhere == [None, None] and images == [[], []] and image == [None, None]
+    return [1.0 for _ in completions]
+
+def table(completions):
+    return {0: 1.0, 1: 2.0}
+
 def plain(prompts, completions):
     return [len(c) + (p == "How many?") for p, c in zip(prompts, completions)]
 
@@ -276,12 +298,16 @@ fn case_47_python_functions_in_trls_style_work_unchanged() {
     assert_eq!(of("later"), [json!(1.0), json!(0.0)]);
     assert_eq!(of("judge"), [json!(1.0), json!(1.0)]);
     assert_eq!(of("nan"), [Value::Null, Value::Null]);
+    // What an asynchronous call keeps and starts is there for the next one.
+    assert_eq!(of("kept --batch_size 1"), [json!(1.0), json!(1.0)]);
+    assert_eq!(of("lacking"), [json!(1.0), json!(1.0)]);
     assert_eq!(of("length --batch_size 1"), [json!(2.0), json!(4.0)]);
     assert_eq!(of("plain --plain"), [json!(3.0), json!(5.0)]);
     for (name, part) in [
         ("fails", "KeyError: 'judge'"),
         ("short", "ValueError: 0 rewards for 2 completions"),
         ("infinite", "ValueError: a reward is inf"),
+        ("table", "TypeError: a list of rewards was expected, not dict"),
         ("missing", "has no missing"),
     ] {
         let words = ["reward", "--input", text(&input), "--reward_command", &command(name)];
@@ -295,6 +321,22 @@ fn case_47_python_functions_in_trls_style_work_unchanged() {
         said.contains("reward py: on standard output") && said.contains("reward py: from a child"),
         "{said}"
     );
+}
+
+#[test]
+fn a_reward_that_applies_to_nothing_teaches_nothing_and_is_told() {
+    let dir = ROOT.join("no_boxes");
+    let output =
+        othink(&[&grpo(&dir)[..], &["--reward_funcs", "iou", "--eval_dataset", text(&LEARNABLE)]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("step 1: no reward applies to any completion"), "{said}");
+    assert!(dir.join("report.html").is_file());
+    assert!(read(&dir.join("completions.jsonl")).iter().all(|row| row["reward"].is_null()));
+    // A dataset alone is evaluated on after every epoch and the last step.
+    let evaluations = read(&dir.join("eval_metrics.jsonl"));
+    assert_eq!(evaluations.len(), 1);
+    assert!(evaluations[0]["eval_reward"].is_null() && evaluations[0]["eval_rewards/iou/mean"].is_null());
 }
 
 /// Where there is no Pillow: as much of it as the adapter needs.
