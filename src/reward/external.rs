@@ -148,7 +148,7 @@ struct Session {
 impl Session {
     /// Starts the process ahead of time, waits for one that says that it gets ready, and fails where it ends.
     fn try_out(&mut self, watch: Watch<'_>) -> Result<()> {
-        let (mut start, mut limit) = (Instant::now(), START_TIME);
+        let (mut start, mut limit, mut promised) = (Instant::now(), START_TIME, false);
         let mut failure = None;
         while failure.is_none() && start.elapsed() < limit {
             watch(0)?;
@@ -158,8 +158,8 @@ impl Session {
                     for text in heard.answers.iter().filter(|text| !is_blank(text)) {
                         match line(text) {
                             Ok(Line::Ready(false)) => {
-                                (start, limit) =
-                                    (Instant::now(), self.timeout.saturating_mul(MOST_TIMES as u32));
+                                (start, promised) = (Instant::now(), true);
+                                limit = self.timeout.saturating_mul(MOST_TIMES as u32);
                             }
                             Ok(Line::Ready(true)) => return Ok(()),
                             _ => {
@@ -174,7 +174,7 @@ impl Session {
             }
         }
         let failure = match failure {
-            None if limit == START_TIME => return Ok(()),
+            None if !promised => return Ok(()),
             None => Failure::Late(MOST_TIMES),
             Some(failure) => failure,
         };

@@ -230,9 +230,13 @@ fn choice(text: &str) -> Option<Choice<'_>> {
     // `(a)+b` and `(a)(b)` are algebra.
     let is_algebra = found.get(1).is_some() && !content.is_empty() && !found.get(0)?.as_str().contains(") ");
     let content = content.trim_matches(|c: char| c.is_whitespace() || ['}', '$'].contains(&c));
-    // `A. B. C.` and `A. or B` choose nothing.
+    // `A. B. C.`, `A. or B` and `A. 5 or B. 6` choose nothing.
+    static ANOTHER: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"[\s,;/]\(?[A-J][.):]\s*\S").expect("the pattern is constant"));
     let word = content.split(|c: char| !c.is_alphanumeric()).next().unwrap_or("");
-    let goes_on = (word.len() == 1 && word.starts_with(|c: char| ('A'..='J').contains(&c))) || joins(word);
+    let goes_on = (word.len() == 1 && word.starts_with(|c: char| ('A'..='J').contains(&c)))
+        || joins(word)
+        || ANOTHER.is_match(content);
     (!is_algebra && !goes_on).then_some(Choice { letter, content })
 }
 
