@@ -26,6 +26,7 @@ function has N times --reward_timeout, at most ten times. Needs Python 3.8 or ne
 import argparse
 import asyncio
 import base64
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -144,9 +145,16 @@ def arguments_of(requests, names, needed, takes_any, options):
         log_extra=lambda *_, **__: None,
         log_metric=lambda *_, **__: None,
     )
-    # A batch may have no row of the dataset that has the column.
-    arguments.update({name: [None] * len(requests) for name in needed - set(arguments)})
+    # A batch may have no row of the dataset that has the column; or its name is misspelt.
+    for name in sorted(needed - set(arguments)):
+        tell_once(f"no row of this batch has a column `{name}`, which the function names: it gets None")
+        arguments[name] = [None] * len(requests)
     return arguments if takes_any else {name: value for name, value in arguments.items() if name in names}
+
+
+@functools.lru_cache(maxsize=None)
+def tell_once(text):
+    print(text, file=sys.stderr, flush=True)
 
 
 def number(reward):
@@ -175,12 +183,12 @@ async def awaited(rewards):
     return await rewards
 
 
-def event_loop(started=[]):
-    """The loop of all asynchronous calls, in a thread of its own: what they start and keep goes on between them."""
-    if not started:
-        started.append(asyncio.new_event_loop())
-        threading.Thread(target=started[0].run_forever, daemon=True).start()
-    return started[0]
+@functools.lru_cache(maxsize=None)
+def event_loop():
+    """The one loop of all asynchronous calls, in a thread of its own: what they start and keep goes on between them."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
 
 
 def answers_of(function, requests, options):

@@ -314,6 +314,10 @@ fn case_47_python_functions_in_trls_style_work_unchanged() {
         let said = fails_loudly(&words, 69, &["`py`", part]);
         assert!(name != "fails" || said.contains("reward py: Traceback"), "{said}");
     }
+    // A name that no row has may be misspelt.
+    let words = ["reward", "--input", text(&input), "--reward_command", &command("lacking --batch_size 2")];
+    let said = String::from_utf8(othink(&words).stderr).unwrap();
+    assert!(said.contains("reward py: no row of this batch has a column `elsewhere`"), "{said}");
     // What it prints is shown, and is no answer.
     let words = ["reward", "--input", text(&input), "--reward_command", &command("length")];
     let said = String::from_utf8(othink(&words).stderr).unwrap();
