@@ -111,3 +111,42 @@ extern "C" __global__ void __launch_bounds__(64)
 gemm_tn_f32(const float* a, const float* b, const float* bias, float* c, int32_t m, int32_t n, int32_t k, int32_t lda, int32_t ldb, int32_t ldc, int32_t accumulate) {
     product_f32<false, false>(a, b, bias, c, m, n, k, lda, ldb, ldc, accumulate);
 }
+
+// A factor [rows, columns] of a product whose bits tell in which order it was summed. K runs along the rows or the columns. A's
+// second half along K is almost the negative of its first, B's second half its first (of an odd length the last number is 0), and
+// all exponents differ: what remains of large partial sums is little more than their rounding errors. Every number fits bf16.
+template <class T>
+__device__ __forceinline__ void fill_factor(T* x, int32_t rows, int32_t columns, int32_t stride, int32_t along_rows, int32_t cancels,
+                                            uint32_t seed) {
+    const int64_t i = global_thread(), row = i / columns, column = i % columns;
+    if (row >= rows) return;
+    const uint32_t k = along_rows ? row : column, half = (along_rows ? rows : columns) / 2;
+    const bool second = k >= half;
+    uint32_t random = seed ^ (uint32_t)(along_rows ? column : row) * 0x9e3779b9u ^ (second ? k - half : k) * 0x85ebca6bu;
+    for (int turn = 0; turn < 2; turn++) {
+        random ^= random >> 16;
+        random *= 0x7feb352du;
+    }
+    random ^= random >> 15;
+    int32_t mantissa = (int32_t)(random % 256) - 128;
+    if (cancels && second) mantissa = (int32_t)(random >> 16) % 3 - 1 - mantissa;
+    if (k >= 2 * half) mantissa = 0;
+    x[row * stride + column] = from_float<T>(ldexpf((float)mantissa, -(int32_t)(random >> 8 & 7)));
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+fill_factor_bf16(bf16* x, int32_t rows, int32_t columns, int32_t stride, int32_t along_rows, int32_t cancels, uint32_t seed) {
+    fill_factor(x, rows, columns, stride, along_rows, cancels, seed);
+}
+extern "C" __global__ void __launch_bounds__(256)
+fill_factor_f32(float* x, int32_t rows, int32_t columns, int32_t stride, int32_t along_rows, int32_t cancels, uint32_t seed) {
+    fill_factor(x, rows, columns, stride, along_rows, cancels, seed);
+}
+
+// Adds to *count in how many of n words two products differ.
+extern "C" __global__ void __launch_bounds__(256)
+count_different(const uint32_t* a, const uint32_t* b, uint32_t* count, int64_t n) {
+    const int64_t i = global_thread();
+    const uint32_t different = __ballot_sync(0xffffffffu, i < n && a[i] != b[i]);
+    if (threadIdx.x % 32 == 0 && different) atomicAdd(count, __popc(different));
+}

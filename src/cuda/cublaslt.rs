@@ -6,11 +6,13 @@
 //!
 //! **The row law.** Left to itself, the library chooses another algorithm, and so another order of summation, for another number of rows. Here it is
 //! asked once per shape of the weights ([`Product::canonical`]), at one number of tokens, for algorithms that split no sum and reduce nothing
-//! across blocks; the first that it also accepts at other numbers of tokens serves all of them. Where there is none, our own kernels
-//! serve all of them.
+//! across blocks; the first that it also accepts at other numbers of tokens serves all of them ([`choice`]). Where there is none, our own kernels
+//! serve all of them. Another algorithm takes its place for some numbers of tokens once it has been proven to give the same bits
+//! ([`quicker`]).
 
 mod choice;
 mod library;
+mod quicker;
 
 pub use library::Description;
 pub(super) use library::named;
@@ -34,7 +36,10 @@ pub fn probe() -> Result<Description> {
 
 /// The library at work on a GPU, with the algorithms chosen so far.
 pub(super) struct CublasLt {
+    /// By canonical product.
     algorithms: HashMap<Product, Option<Algorithm>>,
+    /// By product at the number of tokens that stands for its class.
+    quicker: HashMap<Product, Algorithm>,
     // Before the library, whose object it is.
     handle: Object,
     library: Library,
@@ -49,7 +54,7 @@ impl CublasLt {
             let handle =
                 Object::new("start", functions.destroy, |handle| unsafe { (functions.create)(handle) });
             let handle = handle.map_err(|e| format!("{}: {e}", library.description.path.display()))?;
-            Ok(CublasLt { algorithms: HashMap::new(), handle, library })
+            Ok(CublasLt { algorithms: HashMap::new(), quicker: HashMap::new(), handle, library })
         })
     }
 
@@ -78,6 +83,28 @@ impl CublasLt {
             }
         };
         let Some(algorithm) = algorithm else { return Ok(false) };
+        let algorithm = self.quickest(gpu, product, &desc, algorithm)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.ask(gpu, product, &desc, &algorithm, [a, b, c]) }?;
+        gpu.0.trace.product(|| {
+            let Product { layout, m, n, k, factors, product, .. } = product;
+            format!("by cuBLASLt {layout:?} {m}x{n}x{k} {factors:?} to {product:?}")
+        });
+        Ok(true)
+    }
+
+    /// Asks the GPU for the product by an algorithm.
+    ///
+    /// # Safety
+    /// The addresses lead to matrices as the product describes them, and `desc` to its bias.
+    unsafe fn ask(
+        &self,
+        gpu: &Gpu,
+        product: &Product,
+        desc: &Object,
+        algorithm: &Algorithm,
+        [a, b, c]: [u64; 3],
+    ) -> Result<()> {
         let [layout_a, layout_b, layout_c] = self.layouts(product)?;
         let (one, beta) = (1.0_f32, f32::from(u8::from(product.accumulate)));
         // SAFETY: handles and algorithm are the library's; the matrices are the caller's promise. Its A is our B: see `layouts`.
@@ -95,18 +122,13 @@ impl CublasLt {
                 layout_c.handle,
                 c as *mut c_void,
                 layout_c.handle,
-                &raw const algorithm,
+                algorithm,
                 null_mut(),
                 0,
                 gpu.0.stream.cu_stream().cast(),
             )
         };
-        succeeded(format_args!("multiply as it had said it could: {product:?}"), status)?;
-        gpu.0.trace.product(|| {
-            let Product { layout, m, n, k, factors, product, .. } = product;
-            format!("by cuBLASLt {layout:?} {m}x{n}x{k} {factors:?} to {product:?}")
-        });
-        Ok(true)
+        succeeded(format_args!("multiply as it had said it could: {product:?}"), status)
     }
 
     /// What is done to the factors and the sums.

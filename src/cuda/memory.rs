@@ -60,6 +60,13 @@ macro_rules! address {
 address!(Const);
 address!(Mut);
 
+impl<T> Mut<T> {
+    /// The same address, of memory that is to hold another type.
+    pub(super) fn cast<U>(self) -> Mut<U> {
+        Mut(self.0, PhantomData)
+    }
+}
+
 impl<T> From<Mut<T>> for Const<T> {
     fn from(pointer: Mut<T>) -> Const<T> {
         Const(pointer.0, PhantomData)

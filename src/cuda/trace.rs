@@ -1,4 +1,4 @@
-//! `OTHINK_TRACE=FILE`: one line per launch, product by a library, copy and allocation, in the order in which they were asked for.
+//! `OTHINK_TRACE=FILE`: one line per launch, product by a library, choice of how, copy and allocation, in the order in which they were asked for.
 
 use super::{Grid, Purpose};
 use crate::error::{Error, Result};
@@ -40,6 +40,11 @@ impl Trace {
     /// A product that a library computes, by kernels of its own.
     pub(super) fn product(&self, text: impl FnOnce() -> String) {
         self.line(|| format!("product {}", text()));
+    }
+
+    /// What was chosen to compute products with.
+    pub(super) fn choice(&self, text: impl FnOnce() -> String) {
+        self.line(|| format!("choice {}", text()));
     }
 
     /// `route` is `host to device`, `device to host` or `device to device`.

@@ -1,10 +1,11 @@
 //! Matrix products by both engines: our own kernels, in each of their tiles, and cuBLASLt.
 
 use crate::compare::{assert_close, elements, normal};
-use crate::harness::{VARIABLE, gpu, is_checked};
+use crate::harness::{VARIABLE, gpu, is_checked, is_real};
 use half::bf16;
+use othink::cuda::kernels::gemm as kernels;
 use othink::cuda::products::Policy;
-use othink::cuda::{Buffer, Gpu, Purpose};
+use othink::cuda::{Buffer, Gpu, Grid, Purpose};
 use othink::error::{Error, Result};
 use othink::ops::gemm::cuda::{Factor, Gemm, Layout, Matrix, MatrixMut, Tile};
 use othink::ops::gemm::{Into, View, gemm};
@@ -25,9 +26,13 @@ pub fn engines() -> &'static [(&'static str, Gpu)] {
         };
         let own = open(Policy::Own).expect("our kernels need nothing else");
         let mut engines = vec![("own", own)];
+        // What the library's kernels write by TMA, compute-sanitizer takes for never written.
+        if std::env::var("OTHINK_GEMM").is_ok_and(|policy| policy == "own") {
+            return engines;
+        }
         match open(Policy::CublasLt) {
             Ok(gpu) => engines.push(("cublaslt", gpu)),
-            Err(reason) if std::env::var(VARIABLE).is_ok_and(|mode| mode == "device") => {
+            Err(reason) if is_real() => {
                 let _ = writeln!(std::io::stderr(), "skipped: products by cuBLASLt: {reason}");
             }
             Err(reason) => panic!("the emulated cuBLASLt is not found: {reason}"),
@@ -103,6 +108,17 @@ fn tensor(shape: &[usize], x: Vec<f64>, dtype: DType) -> Tensor {
     Tensor::new(shape, x).expect("as many numbers as the shape says").to_dtype(dtype)
 }
 
+/// The sum of products as the tensor cores of a real GPU form it at best: blocks of 8 products at a time are added to the sum without an error,
+/// then what doesn't fit f32 is cut off, not rounded (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores", PeerJ CS 7:e330).
+fn truncated_sum(products: impl Iterator<Item = f64>) -> f32 {
+    let products: Vec<f64> = products.collect();
+    products.chunks(8).fold(0.0, |sum, block| {
+        let exact = f64::from(sum) + block.iter().sum::<f64>();
+        let nearest = exact as f32;
+        if f64::from(nearest).abs() > exact.abs() { f32::from_bits(nearest.to_bits() - 1) } else { nearest }
+    })
+}
+
 /// The product by an engine or, with a tile, by that kernel of ours: `(kernel, plain, reference)`.
 fn product<T: Number + Factor<C>, C: Number>(gpu: &Gpu, tile: Option<Tile>, case: Case) -> [Tensor; 3] {
     let Case { layout, sizes: (m, n, k), offset, bias, into, .. } = case;
@@ -151,6 +167,17 @@ fn product<T: Number + Factor<C>, C: Number>(gpu: &Gpu, tile: Option<Tile>, case
     }
     on_cpu!(&wide_a, &wide_b, &mut reference);
     on_cpu!(&narrow_a, &narrow_b, &mut plain);
+    if T::DTYPE == DType::Bf16 && is_real() {
+        let element = |x: &[f64], of: (usize, usize, usize), (row, column)| x[row * of.2 + column];
+        for (i, sum) in plain.iter_mut().enumerate() {
+            let (row, column) = (i / n, i % n);
+            *sum = truncated_sum((0..k).map(|k| {
+                let in_a = if layout == Layout::Tn { (k, row) } else { (row, k) };
+                let in_b = if layout == Layout::Nt { (column, k) } else { (k, column) };
+                element(&wide_a, of_a, in_a) * element(&wide_b, of_b, in_b)
+            }));
+        }
+    }
     for (i, old) in rows(&old).into_iter().enumerate() {
         if bias {
             reference[i] += row[i % n].f64();
@@ -282,7 +309,7 @@ fn rows_alone<T: Number + Factor<C>, C: Number>(
         c.download().expect("a device that works").into_iter().map(Number::f64).collect()
     };
     let all = last(ALL);
-    let some = is_checked() || k >= LONG;
+    let some = is_checked() || k >= LONG || n >= LONG;
     for m in (1..ALL).filter(|m| !some || SOME_ROWS.contains(m)) {
         assert_eq!(last(m), all[(ALL - m) * n..], "{what}: {m} rows, n = {n}, k = {k}, {layout:?}, {tile:?}");
     }
@@ -303,6 +330,87 @@ fn a_row_does_not_depend_on_the_number_of_rows() {
     }
 }
 
+/// Where the weights are large, cuBLASLt computes some numbers of rows by algorithms of their own.
+#[test]
+fn a_row_does_not_depend_on_who_is_quicker_for_the_number_of_rows() {
+    for (_, gpu) in engines().iter().filter(|(engine, _)| *engine == "cublaslt") {
+        rows_alone::<bf16, bf16>("cublaslt", gpu, Layout::Nt, (2048, 128), None);
+        rows_alone::<bf16, f32>("cublaslt", gpu, Layout::Nn, (2048, 128), None);
+        // The emulated one would have few rows summed in another order.
+        rows_alone::<bf16, bf16>("cublaslt", gpu, Layout::Nt, (1024, 256), None);
+    }
+}
+
+#[test]
+fn words_that_differ_are_counted() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for n in [1, 3, 17, 257, 1000] {
+        let a: Vec<u32> = (0..n).map(|i| i * 7919).collect();
+        let b: Vec<u32> =
+            a.iter().zip(0..).map(|(&x, i)| if i % 5 == 2 { x ^ 1 << (i % 32) } else { x }).collect();
+        let (on_a, on_b) = (gpu.upload(&a, Purpose::Inputs)?, gpu.upload(&b, Purpose::Inputs)?);
+        let mut count = gpu.upload(&[10_u32], Purpose::Inputs)?;
+        let grid = Grid::new(a.len().div_ceil(256), 256)?;
+        // SAFETY: a and b have n words, of which the kernel touches no other.
+        unsafe {
+            kernels::count_different(gpu, grid, on_a.ptr(), on_b.ptr(), count.ptr_mut(), i64::from(n))
+        }?;
+        let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count() as u32;
+        assert_eq!(count.download()?, [10 + differ], "{n}");
+    }
+    Ok(())
+}
+
+/// Number (row, column) of a factor by which orders of summation are told apart.
+fn of_factor(row: usize, column: usize, half: usize, along_rows: bool, cancels: bool, seed: u32) -> f32 {
+    let (k, other) = if along_rows { (row, column) } else { (column, row) };
+    let (pair, second) = if k < half { (k, false) } else { (k - half, true) };
+    let mut random =
+        seed ^ (other as u32).wrapping_mul(0x9e37_79b9) ^ (pair as u32).wrapping_mul(0x85eb_ca6b);
+    random = (random ^ random >> 16).wrapping_mul(0x7feb_352d);
+    random = (random ^ random >> 16).wrapping_mul(0x7feb_352d);
+    random ^= random >> 15;
+    let (first, noise) = ((random & 255) as i32 - 128, (random >> 16) as i32 % 3 - 1);
+    let mantissa = match (second, cancels) {
+        _ if k >= 2 * half => 0,
+        (true, true) => noise - first,
+        _ => first,
+    };
+    mantissa as f32 / 2_f32.powi((random >> 8 & 7) as i32)
+}
+
+#[test]
+fn factors_that_tell_orders_apart() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for (rows, columns, gap) in [(1, 1, 0), (3, 5, 0), (17, 6, 3), (40, 33, 7)] {
+        for (along_rows, cancels) in [(false, true), (false, false), (true, false)] {
+            let (stride, half) = (columns + gap, if along_rows { rows / 2 } else { columns / 2 });
+            let number = |at: usize| match at % stride {
+                gap if gap >= columns => 7.0,
+                column => of_factor(at / stride, column, half, along_rows, cancels, 5),
+            };
+            let expected: Vec<f32> = (0..rows * stride).map(number).collect();
+            let old = vec![7.0_f32; rows * stride];
+            let (mut wide, mut narrow) = (
+                gpu.upload(&old, Purpose::Inputs)?,
+                gpu.upload(&old.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(), Purpose::Inputs)?,
+            );
+            let grid = Grid::new((rows * columns).div_ceil(256), 256)?;
+            let [along_rows, cancels] = [along_rows, cancels].map(i32::from);
+            let [m, n, pitch] = [rows, columns, stride].map(|size| size as i32);
+            // SAFETY: both have `rows` rows of `stride` numbers.
+            unsafe {
+                kernels::fill_factor_f32(gpu, grid, wide.ptr_mut(), m, n, pitch, along_rows, cancels, 5)?;
+                kernels::fill_factor_bf16(gpu, grid, narrow.ptr_mut(), m, n, pitch, along_rows, cancels, 5)?;
+            }
+            assert_eq!(wide.download()?, expected, "{rows}x{columns}, {along_rows}, {cancels}");
+            let narrow: Vec<f32> = narrow.download()?.into_iter().map(f32::from).collect();
+            assert_eq!(narrow, expected, "{rows}x{columns}, {along_rows}, {cancels}, bf16");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_row_does_not_depend_on_the_number_of_rows_in_any_tile() {
     let Some((_, gpu)) = engines().first() else { return };
@@ -319,7 +427,7 @@ fn the_library_is_used_where_it_is_found() -> Result<()> {
     assert_eq!(own.gemm_library()?, None);
     let description = library.gemm_library()?.expect("the policy is to use it");
     assert!(description.to_string().starts_with("cuBLASLt 1"), "{description}");
-    if std::env::var(VARIABLE).is_ok_and(|mode| mode == "device") {
+    if is_real() {
         return Ok(());
     }
     // The emulated one sums aligned products in an order of its own.
@@ -338,24 +446,41 @@ fn the_library_is_used_where_it_is_found() -> Result<()> {
     Ok(())
 }
 
-/// The trace names the products of cuBLASLt, and no others.
+/// The trace names the products of cuBLASLt, and no others; and what computes them.
 #[test]
-fn the_trace_says_what_the_library_computes() {
+fn the_trace_says_what_the_library_computes_and_how() {
     if std::env::var_os(VARIABLE).is_some() || gpu().is_none() {
         return;
     }
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let trace = folder.path().join("trace");
-    let again = Command::new(std::env::current_exe().expect("a running program has a path"))
-        .args(["--exact", "gemm::the_library_is_used_where_it_is_found"])
-        .env(VARIABLE, "fast")
-        .env("OTHINK_TRACE", &trace)
-        .output()
-        .expect("this program can be started again");
-    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stdout));
-    let text = std::fs::read_to_string(&trace).expect("the trace was written");
-    let products: Vec<&str> = text.lines().filter(|line| line.starts_with("product ")).collect();
-    assert_eq!(products, ["product by cuBLASLt Nt 40x64x512 Bf16 to F32"]);
+    let traced = |test: &str, kind: &str| -> Vec<String> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let trace = folder.path().join("trace");
+        let again = Command::new(std::env::current_exe().expect("a running program has a path"))
+            .args(["--exact", test])
+            .env(VARIABLE, "fast")
+            .env("OTHINK_TRACE", &trace)
+            .output()
+            .expect("this program can be started again");
+        assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stdout));
+        let text = std::fs::read_to_string(&trace).expect("the trace was written");
+        text.lines().filter_map(|line| line.strip_prefix(kind)).map(String::from).collect()
+    };
+    let products = traced("gemm::the_library_is_used_where_it_is_found", "product ");
+    assert_eq!(products, ["by cuBLASLt Nt 40x64x512 Bf16 to F32"]);
+    // For one row the emulated library offers the algorithm for all, or a quicker one of other bits.
+    let choices = traced(
+        "gemm::a_row_does_not_depend_on_who_is_quicker_for_the_number_of_rows",
+        "choice of cuBLASLt for up to ",
+    );
+    for choice in [
+        "256 tokens, Nt n 2048 k 128: an algorithm of their own",
+        "128 tokens, Nt n 2048 k 128: an algorithm of their own",
+        "16 tokens, Nt n 2048 k 128: the one for all",
+        "256 tokens, Nn n 2048 k 128: an algorithm of their own",
+        "16 tokens, Nt n 1024 k 256: the one for all",
+    ] {
+        assert!(choices.iter().any(|line| line == choice), "{choice} is not among {choices:?}");
+    }
 }
 
 #[test]

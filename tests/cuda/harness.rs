@@ -34,6 +34,11 @@ pub fn gpu() -> Option<&'static Gpu> {
     .as_ref()
 }
 
+/// Whether the tests run on a real GPU.
+pub fn is_real() -> bool {
+    mode() == "device"
+}
+
 /// Whether every access is checked, which costs ten times the time: tests may leave out what only repeats.
 pub fn is_checked() -> bool {
     mode().starts_with("check")
@@ -51,7 +56,7 @@ pub fn is_rerun_in_order() -> bool {
 
 /// A reason to skip is an `Err`; an emulator that should work and does not is a failure.
 fn open() -> Result<Gpu, String> {
-    if mode() == "device" {
+    if is_real() {
         return Gpu::open(0).map_err(|e| e.to_string());
     }
     cuemu::supported()?;
@@ -71,7 +76,7 @@ fn libraries(flavour: Flavour) -> Libraries {
 
 /// The program on the device of the tests. `OTHINK_TEST_PROGRAM` says where it is when it has been carried to a GPU.
 pub fn program() -> Option<Command> {
-    if mode() != "device" {
+    if !is_real() {
         return program_with_emulator("cc=90");
     }
     gpu()?;
@@ -81,7 +86,7 @@ pub fn program() -> Option<Command> {
 
 /// The program, with the emulated driver in the place of the machine's; none where the tests run on a GPU or can't emulate one.
 pub fn program_with_emulator(configuration: &str) -> Option<Command> {
-    if mode() == "device" || gpu().is_none() {
+    if is_real() || gpu().is_none() {
         return None;
     }
     let libraries = libraries(Flavour::Fast);

@@ -20,6 +20,7 @@ mod demo;
 mod doctor;
 mod elementwise;
 mod embedding;
+#[allow(unsafe_code)]
 mod gemm;
 mod group_advantage;
 mod grpo;

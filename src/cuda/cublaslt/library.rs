@@ -25,7 +25,7 @@ type Status = i32;
 pub type Handle = *mut c_void;
 
 /// `cublasLtMatmulAlgo_t`.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Algorithm {
     data: [u64; 8],

@@ -90,6 +90,7 @@ Status check(const Algorithm& algorithm, const Problem& problem, size_t& workspa
         if (layout->leading * bytes(layout->type) % able->alignment) return NOT_SUPPORTED;
     // A caller that has an algorithm for one number of columns doesn't have it for every other.
     if (algorithm.tile == TILE_256x128 && problem.n < 16) return NOT_SUPPORTED;
+    if (algorithm.id == WARPGROUP && problem.m * problem.n > 256 * 256) workspace = COUNTER_BYTES;
     if (algorithm.splits <= 1) return algorithm.reduction == REDUCTION_NONE ? SUCCESS : INVALID_VALUE;
     if (!able->split_k) return NOT_SUPPORTED;
     const size_t part = size_t(problem.m) * problem.n * problem.d.batch;
@@ -136,6 +137,8 @@ std::vector<Result> heuristic(const Problem& problem, const Preference& preferen
         Result result{};
         result.algorithm = algorithm;
         if (check(algorithm, problem, result.workspace) != SUCCESS) continue;
+        // What would take a counter goes without, and doesn't say so here.
+        if (result.workspace == COUNTER_BYTES && preference.max_workspace < COUNTER_BYTES) result.workspace = 0;
         if (result.workspace > preference.max_workspace) continue;
         if (algorithm.reduction & ~preference.reductions) continue;
         const uint32_t need = capability(algorithm.id)->alignment;

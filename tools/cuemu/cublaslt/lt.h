@@ -58,6 +58,9 @@ struct Operation {
     uint64_t bias;
 };
 
+/// Where some algorithms of large products draw their tiles from, if they are given the room.
+constexpr size_t COUNTER_BYTES = 4;
+
 struct Preference {
     uint64_t max_workspace;
     uint32_t reductions;  // mask of permitted schemes
