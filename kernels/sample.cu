@@ -117,9 +117,24 @@ static __device__ __forceinline__ Ranked score_row(const float* logits, float* s
     return {block_max(Ranked::of(best, first))};
 }
 
+// e^x for x below 0: exp_of_negative of src/rollout/sampler.rs, operation by operation.
+static __device__ __forceinline__ float exp_of_negative(float x) {
+    if (x < -87.0f) return 0.0f;
+    const float n = rintf(x * 1.44269504f);
+    const float r = fmaf(n, -1.4286068e-6f, fmaf(n, -0.69314575f, x));
+    float p = 1.9875691e-4f;
+    p = fmaf(p, r, 1.3981999e-3f);
+    p = fmaf(p, r, 8.333452e-3f);
+    p = fmaf(p, r, 4.1665796e-2f);
+    p = fmaf(p, r, 1.6666665e-1f);
+    p = fmaf(p, r, 0.5f);
+    const float of_r = fmaf(p, r * r, r) + 1.0f;
+    return of_r * __uint_as_float((uint32_t)((int32_t)n + 127) << 23);
+}
+
 // Unnormalised probability of a score, the best having 1. A tiny temperature may make scores infinite, whose difference is no
 // number.
-static __device__ __forceinline__ float weight(float score, float best) { return score == best ? 1.0f : expf(score - best); }
+static __device__ __forceinline__ float weight(float score, float best) { return score == best ? 1.0f : exp_of_negative(score - best); }
 
 // Why there is no token.
 static __device__ __forceinline__ int32_t reason(const float* logits, Ranked best) {

@@ -338,7 +338,7 @@ impl Sampler {
         let most = self.kept.iter().fold(f32::NEG_INFINITY, |m, c| m.max(c.value));
         for c in &mut self.kept {
             // A tiny temperature may overflow a score to infinity; infinity minus itself is no weight.
-            c.value = if c.value == most { 1.0 } else { (c.value - most).exp() };
+            c.value = if c.value == most { 1.0 } else { exp_of_negative(c.value - most) };
         }
     }
 
@@ -380,6 +380,24 @@ impl Sampler {
             self.kept.retain(|c| c.value > first.value || (c.value == first.value && c.id <= first.id));
         }
     }
+}
+
+/// `e^x` for x below 0, within 1 unit in the last place; 0 from -87 on, where the result would be no normal number.
+///
+/// By the multiply-adds of `kernels/sample.cu`, and so of the same bits: libraries of machines differ in the last one, by which two
+/// tokens may tie. Argument and polynomial are Cephes' (`expf`, Moshier 1989).
+fn exp_of_negative(x: f32) -> f32 {
+    if x < -87.0 {
+        return 0.0;
+    }
+    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    // ln 2 in two pieces, of which n times the first is exact.
+    let r = n.mul_add(-1.428_606_8e-6, n.mul_add(-0.693_145_75, x));
+    let p = [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]
+        .into_iter()
+        .fold(1.987_569_1e-4_f32, |p, c| p.mul_add(r, c));
+    let of_r = p.mul_add(r * r, r) + 1.0;
+    of_r * f32::from_bits(((n as i32 + 127) as u32) << 23)
 }
 
 fn no_logit(token: usize, logit: f32) -> Error {
