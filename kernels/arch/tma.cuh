@@ -4,7 +4,8 @@
 // thread issues the copy; the bytes of the whole box (box elements * element size, also of a box that sticks out) are
 // counted by the mbarrier `barrier`, whose phase was told to expect them. `to`: shared address, aligned to 128 bytes, or
 // to one repeat of the map's swizzle: 256 (32B), 512 (64B), 1024 (128B). `x`, `y`, `z`: the box's first element, innermost
-// dimension first; they may be negative or beyond the end: elements outside the tensor become zeros.
+// dimension first; they may be negative or beyond the end: elements outside the tensor become zeros. `x` is a whole number of 16
+// bytes: with another one an H100 meets an illegal instruction.
 //
 // The box lies densely in shared memory, innermost dimension first, with the 16-byte chunks of the 128-byte lines swapped
 // according to the swizzle (a = byte address within shared memory): 128B: a ^= (a >> 3) & 0x70; 64B: a ^= (a >> 3) & 0x30;

@@ -401,7 +401,10 @@ fn tma_2d() {
             let bytes = tensor_bytes(pitch * height);
             let tensor = upload(gpu, &bytes);
             let map = tiled.map(&tensor);
-            for start in [[0, 0], [5, 5], [-3, -2], [7, 9], [width as i32, 0], [0, -16]] {
+            // Along x in steps of 16 bytes, outside the tensor too.
+            let step = 16 / element_bytes as i32;
+            let beyond = width.next_multiple_of(16 / element_bytes) as i32;
+            for start in [[0, 0], [step, 5], [-step, -2], [2 * step, 9], [beyond, 0], [0, -16]] {
                 let size = tiled.box_bytes();
                 // SAFETY: the box fits into shared memory and the output has 16 bytes more.
                 let got = result(gpu, &vec![0u8; size + 16], |to| unsafe {
@@ -439,7 +442,7 @@ fn tma_3d() {
     let bytes = tensor_bytes(160 * 8 * 5);
     let tensor = upload(gpu, &bytes);
     let map = tiled.map(&tensor);
-    for start in [[0, 0, 0], [6, 3, 2], [-1, 5, 3], [40, -2, -2]] {
+    for start in [[0, 0, 0], [8, 3, 2], [-8, 5, 3], [40, -2, -2]] {
         let size = tiled.box_bytes();
         // SAFETY: the box fits into shared memory and the output has 16 bytes more.
         let got = result(gpu, &vec![0u8; size + 16], |to| unsafe {

@@ -153,7 +153,7 @@ static __device__ float box_element(int row, int column, bool swizzled) {
 }
 
 struct TmaBugs {
-    bool wait, alignment, barrier, fence, bytes, swizzle;
+    bool wait, alignment, start, barrier, fence, bytes, swizzle;
 };
 
 static __device__ void tma(const CUtensorMap* map, float* p, TmaBugs bug) {
@@ -162,7 +162,7 @@ static __device__ void tma(const CUtensorMap* map, float* p, TmaBugs bug) {
         mbarrier_init(barrier, 1);
         if (!bug.fence) mbarrier_fence_init();
         mbarrier_arrive_expect_tx(barrier, bug.bytes ? 2048 : 1024);
-        tma_load_2d(shared + 128 * bug.alignment, map, 0, 8, barrier + 8 * bug.barrier);  // @tma
+        tma_load_2d(shared + 128 * bug.alignment, map, bug.start ? 2 : 0, 8, barrier + 8 * bug.barrier);  // @tma
     }
     __syncthreads();
     if (!bug.wait) mbarrier_wait(barrier, 0);  // @tma wait
@@ -171,6 +171,7 @@ static __device__ void tma(const CUtensorMap* map, float* p, TmaBugs bug) {
 
 PLANT tma_wait(MAP map, float* p, int bug) { tma(&map, p, {.wait = bool(bug)}); }
 PLANT tma_misaligned(MAP map, float* p, int bug) { tma(&map, p, {.alignment = bool(bug)}); }
+PLANT tma_start(MAP map, float* p, int bug) { tma(&map, p, {.start = bool(bug)}); }
 PLANT tma_no_barrier(MAP map, float* p, int bug) { tma(&map, p, {.barrier = bool(bug)}); }
 PLANT tma_no_fence(MAP map, float* p, int bug) { tma(&map, p, {.fence = bool(bug)}); }
 PLANT tma_bytes(MAP map, float* p, int bug) { tma(&map, p, {.bytes = bool(bug)}); }

@@ -43,6 +43,7 @@ const PLANTS: &[Plant] = &[
     ("mbarrier_twice", |_| 1.0),
     ("tma_wait", |t| boxed(8, t)),
     ("tma_misaligned", |t| boxed(8, t)),
+    ("tma_start", |t| boxed(8, t)),
     ("tma_no_barrier", |t| boxed(8, t)),
     ("tma_no_fence", |t| boxed(8, t)),
     ("tma_bytes", |t| boxed(8, t)),
@@ -284,6 +285,8 @@ fn tma() {
     for mode in BOTH {
         let what = ["TMA at ", &line, "shared destination 0x80 is not 1024-byte aligned"];
         caught(mode, "ptx tma_misaligned", &what);
+        let what = ["TMA at ", &line, "begins at element 2 of the innermost dimension"];
+        caught(mode, "ptx tma_start", &what);
         let what = ["TMA at ", &line, "no mbarrier has been initialised at shared address 0x4008"];
         caught(mode, "ptx tma_no_barrier", &what);
         caught(mode, "ptx tma_no_fence", &["TMA at ", &line, "no mbarrier_fence_init after mbarrier_init"]);

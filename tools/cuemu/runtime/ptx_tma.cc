@@ -119,6 +119,11 @@ void tma_load(uint32_t to, const void* pointer, uint32_t rank, const int32_t* st
                line, to, swizzle_repeat(map.swizzle));
         die();
     }
+    if (int64_t(start[0]) * map.element_bytes % 16) {
+        report(ILLEGAL_INSTRUCTION, "TMA at %s:%d: the box begins at element %d of the innermost dimension, which is not a whole number of 16 bytes",
+               base_name(file), line, start[0]);
+        die();
+    }
     smem_ptr(to, box_rows(map) * row_bytes(map), "TMA", file, line);
     BoxInFlight box{};
     box.map = pointer;
