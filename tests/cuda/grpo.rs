@@ -11,15 +11,18 @@ use othink::config::KlEstimator;
 use othink::cuda::Gpu;
 use othink::data::Dataset;
 use othink::disk::SystemDisk;
+use othink::nn::Params;
 use othink::report::StepReport;
 use othink::rollout::sampler::SamplingParams;
-use othink::tensor::{DType, Device, Placement};
+use othink::tensor::{DType, Device, Placement, Tensor};
 use othink::train::grpo::{GrpoTrainer, ReferenceSync};
+use othink::train::policy::Policy;
 use othink::train::trainer::Trainer;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 const BUNDLE: &str = "tied_kv1_odd";
 
@@ -33,6 +36,23 @@ fn samples() -> Dataset {
 
 fn trainer(recipe: &Recipe, rows: usize) -> GrpoTrainer {
     grpo_trainer(policy(BUNDLE, DType::F32), recipe, Box::new(Vowels), rows)
+}
+
+/// The policy, each weight in f32 moved by `by` units in its last place, up or down.
+fn nudged(by: u32) -> Policy {
+    let mut policy = policy(BUNDLE, DType::F32);
+    let weights = policy.params.iter().map(|(_, parameter)| {
+        let values = parameter.value.to_f32();
+        let moved = values.iter().zip(0_u32..).map(|(x, i)| match x.abs().to_bits() {
+            // Zero, or next to it.
+            size if size < by => *x,
+            size if i.wrapping_mul(0x9e37_79b9) >> 31 == 0 => f32::from_bits(size + by).copysign(*x),
+            size => f32::from_bits(size - by).copysign(*x),
+        });
+        (parameter.name.clone(), Tensor::new(parameter.value.shape(), moved.collect::<Vec<_>>()).unwrap())
+    });
+    policy.params = Arc::new(Params::new(weights.collect::<Vec<_>>()));
+    policy
 }
 
 /// The numbers of some steps: loss, gradient norm, KL, entropy, largest difference between sampling and training.
@@ -91,14 +111,23 @@ fn more_state_follows_the_cpus_and_goes_on_to_the_bit() {
         ..Recipe::default()
     };
     let samples = samples();
-    let new = |recipe: &Recipe| {
-        grpo_trainer(policy(BUNDLE, DType::F32), recipe, Box::new(EvenInTheFirstRow), samples.rows())
-    };
+    let trainer_of =
+        |policy, recipe: &Recipe| grpo_trainer(policy, recipe, Box::new(EvenInTheFirstRow), samples.rows());
+    let new = |recipe: &Recipe| trainer_of(policy(BUNDLE, DType::F32), recipe);
     let go_on = |trainer: &mut GrpoTrainer, steps: std::ops::Range<u64>| -> Vec<StepReport> {
         steps.map(|step| trainer.step(step, &samples, &|_| Ok(())).unwrap().report).collect()
     };
+    // Gradient norm, KL and its three estimates.
+    let numbers = |report: &StepReport| -> [f64; 5] {
+        let estimates = report.kl_estimates.map(Option::unwrap);
+        [report.grad_norm, report.kl.unwrap(), estimates[0], estimates[1], estimates[2]]
+    };
     let cpu = go_on(&mut new(&base), 0..4);
     assert!(cpu.iter().any(|report| report.refills.unwrap().dropped > 0), "{cpu:?}");
+    // AdamW makes full steps along gradients that are little but rounding errors. How far that carries the CPU from itself, its weights
+    // being nudged by their last bits, is what these numbers are worth.
+    let nudged: Vec<Vec<StepReport>> =
+        (1..4).map(|by| go_on(&mut trainer_of(nudged(by), &base), 0..4)).collect();
     for dtype in if is_checked() { &[DType::F32][..] } else { &[DType::F32, DType::Bf16] } {
         let recipe = Recipe { placement: on(gpu, *dtype), ..base.clone() };
         let mut trainer = new(&recipe);
@@ -107,15 +136,19 @@ fn more_state_follows_the_cpus_and_goes_on_to_the_bit() {
         let path = dir.path().join("checkpoint-3");
         save(&trainer, &path, 3);
         device.extend(go_on(&mut trainer, 3..4));
-        for (ours, theirs) in device.iter().zip(&cpu).filter(|_| *dtype == DType::F32) {
+        for (step, (ours, theirs)) in device.iter().zip(&cpu).enumerate().filter(|_| *dtype == DType::F32) {
             assert_eq!(ours.refills, theirs.refills);
-            let numbers = |report: &StepReport| {
-                let estimates = report.kl_estimates.map(Option::unwrap);
-                [report.grad_norm, report.kl.unwrap(), estimates[0], estimates[1], estimates[2]]
-            };
             let (ours, theirs) = (numbers(ours), numbers(theirs));
-            for (ours, theirs) in ours.into_iter().zip(theirs) {
-                assert!(close(ours, theirs, 1e-2), "{ours} and {theirs}");
+            for i in 0..5 {
+                let off = (ours[i] - theirs[i]).abs();
+                let worth =
+                    nudged.iter().map(|run| (numbers(&run[step])[i] - theirs[i]).abs()).fold(0.0, f64::max);
+                assert!(
+                    off <= 2.0 * worth + 1e-5 * theirs[i].abs().max(1e-2),
+                    "step {step}, number {i}: {} and {}, which are worth {worth:.1e}",
+                    ours[i],
+                    theirs[i]
+                );
             }
         }
         let mut resumed = new(&recipe);
