@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Floors and predicted times of the kernels on an H200: the table of benches/RESULTS.md.
+"""Floors and predicted times of the kernels on an H200 or H100: the tables of benches/RESULTS.md.
 
-    floors.py                              prints the table
-    floors.py --check benches/RESULTS.md   fails where a line of it stands otherwise in the file (but for what was measured)
+    floors.py                                                 prints the table of predictions
+    floors.py --check benches/RESULTS.md                      fails where a line of it stands otherwise in the file
+    floors.py --chip h100 --ours BENCHES.log --peers PEERS.log    prints what was measured beside it (of tools/gpu-check: results/benches.log, peers.log)
 
 Operations and bytes are those of the ops' own cost functions (src/ops), at the shapes of `benches/kernels`. The floor is the time that they
 take at the chip's peaks. A prediction is the sum over a line's kernels of the slower of two: its operations at the share of the peak that this
@@ -10,13 +11,16 @@ design can reach, and what it moves at the share of the memory's rate, plus the 
 """
 
 import argparse
+import re
 import sys
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 
-# The H200, by its data sheet: HBM3e, dense bf16 on the tensor cores, f32; multiprocessors, and the clock that the peaks imply.
-HBM, TENSOR, F32 = 4.8e12, 989e12, 67e12
+# By their data sheets: memory (HBM3e and HBM3 of the SXM parts), dense bf16 on the tensor cores, f32; multiprocessors, and the clock that the
+# peaks imply.
+MEMORY = {"h200": 4.8e12, "h100": 3.35e12}
+HBM, TENSOR, F32 = MEMORY["h200"], 989e12, 67e12
 SMS, CLOCK = 132, 1.83e9
 # Shares of these peaks, each with its reason in RESULTS.md.
 COPY, LIBRARY, MMA_GEMM, ATTENTION = 0.90, 0.80, 0.50, 0.30
@@ -344,10 +348,41 @@ def table() -> Table:
     return t
 
 
+def measured(path: str, kind: str) -> dict[tuple[str, str], float]:
+    """Microseconds by op and shape, of the lines `BENCH` or `PEER` of a log."""
+    found = re.findall(rf"^{kind} (\S+/\S+) \S+ (.+?): ([0-9.]+) us", Path(path).read_text(), re.MULTILINE)
+    return {(op, shape): float(time) for op, shape, time in found}
+
+
+def compared(ours: dict[tuple[str, str], float], peers: dict[tuple[str, str], float]) -> None:
+    heads = ("op", "shape", "floor, us", "predicted, us", "measured, us", "of floor", "torch, us", "of torch's time")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for line in table().lines:
+        key = line.op, line.shape
+        if key not in ours:
+            continue
+        time, peer = ours[key], peers.get(key)
+        cells = [*key, digits(line.floor * 1e6), digits(line.predicted * 1e6), digits(time), f"{100e6 * line.floor / time:.0f} %",
+                 digits(peer) if peer else "-", f"{time / peer:.2f}" if peer else "-"]
+        print(f"| {' | '.join(cells)} |")
+    for (op, shape), peer in peers.items():
+        parts = [ours.get((op.replace("fwd+bwd", part), shape)) for part in ("fwd", "bwd")]
+        if "fwd+bwd" in op and all(parts):
+            print(f"| {op} | {shape} | | | {digits(sum(parts))} | | {digits(peer)} | {sum(parts) / peer:.2f} |")
+
+
 def main() -> int:
+    global HBM
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--check", metavar="RESULTS.md")
+    p.add_argument("--chip", choices=MEMORY, default="h200")
+    p.add_argument("--ours", metavar="BENCHES.log")
+    p.add_argument("--peers", metavar="PEERS.log")
     args = p.parse_args()
+    HBM = MEMORY[args.chip]
+    if args.ours:
+        compared(measured(args.ours, "BENCH"), measured(args.peers, "PEER") if args.peers else {})
+        return 0
     lines = [f"| {' | '.join(line.cells())} |" for line in table().lines]
     if not args.check:
         heads = ("op", "shape", "GFLOP", "MB", "bound by", "floor, us", "predicted, us", "of floor", "because", "measured, us")
