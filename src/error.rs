@@ -77,10 +77,11 @@ impl Error {
         Error::Missing { path: path.as_ref().to_path_buf(), message: message.into() }
     }
 
-    /// Exit code 74, or 66 when the file simply is not there.
+    /// Exit code 74, or 66 when what is to be read simply is not there.
     pub fn io(path: impl AsRef<Path>, action: &'static str, source: std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        if source.kind() == std::io::ErrorKind::NotFound {
+        let reads = ["read", "open", "list"].iter().any(|verb| action.starts_with(verb));
+        if reads && source.kind() == std::io::ErrorKind::NotFound {
             return Error::Missing { path, message: format!("cannot {action}: not found") };
         }
         Error::Io { path, action, source }

@@ -183,7 +183,7 @@ fn one_value_off_fails_its_row_alone() {
                 tensors.set("grad.model.norm.weight", 3, (values[3] + 1e-3 * largest).to_le_bytes());
             }),
         ),
-        ("loss", "at [0]: ", Box::new(|tensors| tensors.set("loss", 0, f32::NAN.to_le_bytes()))),
+        ("loss", "expected NaN at [0]", Box::new(|tensors| tensors.set("loss", 0, f32::NAN.to_le_bytes()))),
         (
             "ex0.input_ids",
             "at [2]: ",
@@ -227,6 +227,29 @@ fn another_epsilon_fails() {
         !failed.iter().any(|key| key.contains("vision_")),
         "the vision tower has its own epsilon: {failed:?}"
     );
+}
+
+#[test]
+fn numbers_may_be_stored_in_f64_and_without_a_dimension() {
+    let (_copy, output) = with_expected("dialect_v5", &[], |tensors| {
+        let loss = f64::from(tensors.floats("loss")[0]);
+        let at = tensors.data.len();
+        tensors.data.extend(loss.to_le_bytes());
+        // The four bytes of the f32 go to a key of their own: a file has no holes.
+        tensors.rename("loss", "noise.spare");
+        let entry = serde_json::json!({"dtype": "F64", "shape": [], "data_offsets": [at, at + 8]});
+        tensors.header.insert("loss".into(), entry);
+    });
+    passes(&output);
+}
+
+#[test]
+fn what_is_expected_to_be_infinite_fails() {
+    let (_copy, output) =
+        with_expected("dialect_v5", &[], |tensors| tensors.set("grad_norm", 0, f32::INFINITY.to_le_bytes()));
+    let reason = "expected inf at [0], which nothing equals";
+    assert!(failures(&output).contains(&("grad_norm".to_owned(), reason.to_owned())), "{}", stdout(&output));
+    assert_eq!(output.status.code(), Some(70));
 }
 
 #[test]

@@ -389,6 +389,25 @@ fn case_53_one_step_without_numbers_is_left_out() {
 }
 
 #[test]
+fn case_54_the_last_steps_decide_how_a_run_ends() {
+    let (dir, ended) = with_broken_steps(4..6);
+    let error = ended.unwrap_err();
+    assert_eq!(error.exit_code(), 70);
+    let part = "the last 2 of 6 steps could not be made, because of NaN or infinity as the warnings say: the weights saved are those of step 4";
+    assert!(error.to_string().contains(part), "{error}");
+    assert!(checkpoint_dir(dir.path(), 6).exists());
+    // Where no step was made there is nothing to save.
+    let samples = Dataset::from_samples(conversations("qwen2_vl_a")).prompts();
+    let trainer =
+        grpo_trainer(policy("qwen2_vl_a", DType::F32), &Recipe::default(), Box::new(Vowels), samples.rows());
+    let dir = tempfile::tempdir().unwrap();
+    let ended = go(&mut Broken { trainer, steps: 0..2 }, &samples, 2, &options(dir.path()), None);
+    let error = ended.unwrap_err().to_string();
+    assert!(error.contains("the last 2 of 2 steps") && error.contains("nothing is saved"), "{error}");
+    assert!(!checkpoint_dir(dir.path(), 2).exists() && dir.path().join("metrics.jsonl").exists());
+}
+
+#[test]
 fn case_54_three_in_a_row_leave_the_last_good_checkpoint() {
     let (dir, ended) = with_broken_steps(2..5);
     let error = ended.unwrap_err();

@@ -4,7 +4,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::arguments::{PROGRAM, known_options};
 use crate::config::file::ConfigFile;
-use crate::config::names::{foreign, nearest};
+use crate::config::names::{foreign, nearest, nearest_of_all};
 
 /// One sentence for clap's error, with the nearest known name and the place in the config file.
 pub(super) fn explain(
@@ -37,7 +37,12 @@ pub(super) fn explain(
                     Some(owner) => {
                         format!("unknown option {option} for `{words}`; `{PROGRAM} {owner}` has it ({see})")
                     }
-                    None => format!("unknown option {option} ({see})"),
+                    None => match nearest_of_all(name, names.iter().map(|known| known.name.as_str())) {
+                        Some(known) => {
+                            format!("unknown option {option}; the nearest known one is --{known} ({see})")
+                        }
+                        None => format!("unknown option {option} ({see})"),
+                    },
                 },
             }
         }

@@ -24,6 +24,9 @@ const PROMPTS_AT_ONCE: usize = 16;
 /// What transformers keeps of the likeliest tokens when neither caller nor checkpoint says.
 const DEFAULT_TOP_K: usize = 50;
 
+/// Longest completion when neither caller nor checkpoint says.
+const DEFAULT_MAX_NEW_TOKENS: usize = 512;
+
 /// A row of `--output`. `score` takes it as it is.
 #[derive(Serialize)]
 struct GeneratedRow<'a> {
@@ -52,11 +55,13 @@ pub fn run(options: &GenerateConfig) -> Result<()> {
     let policy = inputs::load_policy(&options.model, options.pixels, &placement, quiet)?;
     let sampling = sampling(&options.rollout, &policy.folder.generation)?;
     warn_of_unused(&options.rollout, &sampling, quiet);
+    warn_of_not_followed(&policy.folder.generation, quiet);
     let limit = policy.prompt_limit(None, sampling.max_new_tokens)?;
     let temperature = sampling.score_temperature();
     let group = options.rollout.num_generations;
     let total = samples.rows() * group;
-    let decoding = policy.decoding(sampling, &options.rollout.stop_strings, false)?;
+    let mut decoding = policy.decoding(sampling, &options.rollout.stop_strings, false)?;
+    decoding.banned.extend(&policy.folder.generation.suppress_tokens);
     let detokenize = |ids: &[u32]| policy.detokenize(ids);
     let engine = policy.engine(&policy.params, &decoding, &detokenize);
     // Completions that are printed are progress enough.
@@ -111,7 +116,7 @@ fn samples(options: &GenerateConfig) -> Result<Dataset> {
 /// [`Error::Usage`] for several completions without sampling: they would be equal.
 fn sampling(options: &OwnRolloutOptions, file: &GenerationConfig) -> Result<SamplingParams> {
     let sampled = options.do_sample.or(file.do_sample).unwrap_or(false);
-    let greedy = !sampled || options.temperature == Some(0.0);
+    let greedy = !sampled || options.temperature.or(file.temperature) == Some(0.0);
     if greedy && options.num_generations > 1 {
         return Err(Error::Usage(format!(
             "--num_generations is {}, but without sampling all completions of a prompt are the same: add --do_sample \
@@ -121,15 +126,20 @@ fn sampling(options: &OwnRolloutOptions, file: &GenerationConfig) -> Result<Samp
     }
     // A file's temperature is for sampling; greedily it would only scale the log-probabilities.
     let own = if greedy { None } else { file.temperature };
-    let own_min_new_tokens = file.min_new_tokens.unwrap_or(0).min(options.max_completion_length);
+    let max_new_tokens = options
+        .max_completion_length
+        .or(file.max_new_tokens.filter(|&n| n > 0))
+        .unwrap_or(DEFAULT_MAX_NEW_TOKENS);
+    // What is given counts as it is, what a file says as far as there is room.
+    let own_min_new_tokens = file.min_new_tokens.unwrap_or(0).min(max_new_tokens);
     Ok(SamplingParams {
         temperature: options.temperature.or(own).unwrap_or(1.0),
         top_p: options.top_p.or(file.top_p).unwrap_or(1.0),
         top_k: options.top_k.or(file.top_k).unwrap_or(DEFAULT_TOP_K),
         min_p: options.min_p.or(file.min_p).unwrap_or(0.0),
         repetition_penalty: options.repetition_penalty.or(file.repetition_penalty).unwrap_or(1.0),
-        min_new_tokens: if options.min_new_tokens > 0 { options.min_new_tokens } else { own_min_new_tokens },
-        max_new_tokens: options.max_completion_length,
+        min_new_tokens: options.min_new_tokens.unwrap_or(own_min_new_tokens),
+        max_new_tokens,
         greedy,
     })
 }
@@ -152,6 +162,16 @@ fn warn_of_unused(options: &OwnRolloutOptions, sampling: &SamplingParams, quiet:
         "warning: the likeliest token is taken each time, so --{} chooses nothing; add --do_sample",
         names.join(" and --")
     );
+}
+
+fn warn_of_not_followed(file: &GenerationConfig, quiet: bool) {
+    if !quiet && !file.not_followed.is_empty() {
+        let names = file.not_followed.join(", ");
+        let _ = writeln!(
+            std::io::stderr(),
+            "warning: generation_config.json sets {names}, which generate does not follow"
+        );
+    }
 }
 
 fn row<'a>(
@@ -195,8 +215,8 @@ mod tests {
     fn options() -> OwnRolloutOptions {
         OwnRolloutOptions {
             num_generations: 1,
-            max_completion_length: 8,
-            min_new_tokens: 0,
+            max_completion_length: Some(8),
+            min_new_tokens: None,
             do_sample: None,
             temperature: None,
             top_p: None,
@@ -240,8 +260,28 @@ mod tests {
     fn a_files_shortest_completion_gives_way_to_the_longest_asked_for() {
         let file = GenerationConfig { min_new_tokens: Some(20), ..GenerationConfig::default() };
         assert_eq!(sampling(&options(), &file).unwrap().min_new_tokens, 8);
-        let given = OwnRolloutOptions { min_new_tokens: 3, ..options() };
+        let given = OwnRolloutOptions { min_new_tokens: Some(3), ..options() };
         assert_eq!(sampling(&given, &file).unwrap().min_new_tokens, 3);
+    }
+
+    #[test]
+    fn a_files_longest_completion_holds_unless_one_is_given() {
+        let file = GenerationConfig { max_new_tokens: Some(20), ..GenerationConfig::default() };
+        let silent = OwnRolloutOptions { max_completion_length: None, ..options() };
+        let longest = |options: &OwnRolloutOptions, file: &GenerationConfig| {
+            sampling(options, file).unwrap().max_new_tokens
+        };
+        assert_eq!(longest(&silent, &file), 20);
+        assert_eq!(longest(&options(), &file), 8);
+        assert_eq!(longest(&silent, &GenerationConfig::default()), 512);
+    }
+
+    #[test]
+    fn a_temperature_of_0_takes_the_likeliest_token() {
+        let file =
+            GenerationConfig { do_sample: Some(true), temperature: Some(0.0), ..GenerationConfig::default() };
+        let own = sampling(&options(), &file).unwrap();
+        assert!(own.greedy && own.temperature == 1.0);
     }
 
     #[test]

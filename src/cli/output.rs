@@ -129,7 +129,7 @@ mod tests {
         file.finish().unwrap();
         assert_eq!((names(), fs::read_to_string(&path).unwrap().as_str()), (1, "{\"a\":1}\n"));
         assert_eq!(OutputFile::create(dir.path()).err().unwrap().exit_code(), 2);
-        assert_eq!(OutputFile::create(&dir.path().join("no/out.jsonl")).err().unwrap().exit_code(), 66);
+        assert_eq!(OutputFile::create(&dir.path().join("no/out.jsonl")).err().unwrap().exit_code(), 74);
     }
 
     #[cfg(unix)]

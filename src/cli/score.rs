@@ -50,6 +50,12 @@ pub fn run(options: &ScoreConfig) -> Result<()> {
         // Collected as they are, so that the error is the first line's and not the first thread's.
         let ready = ready.into_iter().collect::<Result<Vec<_>>>()?;
         for ((line, ready), logps) in chunk.iter().zip(&ready).zip(log_probs(&policy, &ready)?) {
+            if let Some(at) = logps.iter().position(|logp| !logp.is_finite()) {
+                return Err(line.sample.blame(Error::Protect(format!(
+                    "the log-prob of token {at} of the completion is {}: the model's weights or activations have overflowed",
+                    logps[at]
+                ))));
+            }
             let row = scored(line, ready, &logps);
             match &mut output {
                 Some(file) => file.append(&row)?,

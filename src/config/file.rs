@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::names::{foreign, nearest};
+use super::names::{foreign, nearest, nearest_of_all};
 use crate::error::{Error, Result};
 
 /// Longest config file, in bytes.
@@ -87,9 +87,12 @@ impl ConfigFile {
                 if let Some(advice) = foreign(&name) {
                     return Err(fail(line, format!("unknown option `{written}`: {advice}")));
                 }
-                let names = known.iter().map(|option| option.name.as_str());
-                let hint =
-                    nearest(&name, names).map_or(String::new(), |name| format!("; did you mean `{name}`?"));
+                let names = || known.iter().map(|option| option.name.as_str());
+                let hint = match (nearest(&name, names()), nearest_of_all(&name, names())) {
+                    (Some(meant), _) => format!("; did you mean `{meant}`?"),
+                    (None, Some(known)) => format!("; the nearest known one is `{known}`"),
+                    (None, None) => String::new(),
+                };
                 return Err(fail(line, format!("unknown option `{written}`{hint}")));
             };
             if let Some(first) = entries.iter().find(|entry| entry.option == option.name) {
@@ -194,7 +197,10 @@ mod tests {
             message("\nlearnin_rate = 1"),
             "run.toml:2: unknown option `learnin_rate`; did you mean `learning_rate`?"
         );
-        assert_eq!(message("x = 1"), "run.toml:1: unknown option `x`");
+        assert_eq!(
+            message("x = 1"),
+            "run.toml:1: unknown option `x`; the nearest known one is `learning_rate`"
+        );
         assert_eq!(
             message("filter_groups = true"),
             "run.toml:1: unknown option `filter_groups`: --dynamic_sample does that"

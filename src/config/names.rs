@@ -56,16 +56,33 @@ pub fn normalise(arguments: Vec<OsString>) -> Vec<OsString> {
 
 /// The candidate most like `name`, when one is like enough to be meant.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(similarity, _)| *similarity > 0.8)
-        // The first of equals wins, so that the answer does not depend on anything but the order given.
-        .fold(None, |best: Option<(f64, &str)>, next| match best {
-            Some(best) if best.0 >= next.0 => Some(best),
+    let best = most_alike(candidates, |candidate| strsim::jaro_winkler(name, candidate));
+    best.filter(|(similarity, _)| *similarity > 0.8).map(|(_, candidate)| candidate)
+}
+
+/// The candidate most like `name`, however little. A word in common says more than letters: `train_size` is more like `num_train` than
+/// like `template`.
+pub fn nearest_of_all<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let words: Vec<&str> = name.split('_').collect();
+    let best = most_alike(candidates, |candidate| {
+        let theirs: Vec<&str> = candidate.split('_').collect();
+        let shared = words.iter().filter(|word| word.len() > 2 && theirs.contains(word)).count();
+        strsim::jaro_winkler(name, candidate) + shared as f64 / words.len().max(theirs.len()) as f64
+    });
+    best.map(|(_, candidate)| candidate)
+}
+
+/// The first of equals, so that the answer does not depend on anything but the order given.
+fn most_alike<'a>(
+    candidates: impl IntoIterator<Item = &'a str>,
+    likeness: impl Fn(&str) -> f64,
+) -> Option<(f64, &'a str)> {
+    candidates.into_iter().map(|candidate| (likeness(candidate), candidate)).fold(None, |best, next| {
+        match best {
+            Some((likeness, _)) if likeness >= next.0 => best,
             _ => Some(next),
-        })
-        .map(|(_, candidate)| candidate)
+        }
+    })
 }
 
 /// What to do about an option of Hugging Face's trainer, TRL, verl, EasyR1, VLM-R1 or ms-swift that has another name here, or no
@@ -208,6 +225,9 @@ mod tests {
         assert_eq!(nearest("learnin_rate", names), Some("learning_rate"));
         assert_eq!(nearest("logging_step", names), Some("logging_steps"));
         assert_eq!(nearest("use_vllm", names), None);
+        assert_eq!(nearest_of_all("use_steps", names), Some("logging_steps"));
+        assert_eq!(nearest_of_all("rate", names), Some("learning_rate"));
+        assert_eq!(nearest_of_all("use_vllm", []), None);
     }
 
     #[test]

@@ -75,13 +75,16 @@ pub struct OwnRolloutOptions {
     #[arg(long, default_value = "1", value_name = "G")]
     pub num_generations: usize,
 
-    /// Longest completion, in tokens
-    #[arg(long, visible_alias = "max_new_tokens", default_value = "512", value_name = "TOKENS")]
-    pub max_completion_length: usize,
+    /// Longest completion, in tokens [default: generation_config.json, else 512]
+    #[arg(long, visible_alias = "max_new_tokens", value_name = "TOKENS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_completion_length: Option<usize>,
 
-    /// Shortest completion, in tokens: until then the end token is not sampled
-    #[arg(long, default_value = "0", value_name = "TOKENS")]
-    pub min_new_tokens: usize,
+    /// Shortest completion, in tokens: until then the end token is not sampled [default: generation_config.json, else
+    /// 0]
+    #[arg(long, value_name = "TOKENS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_new_tokens: Option<usize>,
 
     /// Sample; false takes the likeliest token each time [default: generation_config.json, else false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_parser = boolean, value_name = "BOOL")]
@@ -125,7 +128,12 @@ pub struct OwnRolloutOptions {
 impl OwnRolloutOptions {
     pub(super) fn check(&self) -> Checked {
         at_least("num_generations", self.num_generations, 1)?;
-        check_lengths(self.max_completion_length, self.min_new_tokens)?;
+        if_set("max_completion_length", self.max_completion_length, |option, value| {
+            at_least(option, value, 1)
+        })?;
+        if let (Some(most), Some(least)) = (self.max_completion_length, self.min_new_tokens) {
+            check_lengths(most, least)?;
+        }
         if_set("temperature", self.temperature, temperature)?;
         if_set("top_p", self.top_p, positive_fraction)?;
         if_set("min_p", self.min_p, fraction)?;

@@ -106,13 +106,17 @@ impl ModelFolder {
             &raw_config,
         )?;
         let rows = config.text.vocab_size;
-        if let Some(id) = generation.eos_token_ids.iter().find(|id| **id as usize >= rows) {
-            return Err(Error::content(
-                &dir,
-                format!(
-                    "eos_token_id {id} (of generation_config.json, else config.json) is beyond the vocabulary of {rows}"
-                ),
-            ));
+        for (key, ids) in
+            [("eos_token_id", &generation.eos_token_ids), ("suppress_tokens", &generation.suppress_tokens)]
+        {
+            if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
+                return Err(Error::content(
+                    &dir,
+                    format!(
+                        "{key} {id} (of generation_config.json, else config.json) is beyond the vocabulary of {rows}"
+                    ),
+                ));
+            }
         }
         let files = WeightFiles::open(&dir)?;
         let matched = Matched::new(&dir, &config, &files)?;

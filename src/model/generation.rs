@@ -36,7 +36,35 @@ pub struct GenerationConfig {
     pub max_new_tokens: Option<usize>,
     /// Completions do not end before this many tokens.
     pub min_new_tokens: Option<usize>,
+    /// Tokens that never come.
+    pub suppress_tokens: Vec<u32>,
+    /// Further settings of the file by which transformers would generate otherwise and this program doesn't.
+    pub not_followed: Vec<String>,
 }
+
+/// Settings of transformers that this program has no place for, with the value that changes nothing.
+const ELSEWHERE: [(&str, Option<f64>); 20] = [
+    ("max_length", None),
+    ("min_length", Some(0.0)),
+    ("num_beams", Some(1.0)),
+    ("num_beam_groups", Some(1.0)),
+    ("diversity_penalty", Some(0.0)),
+    ("no_repeat_ngram_size", Some(0.0)),
+    ("encoder_no_repeat_ngram_size", Some(0.0)),
+    ("encoder_repetition_penalty", Some(1.0)),
+    ("bad_words_ids", None),
+    ("begin_suppress_tokens", None),
+    ("forced_bos_token_id", None),
+    ("forced_eos_token_id", None),
+    ("exponential_decay_length_penalty", None),
+    ("sequence_bias", None),
+    ("guidance_scale", Some(1.0)),
+    ("typical_p", Some(1.0)),
+    ("epsilon_cutoff", Some(0.0)),
+    ("eta_cutoff", Some(0.0)),
+    ("penalty_alpha", Some(0.0)),
+    ("stop_strings", None),
+];
 
 impl GenerationConfig {
     /// Reads the parsed `generation_config.json` at `path` (if there is one), with the end tokens of
@@ -82,7 +110,21 @@ fn read(value: &Value) -> std::result::Result<GenerationConfig, String> {
         )?,
         max_new_tokens: setting(map, "max_new_tokens", "a whole number", whole)?,
         min_new_tokens: setting(map, "min_new_tokens", "a whole number", whole)?,
+        suppress_tokens: token_list(map, "suppress_tokens")?,
+        not_followed: not_followed(map),
     })
+}
+
+fn not_followed(map: &Map<String, Value>) -> Vec<String> {
+    let changes = |(key, neutral): &(&str, Option<f64>)| {
+        map.get(*key)
+            .is_some_and(|value| !value.is_null() && (neutral.is_none() || value.as_f64() != *neutral))
+    };
+    // What max_new_tokens says goes before.
+    let is_told =
+        |key: &str| key == "max_length" && map.get("max_new_tokens").is_some_and(|value| !value.is_null());
+    let all = ELSEWHERE.iter().filter(|setting| changes(setting)).map(|(key, _)| *key);
+    all.filter(|key| !is_told(key)).map(str::to_owned).collect()
 }
 
 fn within(least: f64, most: f64) -> impl Fn(&Value) -> Option<f64> {
@@ -157,6 +199,20 @@ mod tests {
             ..GenerationConfig::default()
         };
         assert_eq!(settings, expected);
+    }
+
+    #[test]
+    fn what_is_not_followed_is_named() {
+        let file = json!({
+            "num_beams": 4, "num_beam_groups": 1, "no_repeat_ngram_size": 0, "typical_p": 1.0, "min_length": null,
+            "max_length": 20, "bad_words_ids": [[5]], "suppress_tokens": [7, 8]
+        });
+        let settings = parse(Some(file), &json!({})).expect("valid");
+        assert_eq!(settings.not_followed, ["max_length", "num_beams", "bad_words_ids"]);
+        assert_eq!(settings.suppress_tokens, [7, 8]);
+        let settings =
+            parse(Some(json!({"max_length": 20, "max_new_tokens": 5})), &json!({})).expect("valid");
+        assert_eq!((settings.not_followed, settings.max_new_tokens), (Vec::new(), Some(5)));
     }
 
     #[test]

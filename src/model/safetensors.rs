@@ -193,6 +193,21 @@ impl TensorReader<'_> {
         }
     }
 
+    /// The values of an f64 tensor.
+    ///
+    /// # Errors
+    /// [`Error::Content`] for any other dtype, naming the tensor.
+    pub fn read_f64(&self, tensor: &TensorEntry) -> Result<Vec<f64>> {
+        let bytes = &*self.bytes(tensor)?;
+        match tensor.dtype {
+            Dtype::F64 => Ok(decode(bytes, f64::from_le_bytes)),
+            other => Err(Error::content(
+                &self.header.path,
+                format!("tensor {:?} is stored as {other}; F64 was expected", tensor.name),
+            )),
+        }
+    }
+
     /// The values of a whole-number tensor (u8, i8, i16, i32, u32 or i64) as i64 (exact).
     ///
     /// # Errors

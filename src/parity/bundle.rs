@@ -258,9 +258,13 @@ impl Bundle {
         let map = self.expected.read()?;
         let values = match tensor.dtype {
             Dtype::F32 | Dtype::BF16 | Dtype::F16 => Stored::Floats(map.read_f32(tensor)?),
+            // What is compared with it has f32's digits.
+            Dtype::F64 => Stored::Floats(map.read_f64(tensor)?.into_iter().map(|x| x as f32).collect()),
             _ => Stored::Integers(map.read_i64(tensor)?),
         };
-        Ok(Some(Expected { shape: tensor.shape.clone(), values }))
+        // A single number may be stored without a dimension.
+        let shape = if tensor.shape.is_empty() { vec![1] } else { tensor.shape.clone() };
+        Ok(Some(Expected { shape, values }))
     }
 
     /// Floats that are given, not compared: of this shape, or `None` if the bundle has no such key.

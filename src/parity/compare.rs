@@ -158,7 +158,7 @@ impl Row {
     }
 }
 
-/// Compares; a NaN on either side fails.
+/// Compares; NaN or infinity on either side fails.
 pub(super) fn compare(key: &str, expected: &Expected, shape: &[usize], values: &Values, bound: Bound) -> Row {
     let row =
         |measured, verdict| Row { key: key.to_owned(), shape: expected.shape.clone(), measured, verdict };
@@ -170,6 +170,14 @@ pub(super) fn compare(key: &str, expected: &Expected, shape: &[usize], values: &
         let [computed, stored] =
             [values.is_float(), !values.is_float()].map(|f| if f { "floats" } else { "integers" });
         return row(None, Verdict::Fail(format!("computed {computed}, expected {stored}")));
+    }
+    // A limit that is a share of the largest value would then be infinite.
+    if let Some(i) = (0..stored.len()).find(|&i| !stored.at(i).is_finite()) {
+        let place = coordinate(i, shape);
+        return row(
+            None,
+            Verdict::Fail(format!("expected {} at {place:?}, which nothing equals", shown(stored.at(i)))),
+        );
     }
     let (mut max_abs, mut squares, mut norm) = (0.0_f64, 0.0, 0.0);
     let mut beyond = 0_usize;
@@ -246,6 +254,19 @@ mod tests {
     }
 
     #[test]
+    fn nothing_equals_infinity() {
+        for bound in [Bound::Exact, Bound::MaxAbs(f64::INFINITY), Bound::RelativeL2(1.0)] {
+            for value in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+                let (_, verdict) = judge(&[1.0, value], &[1.0, value], bound);
+                assert!(
+                    matches!(&verdict, Verdict::Fail(m) if m.contains("at [1], which nothing equals")),
+                    "{verdict:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn distances_by_hand() {
         let (measured, verdict) = judge(&[3.0, 4.0], &[3.0, 4.5], Bound::MaxAbs(1.0));
         assert_eq!(measured, Some(Measured { max_abs: 0.5, relative_l2: 0.1, bound: Bound::MaxAbs(1.0) }));
@@ -269,7 +290,7 @@ mod tests {
     fn nan_fails_under_every_bound() {
         for bound in [Bound::Exact, Bound::MaxAbs(1e9), Bound::RelativeL2(1e9), Bound::LossyImage] {
             assert!(failure(judge(&[1.0, 2.0], &[1.0, f32::NAN], bound).1).starts_with("at [1]: NaN"));
-            assert!(failure(judge(&[f32::NAN], &[f32::NAN], bound).1).starts_with("at [0]"));
+            assert!(failure(judge(&[f32::NAN], &[f32::NAN], bound).1).starts_with("expected NaN at [0]"));
         }
     }
 

@@ -66,6 +66,32 @@ impl GuardState {
             "{MAX_SKIPPED} steps in a row could not be made, the last because {reason}: the run stops before more is lost"
         )))
     }
+
+    /// Whether any of the first `steps` steps was made.
+    pub fn has_made_any(&self, steps: u64) -> bool {
+        self.skipped_steps < steps
+    }
+
+    /// What a run of `steps` steps comes to.
+    ///
+    /// # Errors
+    /// [`Error::Protect`] when its last steps were skipped.
+    pub fn verdict(&self, steps: u64) -> Result<()> {
+        let skipped = self.skipped_in_a_row;
+        if skipped == 0 {
+            return Ok(());
+        }
+        let made = steps - skipped;
+        let saved = if self.has_made_any(steps) {
+            format!("the weights saved are those of step {made} and may be spoilt")
+        } else {
+            "nothing is saved".to_owned()
+        };
+        Err(Error::Protect(format!(
+            "the last {skipped} of {steps} steps could not be made, because of NaN or infinity as the warnings say: {saved} (lower \
+             the learning rate, or start from weights whose logits are finite)"
+        )))
+    }
 }
 
 /// A line if the first pass over a rollout did not give the log-probabilities that were sampled with: their ratio is

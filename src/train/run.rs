@@ -90,8 +90,8 @@ pub struct RunOptions {
 /// Whatever ends the run, the work done so far is saved first, except where the numbers themselves are in doubt.
 ///
 /// # Errors
-/// [`Error::Interrupted`] when a signal asked for it; [`Error::Protect`] after three skipped steps in a row; those of
-/// a step and of writing.
+/// [`Error::Interrupted`] when a signal asked for it; [`Error::Protect`] after three skipped steps in a row, or when the last ones
+/// were skipped; those of a step and of writing.
 pub fn run(
     trainer: &mut dyn Trainer,
     samples: &Dataset,
@@ -198,8 +198,11 @@ impl<'a> Run<'a> {
             let due = last || (every > 0 && done > 0 && done.is_multiple_of(every));
             // While steps are skipped, nothing takes the place of what was good.
             let in_doubt = !last && self.state.guard.skipped_in_a_row > 0;
+            let is_nothing = last && !self.state.guard.has_made_any(done);
             if due && !is_known && in_doubt {
                 self.put_off = true;
+            } else if is_nothing {
+                // The weights are those that the run began with.
             } else if due && !is_known {
                 self.save(last)?;
             } else if self.put_off && !in_doubt {
@@ -208,7 +211,7 @@ impl<'a> Run<'a> {
             let told = self.saver.poll()?;
             self.tell(told);
             if last {
-                return Ok(());
+                return self.state.guard.verdict(done);
             }
             self.options.interrupt.check()?;
             self.step(done)?;

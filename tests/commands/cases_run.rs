@@ -69,6 +69,19 @@ fn case_54_a_learning_rate_that_destroys_the_model() {
     assert!(!read(&sft_dir.join("skipped/step-1.jsonl"))[0]["messages"].is_null());
 }
 
+/// A run too short for three skipped steps in a row does not pass for a good one.
+#[test]
+fn case_54_the_last_steps_without_numbers() {
+    let dir = ROOT.join("overflow_at_the_end");
+    let sft =
+        ["sft", "--model", bundle(), "--dataset", text(&DATA), "--max_steps", "3", "--learning_rate", "1e30"];
+    let options =
+        ["--warmup_ratio", "0", "--lr_scheduler_type", "constant", "-q", "--output_dir", text(&dir)];
+    let parts = ["the last 2 of 3 steps could not be made", "NaN", "the weights saved are those of step 1"];
+    fails_loudly(&[&sft[..], &options].concat(), 70, &parts);
+    assert!(dir.join("checkpoint-3").exists());
+}
+
 #[test]
 fn case_56_sampling_and_training_agree_in_the_first_pass() {
     let rows = read(&finished("on_policy").join("metrics.jsonl"));

@@ -38,7 +38,12 @@ impl WeightFiles {
         let shards = read_index(&index)?;
         let (mut files, mut tensors) = (Vec::with_capacity(shards.len()), 0);
         for name in shards.keys() {
-            let Some(path) = file_inside(dir, name)? else {
+            // What the index names is the index's fault.
+            let found = file_inside(dir, name).map_err(|error| match error {
+                Error::Content { path, message } if path == dir => Error::content(&index, message),
+                other => other,
+            });
+            let Some(path) = found? else {
                 return Err(Error::content(
                     &index,
                     format!("lists the shard {name:?}, which is not there; fetch the model again"),
