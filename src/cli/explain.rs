@@ -1,6 +1,7 @@
 //! Clap's errors in one sentence each.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use std::num::IntErrorKind;
 
 use super::arguments::{PROGRAM, known_options};
 use crate::config::file::ConfigFile;
@@ -30,20 +31,17 @@ pub(super) fn explain(
             if let Some(advice) = foreign(name) {
                 return format!("unknown option {option}: {advice} ({see})");
             }
-            let names = known_options(command);
-            match nearest(name, names.iter().map(|known| known.name.as_str())) {
-                Some(nearest) => format!("unknown option {option}; did you mean --{nearest}? ({see})"),
-                None => match owner(top, name) {
-                    Some(owner) => {
-                        format!("unknown option {option} for `{words}`; `{PROGRAM} {owner}` has it ({see})")
-                    }
-                    None => match nearest_of_all(name, names.iter().map(|known| known.name.as_str())) {
-                        Some(known) => {
-                            format!("unknown option {option}; the nearest known one is --{known} ({see})")
-                        }
-                        None => format!("unknown option {option} ({see})"),
-                    },
-                },
+            if let Some(owner) = owner(top, name) {
+                return format!("unknown option {option} for `{words}`; `{PROGRAM} {owner}` has it ({see})");
+            }
+            let options = known_options(command);
+            let names = || options.iter().map(|known| known.name.as_str());
+            match (nearest(name, names()), nearest_of_all(name, names())) {
+                (Some(meant), _) => format!("unknown option {option}; did you mean --{meant}? ({see})"),
+                (None, Some(known)) => {
+                    format!("unknown option {option}; the nearest known one is --{known} ({see})")
+                }
+                (None, None) => format!("unknown option {option} ({see})"),
             }
         }
         ErrorKind::UnknownArgument => format!("unexpected argument '{argument}' ({see})"),
@@ -69,8 +67,17 @@ pub(super) fn explain(
         }
         ErrorKind::ValueValidation => {
             let given = text(ContextKind::InvalidValue).unwrap_or_default();
-            let reason =
-                std::error::Error::source(error).map_or(String::new(), |reason| format!(": {reason}"));
+            let reason = std::error::Error::source(error).map_or(String::new(), |reason| {
+                let reason =
+                    match reason.downcast_ref::<std::num::ParseIntError>().map(std::num::ParseIntError::kind)
+                    {
+                        Some(IntErrorKind::InvalidDigit | IntErrorKind::Empty) => {
+                            "it has to be a whole number".to_owned()
+                        }
+                        _ => reason.to_string(),
+                    };
+                format!(": {reason}")
+            });
             format!("{origin}{option} is '{given}'{reason} ({see})")
         }
         ErrorKind::ArgumentConflict if text(ContextKind::PriorArg).as_deref() == Some(&argument) => {

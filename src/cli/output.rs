@@ -47,7 +47,11 @@ impl OutputFile {
         let mut other = name.to_os_string();
         other.push(format!(".tmp-{}", std::process::id()));
         let temporary = target.with_file_name(other);
-        let lines = JsonLines::create(&SystemDisk, &temporary)?;
+        let lines = JsonLines::create(&SystemDisk, &temporary).map_err(|error| match error {
+            // The name that was given, not the one that nobody knows.
+            Error::Io { action, source, .. } => Error::Io { path: target.clone(), action, source },
+            other => other,
+        })?;
         Ok(OutputFile { lines, target, temporary: Some(temporary) })
     }
 

@@ -86,6 +86,9 @@ impl RowReader {
         if self.need_solution && solution.is_none() {
             return Err(missing(&ANSWERS, &cells));
         }
+        if !messages.iter().any(|message| message.role == "user") {
+            return Err("no message is the user's: there is nothing to answer".into());
+        }
         if self.need_target && solution.is_none() && messages.last().is_none_or(|m| m.role != "assistant") {
             return Err(NO_TARGET.into());
         }

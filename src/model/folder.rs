@@ -1,5 +1,6 @@
 //! A Hugging Face model folder: its config, its generation settings and its weights.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -82,11 +83,23 @@ impl ModelFolder {
     pub fn open(path_or_name: &str) -> Result<Self> {
         let dir = hub::resolve(path_or_name)?;
         let Some(config_path) = file_inside(&dir, "config.json")? else {
-            let mut entries = fs::read_dir(&dir).map_err(|e| Error::io(&dir, "list the model folder", e))?;
-            if entries.next().is_none() {
+            let entries = fs::read_dir(&dir).map_err(|e| Error::io(&dir, "list the model folder", e))?;
+            let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+            if names.is_empty() {
                 return Err(Error::missing(
                     &dir,
                     "is an empty folder; fetch a model into it with `hf download org/name --local-dir` and its path",
+                ));
+            }
+            let step = |name: &OsString| name.to_str()?.strip_prefix("checkpoint-")?.parse::<u64>().ok();
+            if let Some(last) = names.iter().filter_map(step).max() {
+                let checkpoint = dir.join(format!("checkpoint-{last}"));
+                return Err(Error::content(
+                    &dir,
+                    format!(
+                        "is the folder of a run; name one of its checkpoints, such as {}",
+                        checkpoint.display()
+                    ),
                 ));
             }
             return Err(Error::content(

@@ -107,7 +107,7 @@ impl ChatTemplate {
             Some(found) => (None, found),
             None => (
                 Some(format!(
-                    "{}: no chat template in this folder; using Qwen2-VL's own (give one with chat_template_path)",
+                    "{}: no chat template in this folder; using Qwen2-VL's own (give one with --chat_template)",
                     folder.display()
                 )),
                 (QWEN2_VL_TEMPLATE.to_string(), PathBuf::from("built-in Qwen2-VL chat template")),

@@ -164,6 +164,7 @@ pub fn compare(saved: &Identity, asked: &Identity, allowed: &[String]) -> Result
             }
             // What they come to is compared below.
             "max_steps" | "num_train_epochs" => continue,
+            "quiet" => continue,
             name => meaning(name),
         };
         differs(name, show(was), show(is), meaning);

@@ -32,6 +32,9 @@ pub const METRICS: &str = "metrics.jsonl";
 pub const COMPLETIONS: &str = "completions.jsonl";
 /// One object per evaluation.
 pub const EVAL_METRICS: &str = "eval_metrics.jsonl";
+/// What a step's row of metrics holds though the step could not be made.
+const KNOWN_WITHOUT_A_STEP: [&str; 5] = ["step", "epoch", "learning_rate", "beta", "num_tokens"];
+
 /// The batches of skipped steps.
 pub(super) const SKIPPED_DIR: &str = "skipped";
 
@@ -277,7 +280,12 @@ impl<'a> Run<'a> {
 
     /// Leaves a step out: the weights stay as they were, the batch is kept to be looked at.
     fn skip(&mut self, step: u64, reason: &str) -> Result<()> {
-        let Skipped { row, batch } = self.trainer.skipped(step, self.samples);
+        let Skipped { mut row, batch } = self.trainer.skipped(step, self.samples);
+        for (key, value) in row.iter_mut() {
+            if !KNOWN_WITHOUT_A_STEP.contains(&key.as_str()) {
+                *value = serde_json::Value::Null;
+            }
+        }
         let ended = self.state.guard.skip(reason);
         self.log_step(row)?;
         let dump = self.dump(step, &batch).unwrap_or_else(|error| format!("not written: {error}"));

@@ -94,6 +94,11 @@ fn case_28_lines_that_are_broken() {
             &["rows.jsonl: line 2", "the key `role` is given twice"],
         ),
         ("no_solution", r#"{"problem": "x"}"#, &["rows.jsonl: line 2", "`solution`"]),
+        (
+            "no_question",
+            r#"{"solution": "1", "messages": [{"role": "assistant", "content": "x"}]}"#,
+            &["rows.jsonl: line 2", "no message is the user's"],
+        ),
     ] {
         unreadable(&dataset(name, line), 65, parts);
     }

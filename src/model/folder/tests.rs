@@ -313,6 +313,9 @@ fn folders_without_a_model() {
     refused(open(dir.path()), 66, &["empty", "hf download"]);
     fs::write(dir.path().join("README.md"), "x").expect("write");
     refused(open(dir.path()), 65, &["config.json", "is not there"]);
+    fs::create_dir(dir.path().join("checkpoint-9")).expect("create");
+    fs::create_dir(dir.path().join("checkpoint-10")).expect("create");
+    refused(open(dir.path()), 65, &["is the folder of a run", "checkpoint-10"]);
     fs::write(dir.path().join("config.json"), "{\"model_type\": \n oops").expect("write");
     refused(open(dir.path()), 65, &["config.json", "line 2"]);
     Draft::tiny().write_config(dir.path());
