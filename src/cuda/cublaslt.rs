@@ -6,9 +6,9 @@
 //!
 //! **The row law.** Left to itself, the library chooses another algorithm, and so another order of summation, for another number of rows. Here it is
 //! asked once per shape of the weights ([`Product::canonical`]), at one number of tokens, for algorithms that split no sum and reduce nothing
-//! across blocks; the first that it also accepts at other numbers of tokens serves all of them ([`choice`]). Where there is none, our own kernels
+//! across blocks; the first that it also accepts at other numbers of tokens serves all of them (`choice`). Where there is none, our own kernels
 //! serve all of them. Another algorithm takes its place for some numbers of tokens once it has been proven to give the same bits
-//! ([`quicker`]).
+//! (`quicker`).
 
 mod choice;
 mod library;
