@@ -382,7 +382,7 @@ impl Sampler {
     }
 }
 
-/// `e^x` for x below 0, within 1 unit in the last place; 0 from -87 on, where the result would be no normal number.
+/// `e^x` for x below 0, to about 1 unit in the last place; 0 below -87, where the result would be no normal number.
 ///
 /// By the multiply-adds of `kernels/sample.cu`, and so of the same bits: libraries of machines differ in the last one, by which two
 /// tokens may tie. Argument and polynomial are Cephes' (`expf`, Moshier 1989).

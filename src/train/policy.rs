@@ -188,8 +188,8 @@ pub fn check_length(sample: &Sample, tokens: usize, limit: usize) -> Result<()> 
         return Ok(());
     }
     Err(sample.blame(Error::Input(format!(
-        "{tokens} tokens (images included), but only {limit} fit beside the completion; lower --max_pixels or \
-         --max_completion_length, or, in training, raise --max_prompt_length (sft: --max_length) within the model's context or \
+        "{tokens} tokens (images included), but only {limit} fit; lower --max_pixels (grpo, eval, generate: or \
+         --max_completion_length), or, in training, raise --max_prompt_length (sft: --max_length) within the model's context or \
          leave such rows out with --overlong skip (nothing is truncated: that would cut through image tokens)"
     ))))
 }

@@ -162,9 +162,8 @@ pub fn compare(saved: &Identity, asked: &Identity, allowed: &[String]) -> Result
             {
                 Meaning::None
             }
-            // What they come to is compared below.
-            "max_steps" | "num_train_epochs" => continue,
-            "quiet" => continue,
+            // What the first two come to is compared below; the last is a matter of this start alone.
+            "max_steps" | "num_train_epochs" | "quiet" => continue,
             name => meaning(name),
         };
         differs(name, show(was), show(is), meaning);

@@ -52,7 +52,7 @@ fn with_our_own_products() {
     emulated(&["grpo::"], &[], "fast sched=fifo", &[("OTHINK_GEMM", "own")]);
 }
 
-/// Of the whole models the steps of GRPO, which do all that a model can.
+/// Of whole models only the steps of GRPO: rollout, forward and backward pass, update.
 #[test]
 fn with_every_access_checked() {
     emulated(&[], &["model::", "train::"], "check", &[]);

@@ -2,7 +2,8 @@
 //!
 //! **The law.** An element's bits depend on its row of A, on its column of B and on the order of the sum, and that order is the same for every number of
 //! rows. Our kernels come in three shapes of tiles that give the same bits, so each product takes the quickest; of cuBLASLt's
-//! algorithms one is chosen per shape of the weights, and others only where they have been seen to give its bits ([`crate::cuda::cublaslt`]). Sums run in f32; f32 factors are not rounded to TF32.
+//! algorithms one is chosen per shape of the weights, and others only where they have been seen to give its bits
+//! ([`crate::cuda::cublaslt`]). Sums run in f32; f32 factors are not rounded to TF32.
 
 use crate::cuda::kernels::gemm as kernels;
 use crate::cuda::products::{Product, Scalar};

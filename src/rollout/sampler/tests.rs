@@ -318,3 +318,16 @@ fn case_57_ranges_are_checked_by_name() {
         assert!(matches!(&error, Error::Usage(m) if m.starts_with(name)), "{error}");
     }
 }
+
+#[test]
+fn exponentials_are_within_a_unit_in_the_last_place_of_f64s() {
+    let ulp = |y: f32| f64::from(f32::from_bits(y.to_bits() + 1)) - f64::from(y);
+    let worst = (1..870_000).map(|i| i as f32 * -1e-4).map(|x| {
+        let exact = f64::from(x).exp();
+        (f64::from(exp_of_negative(x)) - exact).abs() / ulp(exact as f32)
+    });
+    let worst = worst.fold(0.0, f64::max);
+    assert!(worst < 1.01, "{worst}");
+    assert_eq!([-87.01, -1e4, f32::NEG_INFINITY].map(exp_of_negative), [0.0; 3]);
+    assert_eq!(exp_of_negative(-1e-9), 1.0);
+}
