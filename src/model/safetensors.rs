@@ -13,7 +13,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -146,14 +146,10 @@ impl TensorReader<'_> {
         let path = &self.header.path;
         let (start, end) = tensor.range;
         let length = end.saturating_sub(start);
-        // No memory cannot be mapped.
-        let memory = MmapMut::map_anon(length.max(1)).map_err(|e| Error::io(path, "get memory for", e))?;
-        let mut bytes = TensorBytes { memory, length };
+        let mut bytes = TensorBytes::zeros(length).map_err(|e| Error::io(path, "get memory for", e))?;
         let mut file = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let at = self.header.data_start.saturating_add(start) as u64;
-        let read = file
-            .seek(SeekFrom::Start(at))
-            .and_then(|_| bytes.memory.get_mut(..length).map_or(Ok(()), |bytes| file.read_exact(bytes)));
+        let read = file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(bytes.slots()));
         match read {
             Ok(()) => Ok(bytes),
             Err(e) if e.kind() == ErrorKind::UnexpectedEof => Err(changed(path)),
@@ -230,16 +226,42 @@ impl TensorReader<'_> {
 }
 
 /// The stored bytes of one tensor.
-pub struct TensorBytes {
-    memory: MmapMut,
-    length: usize,
+pub struct TensorBytes(Memory);
+
+enum Memory {
+    /// Of a small tensor: a mapping of its own would cost more than reading it.
+    Heap(Vec<u8>),
+    /// Given back to the system as soon as the tensor is decoded.
+    Mapped(MmapMut),
+}
+
+impl TensorBytes {
+    fn zeros(length: usize) -> io::Result<Self> {
+        const MAPPED_FROM: usize = 1 << 20;
+        let small = length < MAPPED_FROM;
+        Ok(Self(if small {
+            Memory::Heap(vec![0; length])
+        } else {
+            Memory::Mapped(MmapMut::map_anon(length)?)
+        }))
+    }
+
+    fn slots(&mut self) -> &mut [u8] {
+        match &mut self.0 {
+            Memory::Heap(bytes) => bytes,
+            Memory::Mapped(bytes) => bytes,
+        }
+    }
 }
 
 impl Deref for TensorBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.memory.get(..self.length).unwrap_or_default()
+        match &self.0 {
+            Memory::Heap(bytes) => bytes,
+            Memory::Mapped(bytes) => bytes,
+        }
     }
 }
 

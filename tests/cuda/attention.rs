@@ -1,7 +1,7 @@
 //! Attention over packed segments, and decoding over pages.
 
 use crate::compare::{assert_close, assert_same, check_op, elements, normal, on_gpu, scaled};
-use crate::harness::gpu;
+use crate::harness::{gpu, is_checked};
 use half::bf16;
 use othink::autograd::Op;
 use othink::cuda::Gpu;
@@ -188,6 +188,9 @@ fn run(gpu: &Gpu, op: &Attention, [q, k, v, dy]: [&Tensor; 4], dtype: DType) -> 
 #[test]
 fn rows_alone() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
+    if is_checked() {
+        return Ok(()); // Nothing is accessed here that `equals_the_definition` doesn't access.
+    }
     for (dtype, heads) in DTYPES.into_iter().flat_map(|t| [(t, heads(6, 1, 32)), (t, heads(2, 2, 80))]) {
         let segments = [group(0, 70, &[1, 5, 66]), group(142, 9, &[3])].concat();
         let total = rows_of(&segments);
@@ -263,7 +266,7 @@ fn decoding_over_pages() -> Result<()> {
         let (o, _) = op.forward(on_device.each_ref())?;
         let width = heads.query * heads.dim;
         let o = elements(&o);
-        for layout in [0, 1] {
+        for layout in if is_checked() { 1..2 } else { 0..2 } {
             // Numbers of pages in ascending order, or all over the cache.
             let mut free: Vec<usize> =
                 (0..17).map(|i| if layout == 0 { 16 - i } else { i * 7 % 17 }).collect();

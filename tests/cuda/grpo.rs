@@ -67,14 +67,14 @@ fn close(a: f64, b: f64, scale: f64) -> bool {
     (a - b).abs() <= 1e-5 * scale.max(b.abs())
 }
 
-/// Five steps of each kind of loss follow the CPU's to 1e-5 relative in f32. Sampling and training agree to the bit.
+/// Steps of each kind of loss follow the CPU's to 1e-5 relative in f32. Sampling and training agree to the bit.
 #[test]
 fn steps_follow_the_cpus() {
     let Some(gpu) = gpu() else { return };
     let long = SamplingParams { max_new_tokens: 12, temperature: 0.9, ..SamplingParams::default() };
-    let base = Recipe { steps: 5, micro_batch: 4, sampling: long, ..Recipe::default() };
+    let base = Recipe { steps: 3, micro_batch: 4, sampling: long, ..Recipe::default() };
     let recipes = [
-        base.clone(),
+        Recipe { steps: 5, ..base.clone() },
         Recipe { estimator: KlEstimator::Full, recompute: true, ..base.clone() },
         Recipe { estimator: KlEstimator::K1, micro_batch: 8, ..base.clone() },
         Recipe { num_iterations: 2, estimator: KlEstimator::K3Unbiased, ..base },
@@ -197,8 +197,13 @@ fn what_is_left_out_of_the_backward_pass_changes_no_bit() {
     }
     let sampling = SamplingParams { max_new_tokens: 16, ..SamplingParams::default() };
     let stop_strings: Vec<String> = ["r"].map(String::from).to_vec();
-    for (estimator, beta) in [(KlEstimator::K3, 0.0), (KlEstimator::K3, 0.08), (KlEstimator::K1, 0.08)] {
-        for (dtype, micro_batch) in [(DType::F32, 4), (DType::Bf16, 8)] {
+    let types = [(DType::F32, 4), (DType::Bf16, 8)];
+    for (estimator, beta, types) in [
+        (KlEstimator::K3, 0.0, &types[..1]),
+        (KlEstimator::K3, 0.08, &types[..]),
+        (KlEstimator::K1, 0.08, &types[1..]),
+    ] {
+        for &(dtype, micro_batch) in types {
             // The policy leaves its reference in the first step.
             let recipe = Recipe {
                 steps: 2,
@@ -225,6 +230,9 @@ fn what_is_left_out_of_the_backward_pass_changes_no_bit() {
 #[test]
 fn runs_are_equal_to_the_bit() {
     let Some(gpu) = gpu() else { return };
+    if is_checked() {
+        return;
+    }
     for dtype in [DType::F32, DType::Bf16] {
         let recipe = Recipe { steps: 2, placement: on(gpu, dtype), ..Recipe::default() };
         let run = steps(&recipe);
@@ -232,9 +240,6 @@ fn runs_are_equal_to_the_bit() {
         let again = Recipe { recompute: true, ..recipe };
         assert_eq!(steps(&again), run, "{dtype:?}, recomputed");
         assert!(run.iter().all(|step| step[4] == 0.0), "{run:?}");
-        if is_checked() {
-            return;
-        }
     }
 }
 

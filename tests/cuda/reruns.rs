@@ -31,19 +31,21 @@ fn emulated(filters: &[&str], skipped: &[&str], mode: &str, environment: &[(&str
     }
 }
 
+/// The smallest shared memory of all GPUs served. An A100, and an RTX 40, differ from it only by having more or as much.
 #[test]
-fn threads_in_reverse_on_an_a100() {
-    emulated(&[], &WHOLE, "fast sched=reverse async=eager cc=80", &[]);
+fn threads_in_reverse_on_an_rtx_30() {
+    emulated(&[], &WHOLE, "fast sched=reverse async=eager cc=86", &[]);
 }
 
-#[test]
-fn threads_at_random_on_an_rtx_30() {
-    emulated(&[], &WHOLE, "fast sched=random async=random streams=deferred seed=1 cc=86", &[]);
-}
-
+/// Of whole models what trains: streams and events in another order.
 #[test]
 fn whole_models_at_random() {
-    emulated(&WHOLE, &[], "fast sched=random async=late streams=deferred seed=4 cc=90", &[]);
+    emulated(
+        &["grpo::", "train::", "demo::"],
+        &[],
+        "fast sched=random async=late streams=deferred seed=4 cc=90",
+        &[],
+    );
 }
 
 /// As where there is no cuBLASLt: whole steps on our own matrix products.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, test_kill_process};
@@ -123,7 +124,7 @@ fn case_48_what_cannot_be_started_is_known_at_the_start() {
 
 #[test]
 fn case_49_what_does_not_answer_is_late() {
-    for command in [
+    let commands = [
         // Reads nothing; more is written than the pipe holds.
         "sleep 60",
         // Ignores what asks it to end.
@@ -132,13 +133,19 @@ fn case_49_what_does_not_answer_is_late() {
         "yes ''",
         "yes >&2",
         "printf '{\"id\":0,\"reward\":1}'; sleep 60",
-    ] {
-        let message = failure(command, 0.3, 3000);
-        assert!(message.contains("gave no answer for 0.3 s (--reward_timeout)"), "{message}");
-    }
-    // One completion of four.
-    let message = failure(&ECHO.replace("echo \"", "[ $id = 2 ] && sleep 60; echo \""), 1.0, 4);
-    assert!(message.contains("row 2: "), "{message}");
+    ];
+    // All at once: it is waiting that takes the time.
+    thread::scope(|scope| {
+        for command in commands {
+            scope.spawn(move || {
+                let message = failure(command, 0.3, 3000);
+                assert!(message.contains("gave no answer for 0.3 s (--reward_timeout)"), "{message}");
+            });
+        }
+        // One completion of four.
+        let message = failure(&ECHO.replace("echo \"", "[ $id = 2 ] && sleep 60; echo \""), 1.0, 4);
+        assert!(message.contains("row 2: "), "{message}");
+    });
 }
 
 /// Reads all requests, says how many it takes, and answers them together after a while.

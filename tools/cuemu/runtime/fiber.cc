@@ -74,6 +74,8 @@ void report(int code, const char* format, ...) {
     add_report(code, message);
 }
 
+[[noreturn]] static void fiber_main();
+
 static inline uint32_t wrap(const Block* b, uint32_t i) {
     const uint32_t size = b->ready.size();
     return i >= size ? i - size : i;
@@ -99,6 +101,20 @@ static inline uint32_t pop(Block* b) {
     return fiber;
 }
 
+/// Gives a fiber that has not begun a stack, the one that was given back last: it is in the cache.
+static void take_stack(Fiber* f) {
+    Worker* worker = f->block->worker;
+    f->stack = worker->free_stacks[--worker->free_count];
+    // Stack tops are staggered, lest the hot frames of all fibers fall into the same sets of the cache.
+    const uintptr_t stagger = f->stack * 448u & 4095u & ~63u;
+    const uintptr_t top = uintptr_t(worker->stacks) + (f->stack + 1) * STACK_BYTES - 64 - stagger;
+    void** sp = reinterpret_cast<void**>(top & ~uintptr_t(63));
+    *--sp = nullptr;
+    *--sp = reinterpret_cast<void*>(&fiber_main);
+    for (int k = 0; k < 6; k++) *--sp = nullptr;
+    f->sp = sp;
+}
+
 void switch_away() {
     Fiber* me = cur;
     Block* b = me->block;
@@ -108,6 +124,7 @@ void switch_away() {
     }
     Fiber* next = &b->fibers[pop(b)];
     if (next == me) return;
+    if (!next->sp) take_stack(next);
     if (b->ready_count) {  // the one after next: its stack is cold
         const char* sp = static_cast<const char*>(b->fibers[b->ready.data()[b->ready_head]].sp);
         __builtin_prefetch(sp);
@@ -190,27 +207,53 @@ void spin_yield(const char* file, int line) {
     switch_away();
 }
 
+/// Where a fiber begins. One that returns lends its stack to the next, if that has not begun: threads that never wait
+/// run in a plain loop.
 [[noreturn]] static void fiber_main() {
-    cur->block->launch->kernel->invoke(cur->block->launch->params);
-    Fiber* me = cur;
-    me->async.finish(me);
-    me->state = State::Done;
-    me->block->alive--;
-    me->warp->alive &= ~(1u << me->lane);
-    release_warp_after_exit(me);
-    release_barrier_after_exit(me);
-    switch_away();
-    __builtin_unreachable();
+    for (;;) {
+        cur->block->launch->kernel->invoke(cur->block->launch->params);
+        Fiber* me = cur;
+        Block* b = me->block;
+        me->async.finish(me);
+        me->state = State::Done;
+        b->alive--;
+        me->warp->alive &= ~(1u << me->lane);
+        release_warp_after_exit(me);
+        release_barrier_after_exit(me);
+        Fiber* next = b->ready_count && !*b->launch->abort ? &b->fibers[pop(b)] : nullptr;
+        cur = next;
+        if (next && !next->sp) {
+            next->stack = me->stack;
+            next->sp = me->sp;  // only not null: it is stored when the fiber first waits
+            continue;
+        }
+        b->worker->free_stacks[b->worker->free_count++] = me->stack;
+        cuemu_switch(&me->sp, next ? next->sp : b->scheduler_sp);
+    }
+}
+
+/// Of all fibers of a launch's blocks what stays the same from block to block.
+static void place_fibers(Block* b) {
+    const uint32_t* size = b->launch->block;
+    uint3 tid{0, 0, 0};
+    for (uint32_t i = 0; i < b->nthreads; i++) {
+        Fiber& f = b->worker->fibers[i];
+        f.tid = tid;
+        f.index = i;
+        f.lane = i & 31;
+        f.warp = &b->worker->warps[i / 32];
+        f.block = b;
+        if (++tid.x < size[0]) continue;
+        tid.x = 0;
+        if (++tid.y < size[1]) continue;
+        tid.y = 0;
+        tid.z++;
+    }
 }
 
 static void prepare_fiber(Block* b, uint32_t i) {
-    const uint32_t* size = b->launch->block;
     Fiber& f = b->fibers[i];
-    f.tid = {i % size[0], i / size[0] % size[1], i / (size[0] * size[1])};
-    f.index = i;
-    f.lane = i & 31;
-    f.warp = &b->warps[i / 32];
-    f.block = b;
+    f.sp = nullptr;
     f.state = State::Ready;
     f.what = "start";
     f.file = "";
@@ -218,15 +261,7 @@ static void prepare_fiber(Block* b, uint32_t i) {
     f.next_waiting = nullptr;
     f.async.reset();
     check_fiber_begin(&f);
-    // Stack tops are staggered, lest the hot frames of all fibers fall into the same sets of the cache.
-    const uintptr_t stagger = i * 448u & 4095u & ~63u;
-    const uintptr_t top = uintptr_t(b->worker->stacks) + (i + 1) * STACK_BYTES - 64 - stagger;
-    void** sp = reinterpret_cast<void**>(top & ~uintptr_t(63));
-    *--sp = nullptr;
-    *--sp = reinterpret_cast<void*>(&fiber_main);
-    for (int k = 0; k < 6; k++) *--sp = nullptr;
-    f.sp = sp;
-    push_back(b, i);
+    b->ready.data()[i] = i;
 }
 
 static void report_deadlock(Block* b) {
@@ -236,6 +271,11 @@ static void report_deadlock(Block* b) {
     *b->launch->abort = 1;
 }
 
+static void free_all_stacks(Worker* worker) {
+    worker->free_count = MAX_THREADS;
+    for (uint32_t i = 0; i < MAX_THREADS; i++) worker->free_stacks[i] = MAX_THREADS - 1 - i;
+}
+
 void run_block(Block* b) {
     Worker* worker = b->worker;
     const uint32_t n = b->nthreads;
@@ -243,7 +283,8 @@ void run_block(Block* b) {
     b->warps = worker->warps.data();
     b->nwarps = (n + 31) / 32;
     b->alive = n;
-    b->ready_head = b->ready_count = 0;
+    b->ready_head = 0;
+    b->ready_count = n;
     b->spins = b->spins_alone = 0;
     memset(static_cast<void*>(b->barriers), 0, sizeof b->barriers);
     b->async.reset(b);
@@ -258,10 +299,12 @@ void run_block(Block* b) {
         b->warps[i].index = i;
         for (Rendezvous& r : b->warps[i].pending) r.mask = r.arrived = 0;
     }
+    if (worker->free_count != MAX_THREADS) free_all_stacks(worker);  // an aborted launch kept some
     for (uint32_t i = 0; i < n; i++) prepare_fiber(b, i);
     while (!*b->launch->abort) {
         if (b->ready_count) {
             cur = &b->fibers[pop(b)];
+            if (!cur->sp) take_stack(cur);
             cuemu_switch(&b->scheduler_sp, cur->sp);
         } else if (b->alive == 0) {
             break;
@@ -283,6 +326,7 @@ void run_blocks(const Launch* launch, Worker* worker) {
     b->smem_size = (launch->dynamic_shared + 15) & ~15u;
     b->smem = worker->smem + SMEM_BYTES - b->smem_size;
     locate_static_shared(launch->module, worker);
+    place_fibers(b);
     active_worker = worker;
     __atomic_fetch_add(launch->running, 1, __ATOMIC_RELAXED);
     for (;;) {
@@ -317,6 +361,7 @@ Worker* new_worker() {
     mprotect(w->smem, SMEM_BYTES, PROT_READ | PROT_WRITE);
     w->signal_stack = map(SMEM_BYTES, PROT_READ | PROT_WRITE);
     w->fibers.resize(MAX_THREADS);
+    w->free_stacks.resize(MAX_THREADS);
     w->warps.resize(MAX_THREADS / 32);
     w->block.ready.resize(MAX_THREADS + 1);
     return w;

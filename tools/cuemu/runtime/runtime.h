@@ -27,6 +27,8 @@ struct Shadow;
 /// What one thread of the host needs to run blocks.
 struct Worker {
     char* stacks;
+    std::vector<uint32_t> free_stacks;  // the last given back at the end
+    uint32_t free_count = 0;
     char* smem;  // SMEM_BYTES between guard pages; windows end at its end
     void* signal_stack;
     std::vector<Fiber> fibers;

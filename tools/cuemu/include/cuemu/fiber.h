@@ -49,7 +49,8 @@ struct BarrierResult {
 enum class State : uint8_t { Ready, Waiting, Done };
 
 struct Fiber {
-    void* sp;  // saved stack pointer while it isn't running
+    void* sp;  // saved stack pointer while it isn't running; null before it begins
+    uint32_t stack;  // the number of its stack, from then on
     uint3 tid;
     uint32_t index;  // linear index in the block
     uint32_t lane;
