@@ -25,9 +25,10 @@ fn run_again(filters: &[&str], skipped: &[&str], mode: &str, environment: &[(&st
     skipped.for_each(|line| drop(writeln!(std::io::stderr(), "{line}")));
 }
 
+/// On one of the host's threads each: the modes run beside each other.
 fn emulated(filters: &[&str], skipped: &[&str], mode: &str, environment: &[(&str, &str)]) {
     if std::env::var_os(VARIABLE).is_none() && gpu().is_some() {
-        run_again(filters, skipped, mode, environment);
+        run_again(filters, skipped, &format!("{mode} threads=1"), environment);
     }
 }
 
@@ -56,7 +57,7 @@ fn with_our_own_products() {
 
 /// Of whole models only the steps of GRPO: rollout, forward and backward pass, update.
 #[test]
-fn with_every_access_checked() {
+fn all_accesses_checked() {
     emulated(&[], &["model::", "train::"], "check", &[]);
 }
 
@@ -76,7 +77,7 @@ fn every_kernel_is_launched() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let trace = folder.path().join("trace");
     let mode = "fast sched=random async=late streams=deferred seed=3 cc=90";
-    run_again(&[], &WHOLE, mode, &[("OTHINK_TRACE", trace.to_str().expect("a plain path"))]);
+    emulated(&[], &WHOLE, mode, &[("OTHINK_TRACE", trace.to_str().expect("a plain path"))]);
     let text = fs::read_to_string(&trace).expect("the trace was written");
     let launched: BTreeSet<&str> =
         text.lines().filter_map(|line| line.strip_prefix("launch ")?.split(' ').next()).collect();
