@@ -385,9 +385,9 @@ def main() -> int:
         return 0
     lines = [f"| {' | '.join(line.cells())} |" for line in table().lines]
     if not args.check:
-        heads = ("op", "shape", "GFLOP", "MB", "bound by", "floor, us", "predicted, us", "of floor", "because", "measured, us")
+        heads = ("op", "shape", "GFLOP", "MB", "bound by", "floor, us", "predicted, us", "of floor", "because")
         print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-        print("\n".join(f"{line} - |" for line in lines))
+        print("\n".join(lines))
         return 0
     text = Path(args.check).read_text()
     missing = [line for line in lines if line not in text]
