@@ -219,25 +219,51 @@ fn row_block<R: Real>(
 }
 
 /// An `M x NR` tile: the accumulators live in registers over the whole block of k.
+///
+/// For that they must not be touched by an index or a length that isn't constant: the rows are written out, whatever the
+/// optimiser would make of a loop, and c is read and written by way of a copy.
 #[inline(never)]
 fn micro<R: Real, const M: usize>(a: &[R], b: &[R], c: &mut [R], ldc: usize, width: usize, fresh: bool) {
-    let mut acc = [[R::ZERO; NR]; M];
+    let mut tile = [[R::ZERO; NR]; M];
     if !fresh {
-        for (i, row) in acc.iter_mut().enumerate() {
+        for (i, row) in tile.iter_mut().enumerate() {
             row[..width].copy_from_slice(&c[i * ldc..i * ldc + width]);
         }
     }
+    let mut acc = tile;
     let (a_rows, _) = a.as_chunks::<MR>();
     let (b_rows, _) = b.as_chunks::<NR>();
     for (a, b) in a_rows.iter().zip(b_rows) {
-        for i in 0..M {
-            for j in 0..NR {
-                acc[i][j] = a[i].mul_add(b[j], acc[i][j]);
-            }
+        if M > 0 {
+            multiply_add(&mut acc[0], a[0], b);
+        }
+        if M > 1 {
+            multiply_add(&mut acc[1], a[1], b);
+        }
+        if M > 2 {
+            multiply_add(&mut acc[2], a[2], b);
+        }
+        if M > 3 {
+            multiply_add(&mut acc[3], a[3], b);
+        }
+        if M > 4 {
+            multiply_add(&mut acc[4], a[4], b);
+        }
+        if M > 5 {
+            multiply_add(&mut acc[5], a[5], b);
         }
     }
-    for (i, row) in acc.iter().enumerate() {
+    tile = acc;
+    for (i, row) in tile.iter().enumerate() {
         c[i * ldc..i * ldc + width].copy_from_slice(&row[..width]);
+    }
+}
+
+/// `acc + a b`, element by element.
+#[inline(always)]
+fn multiply_add<R: Real>(acc: &mut [R; NR], a: R, b: &[R; NR]) {
+    for j in 0..NR {
+        acc[j] = a.mul_add(b[j], acc[j]);
     }
 }
 

@@ -250,9 +250,12 @@ fn rows_alone() -> Result<()> {
 #[test]
 fn pieces_change_nothing() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
+    if is_checked() {
+        return Ok(()); // `frozen_targets` goes by pieces too, of as many rows.
+    }
     // Of five rows four have targets: 1020 of them.
     let shape = (1275, 8, 17);
-    for &dtype in if is_checked() { &DTYPES[..1] } else { &DTYPES[..] } {
+    for dtype in DTYPES {
         let exact = Models::new(shape, dtype, 1.0);
         let (models, plain) = (exact.map(|x| on_gpu(x, dtype, gpu)), exact.map(|x| x.to_dtype(dtype)));
         let targets = targets(shape);

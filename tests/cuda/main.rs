@@ -1,14 +1,14 @@
 //! The kernels against the CPU's ops: with no GPU through the emulated driver of `tools/cuemu`, and on a GPU where there is one.
 //!
 //! A test asks [`harness::gpu`] for the device and compares by [`compare`]. Run plainly, the program uses the emulator's fast flavour;
-//! [`reruns`] starts it again in other modes: other schedules, the checking flavour, older GPUs, a real one.
+//! [`again`] starts it again in other modes: other schedules, the checking flavour, older GPUs, a real one.
 
 #[path = "../common/mod.rs"]
 mod common;
+mod again;
 mod compare;
 #[allow(unsafe_code)]
 mod harness;
-mod reruns;
 
 mod activation;
 mod adamw;

@@ -67,24 +67,26 @@ const DIALECTS: [&str; 6] = [
     "qwen2_5_v4_52",
 ];
 
-fn bundles() -> Vec<&'static str> {
+fn bundles(emulated: &[&'static str]) -> Vec<&'static str> {
     match (is_rerun(), is_real()) {
         (true, _) => SHAPES[..1].to_vec(),
         (false, true) => [&SHAPES[..], &DIALECTS].concat(),
-        (false, false) => SHAPES.to_vec(),
+        (false, false) => emulated.to_vec(),
     }
 }
 
 #[test]
 fn parity_in_f32() {
     let Some(gpu) = gpu() else { return };
-    bundles().into_iter().for_each(|name| parity(gpu, name, DType::F32));
+    bundles(&SHAPES).into_iter().for_each(|name| parity(gpu, name, DType::F32));
 }
 
 #[test]
 fn parity_in_bf16() {
     let Some(gpu) = gpu() else { return };
-    bundles().into_iter().for_each(|name| parity(gpu, name, DType::Bf16));
+    // Of an emulated GPU the sizes and heads that differ most.
+    let some = ["tied_kv1_odd", "wide_gqa4_hd32", "bf16_sharded", "qwen2_5_tied_odd"];
+    bundles(&some).into_iter().for_each(|name| parity(gpu, name, DType::Bf16));
 }
 
 fn kept(completions: &[Vec<Completion>]) -> Vec<f32> {

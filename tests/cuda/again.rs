@@ -1,4 +1,4 @@
-//! This program again, in other modes.
+//! This program again, in other modes. Tests begin in the order of their names: the longest, `all_accesses_checked`, is among the first.
 
 use crate::harness::{VARIABLE, gpu};
 use othink::cuda::kernels::MODULES;
@@ -16,7 +16,7 @@ const WHOLE: [&str; 5] = ["model::", "grpo::", "train::", "commands::", "demo::"
 fn run_again(filters: &[&str], skipped: &[&str], mode: &str, environment: &[(&str, &str)]) {
     let program = std::env::current_exe().expect("a running program has a path");
     let mut command = Command::new(program);
-    let skipped = ["reruns::"].iter().chain(skipped).flat_map(|module| ["--skip", module]);
+    let skipped = ["again::"].iter().chain(skipped).flat_map(|module| ["--skip", module]);
     command.args(filters).args(skipped).arg("--quiet").env(VARIABLE, mode).envs(environment.iter().copied());
     let output = command.output().expect("this program can be started again");
     let (text, notes) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
