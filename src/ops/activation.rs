@@ -78,13 +78,13 @@ impl Op<2> for SwiGlu {
         if let Some(gpu) = gate.gpu() {
             return Ok((cuda::swiglu(gpu, gate, up)?, (gate.clone(), up.clone())));
         }
-        let round = gate.dtype() == DType::Bf16;
         let y = dispatch!(gate.dtype(), R => {
-            let y = zip::<R>(&gate.real(), &up.real(), |g, u| {
-                let silu = g * sigmoid(g);
-                let silu = if round { R::of(f64::from(round_bf16(silu.f64() as f32))) } else { silu };
-                silu * u
-            });
+            let (g, u) = (gate.real::<R>(), up.real::<R>());
+            // Two loops, since one that may round is not made one of vectors.
+            let y = match gate.dtype() {
+                DType::Bf16 => zip(&g, &u, |g, u| R::of(f64::from(round_bf16((g * sigmoid(g)).f64() as f32))) * u),
+                _ => zip(&g, &u, |g, u| g * sigmoid(g) * u),
+            };
             Tensor::rounded(gate.shape(), y, gate.dtype())?
         });
         Ok((y, (gate.clone(), up.clone())))
